@@ -1,0 +1,519 @@
+//! The configuration once it has been judged: immutable, complete, and unable to say anything wrong.
+//!
+//! Plain data. After [`load`](super::load) has returned a `Plan`, nothing reads a string from the file again. `Eq` lets a
+//! reload see what changed; `Debug` lets tests take a picture.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{StatusCode, Uri};
+use ipnet::IpNet;
+
+/// Everything that the edge does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The sockets and what is believed of those who connect.
+    pub listen: Listen,
+    /// How certificates are ordered; used by the sites whose [`SiteTls`] is `Acme`.
+    pub acme: Acme,
+    /// Where certificates, the account and the internal CA are kept.
+    pub storage: PathBuf,
+    /// Oldest TLS version offered.
+    pub tls_min: TlsVersion,
+    /// The sites, in the order of the file.
+    pub sites: Vec<Site>,
+    /// Compression for routes that allow it.
+    pub compression: Compression,
+    /// Bounds on what a client may send.
+    pub limits: Limits,
+    /// Bounds on silence.
+    pub timeouts: Timeouts,
+    /// What is logged and how.
+    pub log: Log,
+    /// Where `/health`, `/metrics` and the rest are served.
+    pub admin: Option<AdminListen>,
+    /// What the Matrix deployment behind the sites looks like, for `doctor` and the words of `check`.
+    pub matrix: Option<Matrix>,
+}
+
+/// `[listen]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// Plain addresses.
+    pub http: Vec<SocketAddr>,
+    /// TLS addresses.
+    pub https: Vec<SocketAddr>,
+    /// Worker threads.
+    pub threads: NonZeroUsize,
+    /// The https port that clients see.
+    pub public_port: u16,
+    /// Peers that must open with a PROXY protocol header; from all others it is refused.
+    pub proxy_protocol: Vec<IpNet>,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// `[acme]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acme {
+    /// Contact of the account, without `mailto:`.
+    pub email: Option<String>,
+    /// Directory URLs in order of fallback; never empty.
+    pub directories: Vec<Directory>,
+    /// Kinds of challenge in order of preference; never empty.
+    pub challenges: Vec<Challenge>,
+    /// A profile that the CA must offer.
+    pub profile: Option<String>,
+    /// External account binding.
+    pub eab: Option<Eab>,
+    /// PEM roots to trust for the directory itself.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// One certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// The directory.
+    pub url: String,
+    /// The staging directory of the same CA, where failed orders are tried again first.
+    pub staging: Option<String>,
+}
+
+/// How control of a name is proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Challenge {
+    /// RFC 8555 section 8.3.
+    Http01,
+    /// RFC 8737.
+    TlsAlpn01,
+}
+
+/// External account binding (RFC 8555 section 7.3.4).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Eab {
+    /// Key identifier.
+    pub kid: String,
+    /// The MAC key, decoded.
+    pub hmac_key: Vec<u8>,
+}
+
+impl fmt::Debug for Eab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Eab").field("kid", &self.kid).finish_non_exhaustive()
+    }
+}
+
+/// A TLS version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    V1_2,
+    /// RFC 8446.
+    V1_3,
+}
+
+/// A host name: valid, lower case, without a trailing dot.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Hostname(pub(super) Arc<str>);
+
+impl Hostname {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name, shared.
+    #[must_use]
+    pub fn shared(&self) -> Arc<str> {
+        self.0.clone()
+    }
+}
+
+impl fmt::Debug for Hostname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl fmt::Display for Hostname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `[sites.HOST]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// Its name.
+    pub host: Hostname,
+    /// Where its certificate comes from.
+    pub tls: SiteTls,
+    /// The documents that it answers by itself, before any route.
+    pub well_known: Option<Arc<WellKnown>>,
+    /// The routes, longest prefix first; the site's own upstream is the one with prefix `/`.
+    pub routes: Vec<Route>,
+    /// Whether `Strict-Transport-Security` is sent.
+    pub hsts: bool,
+}
+
+/// Where the certificate of a site comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SiteTls {
+    /// Ordered and renewed by us.
+    Acme,
+    /// Signed by the local CA in the storage.
+    Internal,
+    /// PEM files, watched.
+    Files {
+        /// The chain, leaf first.
+        cert: PathBuf,
+        /// The key.
+        key: PathBuf,
+    },
+    /// Plain HTTP only.
+    Off,
+}
+
+/// The `/.well-known/matrix/` documents of a site, ready to be sent. A document that is not configured is `None`: 404.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WellKnown {
+    /// `/.well-known/matrix/client`.
+    pub client: Option<Bytes>,
+    /// `/.well-known/matrix/server`.
+    pub server: Option<Bytes>,
+    /// `/.well-known/matrix/support`.
+    pub support: Option<Bytes>,
+    /// `Cache-Control: public, max-age`, in whole seconds.
+    pub max_age: Duration,
+}
+
+/// What happens to requests under a path prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Whole segments, raw bytes, starting with `/`; without a trailing slash unless it is `/` itself.
+    pub prefix: String,
+    /// What answers.
+    pub action: Action,
+    /// The preset that `access` and the defaults came from.
+    pub kind: Kind,
+    /// Which paths pass, first match wins; paths are as the upstream sees them, after `strip_prefix`.
+    pub access: Vec<AccessRule>,
+    /// Whether the prefix is taken off the path before it goes upstream.
+    pub strip_prefix: bool,
+    /// Whether answers may be compressed.
+    pub compress: bool,
+    /// Bounds on request bodies, first match wins; none means no bound.
+    pub max_body: Vec<BodyRule>,
+    /// What `/_matrix/…/rtc/transports` answers with where Synapse has nothing to say; `None` passes.
+    pub rtc_transports: Option<Bytes>,
+}
+
+/// What a site or route is for; a preset of rules and limits (behaviour.md, kinds of sites).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A Synapse homeserver.
+    Synapse,
+    /// element-hq/lk-jwt-service.
+    LkJwt,
+    /// A LiveKit SFU.
+    Livekit,
+    /// Anything else.
+    Http,
+}
+
+impl Kind {
+    /// As it is written in the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Synapse => "synapse",
+            Self::LkJwt => "lk-jwt",
+            Self::Livekit => "livekit",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// What answers a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// An upstream.
+    Proxy(Upstream),
+    /// 308 to this origin (`https://host[:port]`, no trailing slash) with path and query kept.
+    Redirect(String),
+    /// A fixed answer.
+    Respond(FixedAnswer),
+    /// 404 for everything.
+    NotFound,
+}
+
+/// `respond = …` of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixedAnswer {
+    /// The status.
+    pub status: StatusCode,
+    /// The media type.
+    pub content_type: String,
+    /// The content.
+    pub body: Bytes,
+}
+
+/// One line of an allow-list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessRule {
+    /// Which paths.
+    pub path: PathMatch,
+    /// What happens to them.
+    pub verdict: Verdict,
+}
+
+/// A condition on a raw path, without its query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    /// This path only.
+    Exact(&'static str),
+    /// This path and everything below it, by whole segments: `/rtc` takes `/rtc` and `/rtc/v1`, not `/rtcx`.
+    Under(&'static str),
+    /// Every path.
+    Any,
+}
+
+/// What an [`AccessRule`] decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Pass,
+    /// It goes on if the client is in one of these networks, else it is as if nothing were there.
+    PassFrom(Vec<IpNet>),
+    /// 404, in the form that fits the kind.
+    NotFound,
+}
+
+/// One bound on request bodies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BodyRule {
+    /// Which paths.
+    pub path: BodyPath,
+    /// The most bytes; `None` is no bound.
+    pub limit: Option<u64>,
+}
+
+/// Which paths a [`BodyRule`] speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyPath {
+    /// Media uploads: `/_matrix/media/*/upload*`, `/_matrix/client/*/media/upload*`.
+    MatrixMedia,
+    /// All.
+    Any,
+}
+
+/// A set of endpoints that serve the same thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// How it is called in logs and metrics: the first server as written, without credentials.
+    pub name: Arc<str>,
+    /// At least one.
+    pub servers: Vec<Server>,
+    /// Bound on one dial.
+    pub connect_timeout: Duration,
+    /// Bound on the wait for a response head; `None` waits for ever.
+    pub response_timeout: Option<Duration>,
+    /// How long refused dials are tried again before the client hears of it.
+    pub retry_connect: Duration,
+    /// How an endpoint is picked.
+    pub balance: Balance,
+    /// Active probes.
+    pub health: Option<Health>,
+}
+
+/// One address of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Server {
+    /// Plain HTTP/1.1.
+    Http {
+        /// A name or an address, without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// HTTP/1.1 over TLS, verified against the system's roots and the name.
+    Https {
+        /// A name or an address, without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// A stream socket in the file system.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, host, port) = match self {
+            Self::Http { host, port } => ("http", host, port),
+            Self::Https { host, port } => ("https", host, port),
+            Self::Unix(path) => return write!(f, "unix:{}", path.display()),
+        };
+        if host.contains(':') { write!(f, "{scheme}://[{host}]:{port}") } else { write!(f, "{scheme}://{host}:{port}") }
+    }
+}
+
+/// How an endpoint is picked among several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// The one with the fewest requests in flight.
+    LeastRequests,
+    /// One after the other.
+    RoundRobin,
+}
+
+/// Active probes of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// What is asked with GET; any 2xx is good.
+    pub path: Uri,
+    /// Time between two probes.
+    pub interval: Duration,
+}
+
+/// `[compression]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compression {
+    /// Codings in order of preference; empty turns it off.
+    pub encodings: Vec<Encoding>,
+    /// Bodies with a known length below this are left alone.
+    pub min_size: u64,
+}
+
+/// A content coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// RFC 8878, window at most 8 MiB (RFC 9659).
+    Zstd,
+    /// RFC 7932.
+    Brotli,
+    /// RFC 1952.
+    Gzip,
+}
+
+impl Encoding {
+    /// The token of `Accept-Encoding` and `Content-Encoding`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Brotli => "br",
+            Self::Gzip => "gzip",
+        }
+    }
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the fields of a request head.
+    pub header_bytes: usize,
+    /// Number of the fields of a request head, at most 512.
+    pub header_count: usize,
+    /// Bytes of a request target, at most 65,534.
+    pub request_target: usize,
+    /// Connections in all; `None` derives it from the file limit of the process.
+    pub connections: Option<usize>,
+    /// Connections per address (IPv6: per /64); `None` is no bound.
+    pub connections_per_ip: Option<usize>,
+    /// Streams in flight on one HTTP/2 connection.
+    pub streams_per_connection: u32,
+}
+
+/// `[timeouts]`; `None` is no bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From accept to the end of the TLS handshake, PROXY protocol header included.
+    pub handshake: Option<Duration>,
+    /// From the first byte of a request head to its last.
+    pub header: Option<Duration>,
+    /// A connection without a request.
+    pub keep_alive: Option<Duration>,
+    /// A body, in either direction, of which no byte moves.
+    pub body_stall: Option<Duration>,
+    /// A tunnel in which no byte moves.
+    pub tunnel_idle: Option<Duration>,
+    /// From SIGTERM to exit.
+    pub drain: Duration,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// A filter as `RUST_LOG` has it.
+    pub level: String,
+    /// `None` decides by whether stderr is a terminal.
+    pub format: Option<LogFormat>,
+    /// One event per exchange.
+    pub access: bool,
+    /// How much of a client's address is written.
+    pub client_ip: ClientIpLog,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For eyes.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// How much of a client's address is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientIpLog {
+    /// All of it.
+    Full,
+    /// Its /24, or its /48.
+    Masked,
+    /// Nothing.
+    None,
+}
+
+impl ClientIpLog {
+    /// The address as it may be written.
+    #[must_use]
+    pub fn apply(self, ip: IpAddr) -> Option<IpAddr> {
+        match (self, ip) {
+            (Self::Full, ip) => Some(ip),
+            (Self::None, _) => None,
+            (Self::Masked, IpAddr::V4(ip)) => Some(IpAddr::V4((ip.to_bits() & 0xffff_ff00).into())),
+            (Self::Masked, IpAddr::V6(ip)) => Some(IpAddr::V6((ip.to_bits() & (u128::MAX << 80)).into())),
+        }
+    }
+}
+
+/// `admin.listen`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminListen {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// A socket in the file system, mode 0600.
+    Unix(PathBuf),
+}
+
+/// The Matrix deployment, as derived from `[matrix]` and the sites.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Matrix {
+    /// The name after the colon in user ids.
+    pub server_name: String,
+    /// `m.homeserver.base_url`.
+    pub homeserver: String,
+    /// `livekit_service_url` of each transport, in order of preference.
+    pub rtc_services: Vec<String>,
+    /// `m.server`.
+    pub federation: String,
+}

@@ -1,0 +1,123 @@
+//! What is known of a connection, and the few handles that rooms hand each other through a request or a response.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, StatusCode, uri::Scheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    body::{Request, Response},
+    error::ProxyError,
+};
+
+/// A byte stream with its type forgotten.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// A boxed byte stream.
+pub type BoxIo = Box<dyn Io>;
+
+/// What is known of a client's connection for as long as it lives.
+#[derive(Debug, Clone)]
+pub struct ConnInfo {
+    /// Who sent the packets.
+    pub peer: SocketAddr,
+    /// Who the client is: the peer, or what a PROXY protocol header said.
+    pub client: SocketAddr,
+    /// Where the client reached us.
+    pub local: SocketAddr,
+    /// The handshake, on a TLS listener.
+    pub tls: Option<TlsInfo>,
+}
+
+impl ConnInfo {
+    /// `https` on a TLS listener, `http` on a plain one.
+    #[must_use]
+    pub const fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP }
+    }
+}
+
+/// What a TLS handshake settled.
+#[derive(Debug, Clone)]
+pub struct TlsInfo {
+    /// The name the client asked for, lower case, without a trailing dot.
+    pub sni: Option<Arc<str>>,
+    /// The protocol both agreed on.
+    pub alpn: Alpn,
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// Whether a ticket was used.
+    pub resumed: bool,
+}
+
+/// What speaks on the connection. A client that offers no ALPN gets HTTP/1.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Alpn {
+    /// `http/1.1`, or nothing agreed.
+    #[default]
+    Http1,
+    /// `h2`.
+    Http2,
+}
+
+/// The client of one request, found by `layer/forwarded.rs` (right to left through trusted proxies) and kept in the
+/// request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientIp(pub IpAddr);
+
+/// What to do with the client's byte stream once the head of an upgrade has been written.
+///
+/// The upstream puts it into the extensions of a 101; the server side takes it out, writes the head (101 on HTTP/1.1,
+/// 200 on an extended CONNECT) and calls it with the stream and the bytes that it has already read.
+#[derive(Clone)]
+pub struct Takeover(Arc<Mutex<Option<TakeoverFn>>>);
+
+type TakeoverFn = Box<dyn FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send>;
+
+impl Takeover {
+    /// Wraps the tunnel that waits for its client side.
+    pub fn new(run: impl FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(run)))))
+    }
+
+    /// Runs the tunnel to its end. A second call does nothing.
+    pub async fn run(&self, io: BoxIo, early: Bytes) {
+        let run = self.0.lock().expect("nothing panics while it holds this lock").take();
+        if let Some(run) = run {
+            run(io, early).await;
+        }
+    }
+}
+
+impl fmt::Debug for Takeover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Takeover")
+    }
+}
+
+/// Passes interim responses (103 Early Hints, 102) towards the client while the final one is awaited. The server side
+/// puts it into the request's extensions where the protocol can carry them; 100 and 101 are never sent through it.
+#[derive(Clone)]
+pub struct Interim(pub Arc<dyn Fn(StatusCode, HeaderMap) + Send + Sync>);
+
+impl fmt::Debug for Interim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Interim")
+    }
+}
+
+/// The `:protocol` of an extended CONNECT (RFC 8441). The server side rewrites a `websocket` one into the GET with
+/// `Upgrade` that an HTTP/1.1 upstream understands and marks it with this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtendedConnect;
+
+/// An HTTP client that is handed to rooms which must fetch something (an ACME directory, a probe) without knowing the
+/// room that does it. The URI is absolute; the connection is not kept.
+pub type Fetch = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response, ProxyError>> + Send + Sync>;

@@ -1,0 +1,44 @@
+//! vestibule: the front door of a self-hosted Matrix homeserver with Element Call.
+//!
+//! ```text
+//!   composition   cli ── app            knows every room; holds the order of things
+//!                  │
+//!   rooms          listen   tls   serve   route   layer   upstream        (the road: a request walks them left to right)
+//!                  cert     admin   doctor                                 (beside the road)
+//!                  │
+//!   vocabulary     clock  conn  body  error  wire  config  telemetry       (words every room may use; no I/O except telemetry's output)
+//! ```
+//!
+//! Invariants, held by `tests/tidy.rs` where a program can hold them:
+//! - No room imports another room. Only `app` knows the order.
+//! - After `config::load` returns, nothing reads a string from the file again.
+//! - Every task is tracked; drain waits for all of them, tunnels under their own limit.
+//! - `accept` never fails; a listener ends only when told to.
+//! - The request path and query are forwarded byte for byte (Synapse asks for this).
+//! - No total timeout on a request; only heads, handshakes and silence are timed.
+//! - A request sees exactly one generation of the configuration; a failed reload changes nothing.
+//! - Only `layer/rescue.rs` turns an error into a status. Only `cli` prints.
+//! - Secrets (keys, tokens, Authorization, Cookie, access_token in queries) never reach a log.
+
+pub mod cli;
+
+pub mod app;
+
+pub mod layer;
+pub mod listen;
+pub mod route;
+pub mod serve;
+pub mod tls;
+pub mod upstream;
+
+pub mod admin;
+pub mod cert;
+pub mod doctor;
+
+pub mod body;
+pub mod clock;
+pub mod config;
+pub mod conn;
+pub mod error;
+pub mod telemetry;
+pub mod wire;

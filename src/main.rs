@@ -1,0 +1,3 @@
+//! The program `vestibule`; everything is in the library, so that benches and fuzz targets reach the parts.
+
+fn main() {}

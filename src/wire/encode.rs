@@ -1,0 +1,54 @@
+//! Writing heads and chunk sizes.
+
+use http::{HeaderMap, Method, StatusCode};
+
+/// Appends a request head, the empty line included. `target` goes out byte for byte.
+pub fn request_head(out: &mut Vec<u8>, method: &Method, target: &[u8], headers: &HeaderMap) {
+    out.extend_from_slice(method.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    fields(out, headers);
+}
+
+/// Appends a response head, the empty line included.
+pub fn response_head(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    out.extend_from_slice(b"\r\n");
+    fields(out, headers);
+}
+
+fn fields(out: &mut Vec<u8>, headers: &HeaderMap) {
+    for (name, value) in headers {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the line that opens a chunk of `len` bytes. The caller writes the bytes and a CRLF after it.
+pub fn chunk_head(out: &mut Vec<u8>, len: usize) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let nibbles = (usize::BITS - len.leading_zeros()).div_ceil(4).max(1);
+    out.extend((0..nibbles).rev().map(|n| DIGITS[len >> (4 * n) & 15]));
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_sizes_are_plain_hexadecimal() {
+        for len in [0, 1, 9, 15, 16, 255, 256, 65_535, 1 << 20] {
+            let mut out = Vec::new();
+            chunk_head(&mut out, len);
+            assert_eq!(out, format!("{len:x}\r\n").into_bytes());
+        }
+    }
+}
