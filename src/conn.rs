@@ -121,3 +121,19 @@ pub struct ExtendedConnect;
 /// An HTTP client that is handed to rooms which must fetch something (an ACME directory, a probe) without knowing the
 /// room that does it. The URI is absolute; the connection is not kept.
 pub type Fetch = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response, ProxyError>> + Send + Sync>;
+
+thread_local! {
+    static WORKER: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// The index of the worker this thread runs, 0 on every other thread. What belongs to a thread's reactor, such as pooled
+/// sockets, is kept in a slot of this index.
+#[must_use]
+pub fn worker() -> usize {
+    WORKER.get()
+}
+
+/// Says which worker this thread runs; called once, before its runtime starts.
+pub fn set_worker(index: usize) {
+    WORKER.set(index);
+}
