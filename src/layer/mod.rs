@@ -1,1 +1,23 @@
-//! placeholder
+//! Policy: what the edge takes away, adds or refuses on the road. One file, one concern.
+//!
+//! A layer is a small value built with all it needs and called by `app/stack.rs`, which alone knows the order:
+//!
+//! ```text
+//!   request_id > access_log > rescue > response_head >            (every request)
+//!     respond | redirect > access > limit >                       (by site and route)
+//!       rtc_transports > compress > hop > forwarded > upstream
+//! ```
+
+pub mod access;
+//PENDING pub mod access_log;
+//PENDING pub mod compress;
+pub mod cors;
+pub mod forwarded;
+pub mod hop;
+pub mod limit;
+pub mod redirect;
+pub mod request_id;
+pub mod rescue;
+//PENDING pub mod respond;
+pub mod response_head;
+//PENDING pub mod rtc_transports;

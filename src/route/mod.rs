@@ -1,1 +1,117 @@
-//! placeholder
+//! Chooses who answers: a site by host, a route by path. Pure; no I/O, nothing is decoded or normalised.
+//!
+//! Whether a path is allowed at all on its route is judged by `layer/access.rs`.
+
+mod host;
+mod path;
+
+pub use host::bare_host;
+pub use path::{is_under, strip};
+
+use std::collections::HashMap;
+
+/// Sites by exact host name, each with its routes by path prefix.
+#[derive(Debug)]
+pub struct Router<S, R> {
+    hosts: HashMap<Box<str>, Site<S, R>>,
+}
+
+/// What stands behind one host.
+#[derive(Debug)]
+pub struct Site<S, R> {
+    /// What is the same for all of its routes.
+    pub site: S,
+    routes: Vec<(Box<str>, R)>,
+}
+
+impl<S, R> Router<S, R> {
+    /// A table of sites. Hosts are lower case, without a trailing dot; prefixes are whole segments.
+    pub fn new(sites: impl IntoIterator<Item = (Box<str>, S, Vec<(Box<str>, R)>)>) -> Self {
+        let hosts = sites.into_iter().map(|(host, site, mut routes)| {
+            // Longest first, so that the first match is the answer.
+            routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+            (host, Site { site, routes })
+        });
+        Self { hosts: hosts.collect() }
+    }
+
+    /// The site that a `Host` field or `:authority` names; case, port and a trailing dot do not matter.
+    #[must_use]
+    pub fn site(&self, authority: &str) -> Option<&Site<S, R>> {
+        let host = bare_host(authority);
+        match self.hosts.get(host) {
+            None if host.bytes().any(|b| b.is_ascii_uppercase()) => self.hosts.get(host.to_ascii_lowercase().as_str()),
+            found => found,
+        }
+    }
+
+    /// All sites, in no order.
+    pub fn sites(&self) -> impl Iterator<Item = (&str, &Site<S, R>)> {
+        self.hosts.iter().map(|(host, site)| (&**host, site))
+    }
+}
+
+impl<S, R> Site<S, R> {
+    /// The route with the longest prefix of whole segments, on the raw path.
+    #[must_use]
+    pub fn route(&self, path: &str) -> Option<&R> {
+        self.routes.iter().find(|(prefix, _)| is_under(path, prefix)).map(|(_, route)| route)
+    }
+
+    /// All routes, longest prefix first.
+    pub fn routes(&self) -> impl Iterator<Item = &R> {
+        self.routes.iter().map(|(_, route)| route)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router() -> Router<&'static str, &'static str> {
+        let routes = |list: &[(&str, &'static str)]| list.iter().map(|(p, r)| ((*p).into(), *r)).collect();
+        Router::new([
+            (
+                "matrix.example.org".into(),
+                "hs",
+                routes(&[("/", "synapse"), ("/livekit/jwt", "jwt"), ("/livekit", "lk")]),
+            ),
+            ("example.org".into(), "apex", routes(&[("/only", "only")])),
+        ])
+    }
+
+    #[test]
+    fn a_host_is_found_whatever_its_case_port_or_dot() {
+        let router = router();
+        for host in ["matrix.example.org", "Matrix.EXAMPLE.org:443", "matrix.example.org.", "matrix.example.org.:8448"]
+        {
+            assert_eq!(router.site(host).unwrap().site, "hs", "{host}");
+        }
+        for host in ["", "example.com", "xmatrix.example.org", "matrix.example.org.evil", "matrix.example.org.."] {
+            assert!(router.site(host).is_none(), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_longest_prefix_of_whole_segments_wins() {
+        let router = router();
+        let route = |path| router.site("matrix.example.org").unwrap().route(path).copied();
+        assert_eq!(route("/"), Some("synapse"));
+        assert_eq!(route("/livekit"), Some("lk"));
+        assert_eq!(route("/livekit/jwt"), Some("jwt"));
+        assert_eq!(route("/livekit/jwt/sfu/get"), Some("jwt"));
+        assert_eq!(route("/livekit/jwtx"), Some("lk"));
+        assert_eq!(route("/livekitx"), Some("synapse"));
+        assert_eq!(route("/livekit%2Fjwt"), Some("synapse"));
+        assert_eq!(route("//livekit/jwt"), Some("synapse"));
+    }
+
+    #[test]
+    fn a_site_without_a_root_route_has_holes() {
+        let router = router();
+        let site = router.site("example.org").unwrap();
+        assert_eq!(site.route("/only/x"), Some(&"only"));
+        assert_eq!(site.route("/"), None);
+        assert_eq!(site.route("*"), None);
+    }
+}

@@ -1,0 +1,70 @@
+//! Preflights that the edge answers itself, and the care never to send a second `Access-Control-Allow-Origin`: two
+//! values are as good as none to a browser.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+
+use crate::body::{Body, Response};
+
+const ANY: HeaderValue = HeaderValue::from_static("*");
+
+/// How long a browser may remember the preflight of lk-jwt-service, which sends no age itself: a day saves a round trip
+/// before every call.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("86400");
+
+/// The answer that Synapse gives to every OPTIONS (`synapse/http/server.py`, `set_cors_headers`).
+#[must_use]
+pub fn synapse_preflight(path: &str) -> Response {
+    let rendezvous = path.contains("/rendezvous");
+    let (allow, expose) = if rendezvous {
+        ("Content-Type, If-Match, If-None-Match", "Synapse-Trace-Id, Server, ETag")
+    } else {
+        ("X-Requested-With, Content-Type, Authorization, Date", "Synapse-Trace-Id, Server")
+    };
+    preflight(&[
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, allow),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, expose),
+    ])
+}
+
+/// The answer of lk-jwt-service to a preflight, as it stands when the service itself gave none.
+#[must_use]
+pub fn lk_jwt_preflight() -> Response {
+    preflight(&[
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "Accept, Content-Type, Content-Length, Accept-Encoding, X-CSRF-Token"),
+        (header::ACCESS_CONTROL_MAX_AGE, "86400"),
+    ])
+}
+
+/// Whether an upstream's answer to OPTIONS would satisfy a browser.
+#[must_use]
+pub fn is_preflight_answer(status: StatusCode, headers: &HeaderMap) -> bool {
+    status.is_success() && headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+}
+
+/// Whether a request is a preflight (Fetch standard, section 4.8).
+#[must_use]
+pub fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
+    method == Method::OPTIONS && headers.contains_key(header::ORIGIN)
+}
+
+/// Lets a browser remember a preflight that does not say for how long it holds.
+pub fn remember(headers: &mut HeaderMap) {
+    headers.entry(header::ACCESS_CONTROL_MAX_AGE).or_insert(MAX_AGE);
+}
+
+/// Lets any origin read an answer that the edge made.
+pub fn open(headers: &mut HeaderMap) {
+    headers.entry(header::ACCESS_CONTROL_ALLOW_ORIGIN).or_insert(ANY);
+}
+
+fn preflight(fields: &[(HeaderName, &'static str)]) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    open(response.headers_mut());
+    for (name, value) in fields {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}

@@ -1,0 +1,186 @@
+//! Who the client is, as far as it may be believed, and how the upstream hears of it.
+//!
+//! Synapse takes the first value of the first `X-Forwarded-For` without a look (domain.md section 2.2), so exactly one
+//! bare address is sent, and nothing that a client wrote survives.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header, uri::Scheme};
+use ipnet::IpNet;
+
+use super::request_id::{RequestId, X_REQUEST_ID};
+use crate::conn::ConnInfo;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Fields by which some upstream or other believes to know the client, besides all `X-Forwarded-*` and `X-Matrix-*`
+/// (Synapse trusts the latter from MSC4512 proxies). `Proxy` becomes `HTTP_PROXY` in CGI (CVE-2016-5385).
+const SPOOFABLE: [&str; 10] = [
+    "forwarded",
+    "x-real-ip",
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "fastly-client-ip",
+    "proxy",
+    "x-request-id",
+];
+
+const SPOOFABLE_PREFIXES: [&str; 2] = ["x-forwarded-", "x-matrix-"];
+
+/// What is known of the client of one request.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The address that counts: for limits, rules and logs, and for the upstream.
+    pub ip: IpAddr,
+    /// The scheme that the client used towards the outermost proxy that is trusted.
+    pub scheme: Scheme,
+    /// The id of the exchange.
+    pub id: RequestId,
+    host: Option<HeaderValue>,
+}
+
+impl Client {
+    /// Finds the client, right to left through the proxies that are trusted.
+    #[must_use]
+    pub fn find(conn: &ConnInfo, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+        let is_trusted = |ip: IpAddr| trusted.iter().any(|network| network.contains(&ip));
+        let mut ip = conn.client.ip();
+        if trusted.is_empty() || !is_trusted(ip) {
+            return Self { ip, scheme: conn.scheme(), id: RequestId::new(), host: None };
+        }
+        for hop in hops(headers) {
+            // Whatever is no address was not written by a proxy of ours: believe no further.
+            let Some(hop) = hop else { break };
+            ip = hop;
+            if !is_trusted(ip) {
+                break;
+            }
+        }
+        let scheme = match headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+            Some(b"https") => Scheme::HTTPS,
+            Some(b"http") => Scheme::HTTP,
+            _ => conn.scheme(),
+        };
+        let id = RequestId::from_trusted(headers).unwrap_or_default();
+        Self { ip, scheme, id, host: headers.get(X_FORWARDED_HOST).cloned() }
+    }
+
+    /// Replaces everything that speaks of the client by what we know.
+    pub fn announce(&self, headers: &mut HeaderMap) {
+        remove_spoofable(headers);
+        let ip = HeaderValue::try_from(self.ip.to_string()).expect("an address is a valid value");
+        headers.insert(X_FORWARDED_FOR, ip);
+        let https = self.scheme == Scheme::HTTPS;
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }));
+        if let Some(host) = self.host.as_ref().or_else(|| headers.get(header::HOST)).cloned() {
+            headers.insert(X_FORWARDED_HOST, host);
+        }
+        headers.insert(X_REQUEST_ID, self.id.value().clone());
+    }
+}
+
+/// The addresses of all `X-Forwarded-For` fields, last first; `None` for what is no address.
+fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
+    let fields: Vec<&HeaderValue> = headers.get_all(X_FORWARDED_FOR).iter().collect();
+    fields.into_iter().rev().flat_map(|field| {
+        field
+            .as_bytes()
+            .rsplit(|b| *b == b',')
+            .map(|hop| std::str::from_utf8(hop).ok().and_then(|hop| address(hop.trim())))
+    })
+}
+
+/// An address as proxies write them: bare, in brackets, or with a port.
+fn address(text: &str) -> Option<IpAddr> {
+    let ip: Option<IpAddr> =
+        text.parse().ok().or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|addr| addr.ip()));
+    ip.or_else(|| text.strip_prefix('[')?.strip_suffix(']')?.parse().ok()).map(|ip| ip.to_canonical())
+}
+
+fn remove_spoofable(headers: &mut HeaderMap) {
+    let is_spoofable = |name: &HeaderName| {
+        let name = name.as_str();
+        SPOOFABLE.contains(&name) || SPOOFABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
+    // Most requests carry none of them, and then nothing is allocated.
+    let found: Vec<HeaderName> = headers.keys().filter(|name| is_spoofable(name)).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conn(peer: &str) -> ConnInfo {
+        let peer = format!("{peer}:1000").parse().unwrap();
+        ConnInfo { peer, client: peer, local: "127.0.0.1:443".parse().unwrap(), tls: None }
+    }
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields.iter().fold(HeaderMap::new(), |mut map, (name, value)| {
+            map.append(*name, HeaderValue::from_static(value));
+            map
+        })
+    }
+
+    #[test]
+    fn the_client_is_found_right_to_left() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        for (peer, fields, client) in [
+            ("192.0.2.1", &[("x-forwarded-for", "198.51.100.1")][..], "192.0.2.1"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &[("x-forwarded-for", "198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, 198.51.100.1, 10.0.0.2")], "198.51.100.1"),
+            (
+                "10.0.0.1",
+                &[("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "198.51.100.1:80,10.0.0.2")],
+                "198.51.100.1",
+            ),
+            ("10.0.0.1", &[("x-forwarded-for", "10.0.0.3, 10.0.0.2")], "10.0.0.3"),
+            ("10.0.0.1", &[("x-forwarded-for", "6.6.6.6, junk, 10.0.0.2")], "10.0.0.2"),
+            ("10.0.0.1", &[("x-forwarded-for", "[2001:db8::1]:443")], "2001:db8::1"),
+            ("10.0.0.1", &[("x-forwarded-for", "::ffff:198.51.100.1")], "198.51.100.1"),
+        ] {
+            let found = Client::find(&conn(peer), &headers(fields), &trusted);
+            assert_eq!(found.ip, client.parse::<IpAddr>().unwrap(), "{peer} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_stranger_wrote_survives() {
+        let mut map = headers(&[
+            ("host", "matrix.example.org:443"),
+            ("x-forwarded-for", "1.1.1.1, 2.2.2.2"),
+            ("x-forwarded-for", "3.3.3.3"),
+            ("x-forwarded-proto", "gopher"),
+            ("x-forwarded-host", "evil"),
+            ("x-forwarded-anything", "evil"),
+            ("forwarded", "for=1.1.1.1"),
+            ("x-real-ip", "1.1.1.1"),
+            ("cf-connecting-ip", "1.1.1.1"),
+            ("true-client-ip", "1.1.1.1"),
+            ("x-client-ip", "1.1.1.1"),
+            ("x-matrix-user-identifier", "@root:example.org"),
+            ("proxy", "http://evil"),
+            ("x-request-id", "mine"),
+            ("x-kept", "yes"),
+        ]);
+        let client = Client::find(&conn("192.0.2.1"), &map, &[]);
+        client.announce(&mut map);
+        let sent: Vec<_> =
+            map.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap().to_owned())).collect();
+        let field = |name| sent.iter().filter(|(n, _)| *n == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>();
+        assert_eq!(field("x-forwarded-for"), ["192.0.2.1"]);
+        assert_eq!(field("x-forwarded-proto"), ["http"]);
+        assert_eq!(field("x-forwarded-host"), ["matrix.example.org:443"]);
+        assert_eq!(field("x-request-id"), [client.id.as_str()]);
+        assert_eq!(sent.len(), 6, "{sent:?}");
+    }
+}

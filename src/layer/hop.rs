@@ -1,0 +1,156 @@
+//! Fields that are meant for one hop only (RFC 9110 section 7.6.1), both ways.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+
+/// Fields of one hop that nobody has to name in `Connection`. `Trailer` stays: trailers pass.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+];
+
+/// Fields that no `Connection` can take away, since framing and routing rest on them.
+const KEPT: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
+const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+/// Cleans a request for the upstream. An upgrade to WebSocket is said anew; every other one is dropped.
+pub fn request(method: &Method, headers: &mut HeaderMap) {
+    let websocket = is_websocket(method, headers);
+    let trailers = has_token(headers, &header::TE, "trailers");
+    strip(headers);
+    headers.remove(header::TE);
+    if trailers {
+        headers.insert(header::TE, TRAILERS);
+    }
+    if websocket {
+        headers.insert(header::CONNECTION, UPGRADE);
+        headers.insert(header::UPGRADE, WEBSOCKET);
+    }
+}
+
+/// Cleans a response for the client. A 101 keeps its upgrade, and so does the 426 that names one, where the client's
+/// protocol has the field.
+pub fn response(status: StatusCode, headers: &mut HeaderMap, client: Version) {
+    let upgrade = match status {
+        StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED if client < Version::HTTP_2 => {
+            headers.get(header::UPGRADE).cloned()
+        }
+        _ => None,
+    };
+    strip(headers);
+    headers.remove(header::TE);
+    if let Some(upgrade) = upgrade {
+        headers.insert(header::CONNECTION, UPGRADE);
+        headers.insert(header::UPGRADE, upgrade);
+    }
+}
+
+/// Whether this asks for a WebSocket (RFC 6455 section 4.1), in any letter case and among any other tokens.
+#[must_use]
+pub fn is_websocket(method: &Method, headers: &HeaderMap) -> bool {
+    method == Method::GET
+        && has_token(headers, &header::CONNECTION, "upgrade")
+        && has_token(headers, &header::UPGRADE, "websocket")
+}
+
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        .filter(|name| !KEPT.contains(name))
+        .collect();
+    for name in &named {
+        headers.remove(name);
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|t| t.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers.get_all(name).into_iter().flat_map(|field| field.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields.iter().fold(HeaderMap::new(), |mut map, (name, value)| {
+            map.append(*name, HeaderValue::from_static(value));
+            map
+        })
+    }
+
+    fn names(map: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = map.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn fields_of_one_hop_and_those_that_connection_names_go() {
+        let mut map = headers(&[
+            ("host", "a"),
+            ("connection", "close, X-Secret"),
+            ("connection", "content-length,host"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "x"),
+            ("proxy-authorization", "x"),
+            ("content-length", "3"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+            ("te", "gzip, trailers;q=0.5, trailers"),
+            ("x-kept", "1"),
+        ]);
+        request(&Method::GET, &mut map);
+        assert_eq!(names(&map), ["content-length", "host", "te", "x-kept"]);
+        assert_eq!(map["te"], "trailers");
+    }
+
+    #[test]
+    fn only_websocket_may_upgrade() {
+        for (connection, upgrade, kept) in [
+            ("Upgrade", "websocket", true),
+            ("keep-alive, UPGRADE", "WebSocket", true),
+            ("upgrade", "h2c, websocket", true),
+            ("upgrade", "h2c", false),
+            ("keep-alive", "websocket", false),
+        ] {
+            let mut map = headers(&[("connection", connection), ("upgrade", upgrade), ("sec-websocket-key", "k")]);
+            request(&Method::GET, &mut map);
+            assert_eq!(map.get("upgrade").is_some_and(|v| v == "websocket"), kept, "{connection} {upgrade}");
+            assert!(map.contains_key("sec-websocket-key"));
+        }
+        let mut post = headers(&[("connection", "upgrade"), ("upgrade", "websocket")]);
+        request(&Method::POST, &mut post);
+        assert!(post.is_empty());
+    }
+
+    #[test]
+    fn an_answer_keeps_its_upgrade_only_where_it_means_something() {
+        for (status, version, kept) in [
+            (StatusCode::SWITCHING_PROTOCOLS, Version::HTTP_11, true),
+            (StatusCode::UPGRADE_REQUIRED, Version::HTTP_11, true),
+            (StatusCode::UPGRADE_REQUIRED, Version::HTTP_2, false),
+            (StatusCode::OK, Version::HTTP_11, false),
+        ] {
+            let mut map = headers(&[("connection", "upgrade"), ("upgrade", "websocket"), ("trailer", "x")]);
+            response(status, &mut map, version);
+            assert_eq!(map.contains_key("upgrade"), kept);
+            assert!(map.contains_key("trailer"));
+        }
+    }
+}

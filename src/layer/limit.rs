@@ -1,0 +1,177 @@
+//! Bounds on request bodies, and what Synapse cannot take: a body without a length, a head over 16 KiB.
+//!
+//! Synapse drops the connection in both cases without a word (domain.md section 2.2), and a browser then reports a CORS
+//! error. Judged here, before a byte goes upstream, the client hears the reason.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::{
+    body::{Body, BodyError, Request},
+    config::plan::{BodyPath, BodyRule, Kind as SiteKind},
+    error::{Kind, ProxyError},
+};
+
+/// Twisted closes the connection when the request line and the fields are more than this, line ends included
+/// (`twisted.web.http.HTTPChannel.totalHeadersSize`).
+const SYNAPSE_HEAD: usize = 16 * 1024;
+
+/// Judges a request that is about to go upstream, and watches its body from here on.
+///
+/// # Errors
+/// [`Kind::BodyTooLarge`], [`Kind::LengthRequired`].
+pub fn bound_body(request: &mut Request, rules: &[BodyRule], kind: SiteKind) -> Result<(), ProxyError> {
+    if request.body().is_empty() {
+        return Ok(());
+    }
+    let length = request.body().size_hint().exact();
+    if length.is_none() && kind == SiteKind::Synapse {
+        return Err(Kind::LengthRequired.into());
+    }
+    let path = request.uri().path();
+    let Some(limit) = rules.iter().find(|rule| applies(rule.path, path)).and_then(|rule| rule.limit) else {
+        return Ok(());
+    };
+    match length {
+        Some(length) if length > limit => Err(Kind::BodyTooLarge.into()),
+        Some(_) => Ok(()),
+        None => {
+            let inner = std::mem::take(request.body_mut());
+            *request.body_mut() = Body::stream(Bounded { inner, left: limit });
+            Ok(())
+        }
+    }
+}
+
+/// Judges the head as it will be written upstream.
+///
+/// # Errors
+/// [`Kind::TargetTooLong`] where the target is most of it, else [`Kind::HeadTooLarge`].
+pub fn bound_head(request: &Request, kind: SiteKind) -> Result<(), ProxyError> {
+    if kind != SiteKind::Synapse {
+        return Ok(());
+    }
+    let target = request.uri().path_and_query().map_or(0, |pq| pq.as_str().len());
+    let fields = fields_len(request.headers());
+    let line = request.method().as_str().len() + target + b"  HTTP/1.1\r\n\r\n".len();
+    if line + fields <= SYNAPSE_HEAD {
+        Ok(())
+    } else if target > fields {
+        Err(Kind::TargetTooLong.into())
+    } else {
+        Err(Kind::HeadTooLarge.into())
+    }
+}
+
+fn fields_len(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + b": \r\n".len()).sum()
+}
+
+fn applies(rule: BodyPath, path: &str) -> bool {
+    match rule {
+        BodyPath::Any => true,
+        BodyPath::MatrixMedia => is_media_upload(path),
+    }
+}
+
+/// `/_matrix/media/VERSION/upload` with or without a media id after it, and the same under `/_matrix/client/VERSION`.
+fn is_media_upload(path: &str) -> bool {
+    let Some(rest) = path.strip_prefix("/_matrix/") else { return false };
+    let mut segments = rest.split('/');
+    match segments.next() {
+        Some("media") => segments.nth(1) == Some("upload"),
+        Some("client") => segments.nth(1) == Some("media") && segments.next() == Some("upload"),
+        _ => false,
+    }
+}
+
+/// A body that may not pass a length which it did not announce.
+struct Bounded {
+    inner: Body,
+    left: u64,
+}
+
+impl HttpBody for Bounded {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
+            match self.left.checked_sub(data.len() as u64) {
+                Some(left) => self.left = left,
+                None => return Poll::Ready(Some(Err(BodyError::TooLarge))),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    fn request(path: &str, body: Body) -> Request {
+        http::Request::post(path).body(body).unwrap()
+    }
+
+    const RULES: [BodyRule; 2] =
+        [BodyRule { path: BodyPath::MatrixMedia, limit: Some(64) }, BodyRule { path: BodyPath::Any, limit: Some(16) }];
+
+    #[test]
+    fn media_may_be_larger_than_the_rest() {
+        for (path, len, fits) in [
+            ("/_matrix/media/v3/upload", 64, true),
+            ("/_matrix/media/v3/upload/example.org/id", 64, true),
+            ("/_matrix/media/v3/upload", 65, false),
+            ("/_matrix/media/v3/download/upload", 17, false),
+            ("/_matrix/client/v3/rooms/upload", 17, false),
+            ("/other", 16, true),
+        ] {
+            let mut request = request(path, Body::full(vec![0; len]));
+            assert_eq!(bound_body(&mut request, &RULES, SiteKind::Synapse).is_ok(), fits, "{path} {len}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_unknown_length_is_watched() {
+        let chunks = |n| futures_util::stream::iter((0..n).map(|_| Ok(Frame::data(Bytes::from_static(b"12345678")))));
+        let body = |n| Body::stream(http_body_util::StreamBody::new(chunks(n)));
+        let mut fits = request("/", body(2));
+        bound_body(&mut fits, &RULES, SiteKind::Http).unwrap();
+        assert_eq!(fits.into_body().collect().await.unwrap().to_bytes().len(), 16);
+        let mut over = request("/", body(3));
+        bound_body(&mut over, &RULES, SiteKind::Http).unwrap();
+        assert_eq!(over.into_body().collect().await.unwrap_err(), BodyError::TooLarge);
+        let refused = bound_body(&mut request("/", body(1)), &RULES, SiteKind::Synapse).unwrap_err();
+        assert_eq!(refused.kind, Kind::LengthRequired);
+    }
+
+    #[test]
+    fn a_head_that_synapse_would_choke_on_is_refused() {
+        let head = |target: usize, field: usize| {
+            let mut request = request(&format!("/{}", "a".repeat(target)), Body::empty());
+            request.headers_mut().insert("x", "b".repeat(field).parse().unwrap());
+            bound_head(&request, SiteKind::Synapse).map_err(|error| error.kind)
+        };
+        assert_eq!(head(10, 16_300), Ok(()));
+        assert_eq!(head(16_300, 10), Ok(()));
+        assert_eq!(head(10, 16_384), Err(Kind::HeadTooLarge));
+        assert_eq!(head(16_384, 10), Err(Kind::TargetTooLong));
+    }
+}
