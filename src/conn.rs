@@ -102,10 +102,16 @@ impl fmt::Debug for Takeover {
     }
 }
 
-/// Passes interim responses (103 Early Hints, 102) towards the client while the final one is awaited. The server side
-/// puts it into the request's extensions where the protocol can carry them; 100 and 101 are never sent through it.
+/// Passes interim responses (103 Early Hints, 102) towards the client while the final one is awaited; 100 and 101 are
+/// never sent through it.
+pub trait InterimSink: Send + Sync {
+    /// Passes one on. Best effort: a client that cannot take it now may never see it.
+    fn push(&self, status: StatusCode, headers: &HeaderMap);
+}
+
+/// Put into the extensions of a request by the server side where the protocol can carry interim responses.
 #[derive(Clone)]
-pub struct Interim(pub Arc<dyn Fn(StatusCode, HeaderMap) + Send + Sync>);
+pub struct Interim(pub Arc<dyn InterimSink>);
 
 impl fmt::Debug for Interim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -59,6 +59,16 @@ pub fn open(headers: &mut HeaderMap) {
     headers.entry(header::ACCESS_CONTROL_ALLOW_ORIGIN).or_insert(ANY);
 }
 
+/// The three fields that the Matrix specification asks of every answer under `/.well-known/matrix/`, redirects and
+/// errors included ("Well-known URIs", and v1.20 on redirects).
+pub fn well_known(headers: &mut HeaderMap) {
+    open(headers);
+    let methods = HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS");
+    headers.entry(header::ACCESS_CONTROL_ALLOW_METHODS).or_insert(methods);
+    let allowed = HeaderValue::from_static("X-Requested-With, Content-Type, Authorization");
+    headers.entry(header::ACCESS_CONTROL_ALLOW_HEADERS).or_insert(allowed);
+}
+
 fn preflight(fields: &[(HeaderName, &'static str)]) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;

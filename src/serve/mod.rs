@@ -1,1 +1,96 @@
-//! placeholder
+//! HTTP towards clients: framing, and everything that is timed or bounded on a client's connection.
+//!
+//! HTTP/1.1 is our own (`h1`), because what a proxy must refuse (bare LF, `Content-Length` beside `Transfer-Encoding`)
+//! cannot be seen after a lenient parser, and because an idle connection should own no buffer. HTTP/2 is hyper's (`h2`).
+//! Whoever answers the requests is a [`Handler`]; this room does not know what is behind it.
+
+mod coalesce;
+mod h1;
+mod h2;
+mod normalize;
+mod watchdog;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    body::{Request, Response},
+    clock::Clock,
+    config::plan::{Limits, Timeouts},
+    conn::{Alpn, ConnInfo, Io},
+    error::ProxyError,
+    wire::HeadLimits,
+};
+
+/// Answers requests.
+///
+/// What arrives is settled: the target is in origin-form (or the asterisk of OPTIONS), byte for byte as it was sent;
+/// there is exactly one valid `Host` field, equal to `:authority` and to the authority of an absolute-form target;
+/// `Transfer-Encoding` is gone and the body knows its length or not; a WebSocket of HTTP/2 looks like the GET of HTTP/1.1
+/// and carries [`ExtendedConnect`](crate::conn::ExtendedConnect). The extensions hold the `Arc<ConnInfo>`.
+///
+/// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::conn::Takeover) in its extensions gets
+/// the byte stream.
+pub trait Handler: Clone + Send + Sync + 'static {
+    /// Answers one request.
+    fn handle(&self, request: Request, conn: &Arc<ConnInfo>) -> impl Future<Output = Response> + Send;
+
+    /// The answer to something that never became a request; `target` as far as it could be read.
+    fn refuse(&self, error: ProxyError, target: Option<&str>, conn: &Arc<ConnInfo>) -> Response;
+}
+
+/// Bounds on a connection, as the configuration has them.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bounds on a request head.
+    pub head: HeadLimits,
+    /// Streams in flight on one HTTP/2 connection.
+    pub streams: u32,
+    /// From the first byte of a head to its last.
+    pub header: Option<Duration>,
+    /// A connection without a request.
+    pub keep_alive: Option<Duration>,
+    /// A body of which no byte moves, in either direction.
+    pub body_stall: Option<Duration>,
+    /// For `Date`.
+    pub clock: Clock,
+}
+
+impl Settings {
+    /// The bounds of a plan.
+    #[must_use]
+    pub fn new(limits: &Limits, timeouts: &Timeouts, clock: Clock) -> Self {
+        Self {
+            head: HeadLimits { bytes: limits.header_bytes, fields: limits.header_count, target: limits.request_target },
+            streams: limits.streams_per_connection,
+            header: timeouts.header,
+            keep_alive: timeouts.keep_alive,
+            body_stall: timeouts.body_stall,
+            clock,
+        }
+    }
+}
+
+/// Serves a connection until it ends: by the client, by a limit, or after `drain` once nothing is in flight.
+///
+/// A tunnel that grows out of the connection runs inside this future (HTTP/1.1) or on `tasks` (HTTP/2).
+pub async fn serve_connection<IO: Io, H: Handler>(
+    io: IO,
+    conn: Arc<ConnInfo>,
+    handler: H,
+    settings: Arc<Settings>,
+    drain: CancellationToken,
+    tasks: TaskTracker,
+) {
+    match conn.tls.as_ref().map_or(Alpn::Http1, |tls| tls.alpn) {
+        // Boxed, so that the memory of the protocol goes before a tunnel begins: an idle WebSocket then weighs what its
+        // tunnel weighs.
+        Alpn::Http1 => {
+            if let Some(upgrade) = Box::pin(h1::serve(io, conn, handler, settings, drain)).await {
+                upgrade.run().await;
+            }
+        }
+        Alpn::Http2 => Box::pin(h2::serve(io, conn, handler, settings, drain, tasks)).await,
+    }
+}

@@ -39,6 +39,15 @@ pub fn chunk_head(out: &mut Vec<u8>, len: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends the end of a chunked body, with trailers if there are any.
+pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
+    out.extend_from_slice(b"0\r\n");
+    match trailers {
+        Some(trailers) => fields(out, trailers),
+        None => out.extend_from_slice(b"\r\n"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ pub mod chunked;
 mod encode;
 mod head;
 
-pub use encode::{chunk_head, request_head, response_head};
+pub use encode::{chunk_head, last_chunk, request_head, response_head};
 pub use head::{HeadLimits, RequestHead, ResponseHead, head_len, parse_request, parse_response};
 
 use bytes::{Bytes, BytesMut};
@@ -40,6 +40,18 @@ pub enum Framing {
     Chunked,
     /// All bytes until the connection closes; responses only.
     UntilClose,
+}
+
+impl Framing {
+    /// The length of the body, where it is known beforehand.
+    #[must_use]
+    pub const fn length(self) -> Option<u64> {
+        match self {
+            Self::None => Some(0),
+            Self::Length(n) => Some(n),
+            Self::Chunked | Self::UntilClose => None,
+        }
+    }
 }
 
 /// A piece of a body.

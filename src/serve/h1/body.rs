@@ -1,0 +1,109 @@
+//! The request body as a handler reads it, straight from the connection: what is not read is not taken from the client.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::stream::{ReadError, Shared};
+use crate::{
+    body::BodyError,
+    clock::Patience,
+    conn::Io,
+    wire::{Framing, Piece},
+};
+
+/// A request body that is still arriving.
+pub struct Incoming<IO> {
+    stream: Shared<IO>,
+    left: Option<u64>,
+    done: bool,
+    stall: Patience,
+}
+
+impl<IO: Io> Incoming<IO> {
+    /// The body that begins where the stream stands.
+    pub fn new(stream: Shared<IO>, framing: Framing, stall: Option<Duration>) -> Self {
+        let left = match framing {
+            Framing::Length(n) => Some(n),
+            _ => None,
+        };
+        Self { stream, left, done: left == Some(0), stall: Patience::new(stall) }
+    }
+}
+
+impl<IO: Io> HttpBody for Incoming<IO> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if this.done {
+            return Poll::Ready(None);
+        }
+        let piece = match this.stream.lock().poll_body(cx) {
+            Poll::Ready(piece) => piece,
+            Poll::Pending if this.stall.poll(cx).is_ready() => {
+                this.done = true;
+                return Poll::Ready(Some(Err(BodyError::Stalled)));
+            }
+            Poll::Pending => return Poll::Pending,
+        };
+        this.stall.moved();
+        Poll::Ready(match piece {
+            Ok(Piece::Data(bytes)) => {
+                if let Some(left) = &mut this.left {
+                    *left -= bytes.len() as u64;
+                    this.done = *left == 0;
+                }
+                Some(Ok(Frame::data(bytes)))
+            }
+            Ok(Piece::Trailers(trailers)) => {
+                this.done = true;
+                Some(Ok(Frame::trailers(permitted(trailers))))
+            }
+            Ok(Piece::End) => {
+                this.done = true;
+                None
+            }
+            Err(error) => {
+                this.done = true;
+                Some(Err(match error {
+                    ReadError::Gone => BodyError::Truncated,
+                    ReadError::Malformed => BodyError::Malformed,
+                }))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.done
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// Trailers without the fields that would change how the message was read (RFC 9110 section 6.5.1).
+fn permitted(mut trailers: HeaderMap) -> HeaderMap {
+    const FORBIDDEN: [header::HeaderName; 8] = [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::HOST,
+        header::CONNECTION,
+        header::TRAILER,
+        header::TE,
+        header::UPGRADE,
+        header::AUTHORIZATION,
+    ];
+    for name in FORBIDDEN {
+        trailers.remove(name);
+    }
+    trailers
+}

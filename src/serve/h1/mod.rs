@@ -1,0 +1,292 @@
+//! HTTP/1.1 towards clients (RFC 9112), one task a connection.
+//!
+//! The request body that a handler reads and the response that this file writes share one stream. Both are polled by the
+//! task of the connection, so the lock around it is never waited for; it is there because bodies may be sent to another
+//! thread as far as the compiler knows.
+
+mod body;
+mod stream;
+mod write;
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+};
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Version, header};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+use self::{
+    body::Incoming,
+    stream::{Shared, Stream},
+    write::{Answer, InterimQueue},
+};
+use super::{Handler, Settings, normalize};
+use crate::{
+    body::{Body, Request, Response},
+    conn::{ConnInfo, Interim, Io, Takeover},
+    error::{Kind, ProxyError},
+    wire::{self, Framing, RequestHead, WireError},
+};
+
+/// A client's stream that has become a tunnel.
+pub struct Upgrade<IO> {
+    io: IO,
+    early: Bytes,
+    takeover: Takeover,
+}
+
+impl<IO: Io> Upgrade<IO> {
+    /// Runs the tunnel to its end.
+    pub async fn run(self) {
+        self.takeover.run(Box::new(self.io), self.early).await;
+    }
+}
+
+/// What comes after an exchange.
+enum Next<IO> {
+    Request,
+    Close,
+    Upgrade(Upgrade<IO>),
+}
+
+/// Serves requests until the connection ends or becomes a tunnel.
+pub async fn serve<IO: Io, H: Handler>(
+    io: IO,
+    conn: Arc<ConnInfo>,
+    handler: H,
+    settings: Arc<Settings>,
+    drain: CancellationToken,
+) -> Option<Upgrade<IO>> {
+    let server =
+        Server { stream: Shared::new(Stream::new(io)), conn, handler, settings, drain, interim: Arc::default() };
+    let mut draining = pin!(server.drain.cancelled());
+    let mut first = true;
+    loop {
+        let head = server.next_head(&mut draining, first).await?;
+        first = false;
+        // Boxed: a waiting connection should not own the room that an exchange needs.
+        match Box::pin(server.exchange(head)).await {
+            Next::Request => {}
+            Next::Close => return None,
+            Next::Upgrade(upgrade) => return Some(upgrade),
+        }
+    }
+}
+
+struct Server<IO, H> {
+    stream: Shared<IO>,
+    conn: Arc<ConnInfo>,
+    handler: H,
+    settings: Arc<Settings>,
+    drain: CancellationToken,
+    interim: Arc<InterimQueue>,
+}
+
+/// A head that was read, or why it is refused.
+type Head = Result<RequestHead, (ProxyError, Option<String>)>;
+
+impl<IO: Io, H: Handler> Server<IO, H> {
+    /// Waits for a request and reads its head; `None` when the connection ends without one.
+    async fn next_head(&self, draining: &mut Pin<&mut WaitForCancellationFuture<'_>>, first: bool) -> Option<Head> {
+        // Who has just connected is given the time of a head and not that of an idle connection: it came to ask.
+        let patience = if first { self.settings.header } else { self.settings.keep_alive };
+        if self.stream.lock().is_empty() {
+            let mut first_byte = pin!(deadline(patience.map(|limit| Instant::now() + limit), self.stream.fill()));
+            let arrived = poll_fn(|cx| match first_byte.as_mut().poll(cx) {
+                // What has arrived is served even when the drain begins at the same moment.
+                Poll::Ready(read) => Poll::Ready(read.is_some_and(|read| read.is_ok_and(|n| n > 0))),
+                Poll::Pending => draining.as_mut().poll(cx).map(|()| false),
+            });
+            if !arrived.await {
+                self.stream.shutdown().await;
+                return None;
+            }
+        }
+        let limit = self.settings.header.map(|limit| Instant::now() + limit);
+        match deadline(limit, self.read_head()).await {
+            Some(head) => head,
+            None => Some(Err((Kind::HeadTooSlow.into(), self.stream.lock().target()))),
+        }
+    }
+
+    /// Reads on until the head is whole.
+    async fn read_head(&self) -> Option<Head> {
+        let mut scanned = 0;
+        loop {
+            match self.stream.lock().take_head(&mut scanned, &self.settings.head) {
+                Ok(Some(head)) => return Some(self.parse(&head)),
+                Ok(None) => {}
+                Err(error) => return Some(Err((refusal(error), self.stream.lock().target()))),
+            }
+            match self.stream.fill().await {
+                Ok(n) if n > 0 => {}
+                // Gone in the middle of a head: nobody is left to tell.
+                _ => return None,
+            }
+        }
+    }
+
+    fn parse(&self, head: &Bytes) -> Head {
+        wire::parse_request(head, &self.settings.head).map_err(|error| (refusal(error), stream::target_of(head)))
+    }
+
+    /// One request and its answer.
+    async fn exchange(&self, head: Head) -> Next<IO> {
+        let mut head = match head {
+            Ok(head) => head,
+            Err((error, target)) => return self.refuse(error, target).await,
+        };
+        if let Err(kind) = normalize::http1(&mut head) {
+            let target = head.target.path_and_query().map(|target| target.as_str().to_owned());
+            return self.refuse(kind.into(), target).await;
+        }
+        let asked = Asked::of(&head);
+        self.stream.lock().begin_body(head.framing, asked.expects_continue);
+        let request = self.request(head);
+        let mut handling = pin!(self.handler.handle(request, &self.conn));
+        let answered = poll_fn(|cx| {
+            if let Poll::Ready(response) = handling.as_mut().poll(cx) {
+                return Poll::Ready(Some(response));
+            }
+            let mut stream = self.stream.lock();
+            self.interim.write(cx, &mut stream);
+            // A client that leaves takes its request with it: dropping the handler cancels what goes on upstream.
+            stream.poll_watch(cx).map(|_gone| None)
+        });
+        match answered.await {
+            Some(response) => self.answer(response, &asked).await,
+            None => Next::Close,
+        }
+    }
+
+    fn request(&self, head: RequestHead) -> Request {
+        let body = match head.framing {
+            Framing::None | Framing::Length(0) => Body::empty(),
+            _ => Body::stream(Incoming::new(self.stream.clone(), head.framing, self.settings.body_stall)),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method;
+        *request.uri_mut() = head.target;
+        *request.version_mut() = head.version;
+        *request.headers_mut() = head.headers;
+        request.extensions_mut().insert(self.conn.clone());
+        if head.version == Version::HTTP_11 {
+            request.extensions_mut().insert(Interim(self.interim.clone()));
+        }
+        request
+    }
+
+    /// Writes the answer and says what comes next.
+    async fn answer(&self, mut response: Response, asked: &Asked) -> Next<IO> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return self.upgrade(response).await;
+        }
+        let close = !asked.keep_alive || self.drain.is_cancelled() || !self.stream.lock().may_skip_body();
+        let answer = Answer::new(&mut response, asked, close, &self.settings);
+        let leftover = self.interim.take();
+        let close = close || answer.ends_by_close();
+        if answer.write(leftover, response.into_body(), &self.stream, &self.settings).await.is_err() {
+            // Dropping the stream without a closing handshake is how a cut answer looks cut.
+            return Next::Close;
+        }
+        let skipped = self.stream.lock().skip_body();
+        match (skipped, close) {
+            (true, false) => Next::Request,
+            (true, true) if !self.stream.lock().has_unread() => {
+                self.stream.shutdown().await;
+                Next::Close
+            }
+            _ => {
+                self.stream.linger().await;
+                Next::Close
+            }
+        }
+    }
+
+    async fn upgrade(&self, mut response: Response) -> Next<IO> {
+        let Some(takeover) = response.extensions_mut().remove::<Takeover>() else {
+            let error = ProxyError::from(Kind::BadResponse);
+            return self.refuse(error, None).await;
+        };
+        let mut out = self.interim.take();
+        wire::response_head(&mut out, response.status(), response.headers());
+        if write::all(&self.stream, &out, self.settings.body_stall).await.is_err() {
+            return Next::Close;
+        }
+        match self.stream.take() {
+            Some((io, early)) => Next::Upgrade(Upgrade { io, early, takeover }),
+            None => Next::Close,
+        }
+    }
+
+    /// Answers what is no request, and closes: after a framing error nobody knows where the next request begins.
+    async fn refuse(&self, error: ProxyError, target: Option<String>) -> Next<IO> {
+        let mut response = self.handler.refuse(error, target.as_deref(), &self.conn);
+        let asked = Asked::nothing();
+        let answer = Answer::new(&mut response, &asked, true, &self.settings);
+        let written = answer.write(Vec::new(), response.into_body(), &self.stream, &self.settings).await;
+        if written.is_ok() {
+            self.stream.linger().await;
+        }
+        Next::Close
+    }
+}
+
+/// What of a request matters to the writing of its answer.
+pub struct Asked {
+    version: Version,
+    head: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+    takes_trailers: bool,
+}
+
+impl Asked {
+    fn of(head: &RequestHead) -> Self {
+        let has = |name, token: &[u8]| {
+            let fields = head.headers.get_all(name).iter();
+            fields
+                .flat_map(|field| field.as_bytes().split(|b| *b == b','))
+                .any(|t| t.trim_ascii().eq_ignore_ascii_case(token))
+        };
+        let new = head.version == Version::HTTP_11;
+        Self {
+            version: head.version,
+            head: head.method == Method::HEAD,
+            keep_alive: head.keep_alive,
+            expects_continue: new && has(header::EXPECT, b"100-continue"),
+            takes_trailers: new && has(header::TE, b"trailers"),
+        }
+    }
+
+    const fn nothing() -> Self {
+        Self {
+            version: Version::HTTP_11,
+            head: false,
+            keep_alive: false,
+            expects_continue: false,
+            takes_trailers: false,
+        }
+    }
+}
+
+fn refusal(error: WireError) -> ProxyError {
+    match error {
+        WireError::Malformed(what) => Kind::BadRequest(what).into(),
+        WireError::TargetTooLong => Kind::TargetTooLong.into(),
+        WireError::HeadTooLarge => Kind::HeadTooLarge.into(),
+    }
+}
+
+/// The outcome, or `None` when the instant passes first.
+async fn deadline<F: Future>(at: Option<Instant>, future: F) -> Option<F::Output> {
+    match at {
+        Some(at) => timeout_at(at, future).await.ok(),
+        None => Some(future.await),
+    }
+}

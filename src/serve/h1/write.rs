@@ -1,0 +1,290 @@
+//! Writing an answer: its framing, its head, and a body as it comes.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io::IoSlice,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::{Buf as _, Bytes};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use http_body::{Body as HttpBody, Frame};
+
+use super::{
+    Asked,
+    stream::{Shared, Stream},
+};
+use crate::{
+    body::{Body, BodyError, Response},
+    clock::Patience,
+    conn::{InterimSink, Io},
+    serve::Settings,
+    wire::{self, Framing},
+};
+
+/// The answer was cut: the connection is to be dropped as it is.
+#[derive(Debug)]
+pub struct Cut;
+
+/// How an answer will be written.
+pub struct Answer {
+    head: Vec<u8>,
+    framing: Framing,
+    trailers: bool,
+}
+
+impl Answer {
+    /// Settles the framing of a response and writes its head down.
+    pub fn new(response: &mut Response, asked: &Asked, close: bool, settings: &Settings) -> Self {
+        let framing = frame(response, asked);
+        let status = response.status();
+        let headers = response.headers_mut();
+        if framing == Framing::Chunked {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        if close || framing == Framing::UntilClose {
+            let upgrade = headers.contains_key(header::UPGRADE);
+            let close = HeaderValue::from_static(if upgrade { "upgrade, close" } else { "close" });
+            headers.insert(header::CONNECTION, close);
+        } else if asked.version == Version::HTTP_10 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+        }
+        headers.entry(header::DATE).or_insert_with(|| date(settings.clock.now()));
+        let mut head = Vec::with_capacity(512);
+        wire::response_head(&mut head, status, headers);
+        Self { head, framing, trailers: asked.takes_trailers }
+    }
+
+    /// Whether the close of the connection is the end of the body.
+    pub fn ends_by_close(&self) -> bool {
+        self.framing == Framing::UntilClose
+    }
+
+    /// Writes `before` (interim responses that could not be written yet), the head, and the body as it comes.
+    ///
+    /// # Errors
+    /// The client left or reads nothing, or the body was cut short.
+    pub async fn write<IO: Io>(
+        self,
+        before: Vec<u8>,
+        body: Body,
+        stream: &Shared<IO>,
+        settings: &Settings,
+    ) -> Result<(), Cut> {
+        let head = if before.is_empty() { self.head } else { [before, self.head].concat() };
+        let mut out =
+            Outgoing { stream, stall: Patience::new(settings.body_stall), small: head, data: Bytes::new(), tail: b"" };
+        let mut left = match self.framing {
+            Framing::None => return out.finish().await,
+            Framing::Length(n) => Some(n),
+            Framing::Chunked | Framing::UntilClose => None,
+        };
+        let mut body = pin!(body);
+        while left != Some(0) {
+            let frame = match out.next(body.as_mut()).await? {
+                Some(frame) => frame.map_err(|_cause| Cut)?,
+                None => break,
+            };
+            match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => {
+                    if let Some(left) = &mut left {
+                        *left = left.checked_sub(data.len() as u64).ok_or(Cut)?;
+                    }
+                    out.push(data, self.framing == Framing::Chunked);
+                    out.write().await?;
+                }
+                Err(frame) => {
+                    let Ok(trailers) = frame.into_trailers() else { continue };
+                    return out.end(self.framing, self.trailers.then_some(&trailers)).await;
+                }
+            }
+        }
+        // A body that is shorter than it said is cut, whatever it says of its end.
+        if left.is_some_and(|left| left > 0) { Err(Cut) } else { out.end(self.framing, None).await }
+    }
+}
+
+/// Bytes on their way to the client.
+struct Outgoing<'a, IO> {
+    stream: &'a Shared<IO>,
+    stall: Patience,
+    /// The head, or the line that opens a chunk.
+    small: Vec<u8>,
+    data: Bytes,
+    tail: &'static [u8],
+}
+
+impl<IO: Io> Outgoing<'_, IO> {
+    /// The next frame of the body. Before it is waited for, all that we have goes out, and while it is waited for, the
+    /// client is watched.
+    async fn next(&mut self, mut body: Pin<&mut Body>) -> Result<Option<Result<Frame<Bytes>, BodyError>>, Cut> {
+        if let Some(frame) = poll_fn(|cx| Poll::Ready(ready_now(body.as_mut().poll_frame(cx)))).await {
+            return Ok(frame);
+        }
+        self.write().await?;
+        self.flush().await?;
+        poll_fn(|cx| match body.as_mut().poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => self.stream.lock().poll_watch(cx).map(|_gone| Err(Cut)),
+        })
+        .await
+    }
+
+    fn push(&mut self, data: Bytes, chunked: bool) {
+        if chunked {
+            wire::chunk_head(&mut self.small, data.len());
+            self.tail = b"\r\n";
+        }
+        self.data = data;
+    }
+
+    async fn end(mut self, framing: Framing, trailers: Option<&HeaderMap>) -> Result<(), Cut> {
+        if framing == Framing::Chunked {
+            wire::last_chunk(&mut self.small, trailers);
+        }
+        self.finish().await
+    }
+
+    async fn finish(mut self) -> Result<(), Cut> {
+        self.write().await?;
+        self.flush().await
+    }
+
+    /// Writes all that is here, in as few calls as the stream allows.
+    async fn write(&mut self) -> Result<(), Cut> {
+        let mut written = 0;
+        while written < self.small.len() || self.data.has_remaining() || !self.tail.is_empty() {
+            let mut n = poll_fn(|cx| {
+                let slices = [IoSlice::new(&self.small[written..]), IoSlice::new(&self.data), IoSlice::new(self.tail)];
+                match self.stream.lock().poll_write_vectored(cx, &slices) {
+                    Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
+                    Poll::Ready(_) => Poll::Ready(Err(Cut)),
+                    Poll::Pending => self.stall.poll(cx).map(|()| Err(Cut)),
+                }
+            })
+            .await?;
+            self.stall.moved();
+            let small = n.min(self.small.len() - written);
+            written += small;
+            n -= small;
+            let data = n.min(self.data.len());
+            self.data.advance(data);
+            self.tail = &self.tail[n - data..];
+        }
+        self.small.clear();
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Cut> {
+        let flushed = poll_fn(|cx| match self.stream.lock().poll_flush(cx) {
+            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_gone| Cut)),
+            Poll::Pending => self.stall.poll(cx).map(|()| Err(Cut)),
+        });
+        flushed.await?;
+        self.stall.moved();
+        Ok(())
+    }
+}
+
+/// Writes bytes and pushes them out.
+///
+/// # Errors
+/// The client left, or reads nothing.
+pub async fn all<IO: Io>(stream: &Shared<IO>, bytes: &[u8], stall: Option<Duration>) -> Result<(), Cut> {
+    let out = Outgoing { stream, stall: Patience::new(stall), small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
+    out.finish().await
+}
+
+fn ready_now<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+/// RFC 9112 section 6, from the side of the sender.
+fn frame(response: &mut Response, asked: &Asked) -> Framing {
+    let status = response.status();
+    let exact = response.body().size_hint().exact();
+    let headers = response.headers_mut();
+    headers.remove(header::TRANSFER_ENCODING);
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        headers.remove(header::CONTENT_LENGTH);
+        return Framing::None;
+    }
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if asked.head || status == StatusCode::NOT_MODIFIED {
+        if let (true, None, Some(n @ 1..)) = (asked.head, announced, exact) {
+            headers.insert(header::CONTENT_LENGTH, n.into());
+        }
+        return Framing::None;
+    }
+    match (announced, exact) {
+        (Some(n), _) => Framing::Length(n),
+        (None, Some(n)) => {
+            headers.insert(header::CONTENT_LENGTH, n.into());
+            Framing::Length(n)
+        }
+        (None, None) if asked.version == Version::HTTP_11 => Framing::Chunked,
+        (None, None) => Framing::UntilClose,
+    }
+}
+
+/// The date as a field value; formatted once a second and thread.
+fn date(now: SystemTime) -> HeaderValue {
+    thread_local!(static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) });
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    LAST.with_borrow_mut(|(last, value)| {
+        if *last != second {
+            *last = second;
+            *value = HeaderValue::try_from(httpdate::fmt_http_date(now)).expect("a date is a valid value");
+        }
+        value.clone()
+    })
+}
+
+/// Interim responses that wait to be written between two polls of the handler. Never more than this many bytes: an
+/// upstream has no reason to send many hints.
+const MAX_INTERIM: usize = 16 * 1024;
+
+/// The queue of one connection.
+#[derive(Default)]
+pub struct InterimQueue(Mutex<Vec<u8>>);
+
+impl InterimQueue {
+    fn queue(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Writes as much as the stream takes now.
+    pub fn write<IO: Io>(self: &Arc<Self>, cx: &mut Context<'_>, stream: &mut Stream<IO>) {
+        let mut queue = self.queue();
+        while !queue.is_empty() {
+            match stream.poll_write(cx, &queue) {
+                Poll::Ready(Ok(n)) if n > 0 => drop(queue.drain(..n)),
+                // What is left goes before the final head, or the watch finds the client gone.
+                _ => return,
+            }
+            let _ = stream.poll_flush(cx);
+        }
+    }
+
+    /// What has not been written.
+    pub fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.queue())
+    }
+}
+
+impl InterimSink for InterimQueue {
+    fn push(&self, status: StatusCode, headers: &HeaderMap) {
+        let mut queue = self.queue();
+        if queue.len() < MAX_INTERIM {
+            wire::response_head(&mut queue, status, headers);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Settles what a request is for, or refuses it: one authority, one form of target, no method that is not for an origin.
+//! Pure. The bytes of the path are not touched.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, uri::PathAndQuery};
+
+use crate::{error::Kind, wire::RequestHead};
+
+/// Settles a request of HTTP/1.1 (RFC 9112 section 3.2).
+///
+/// # Errors
+/// 400 for every doubt, 405 for CONNECT and TRACE.
+pub fn http1(head: &mut RequestHead) -> Result<(), Kind> {
+    method(&head.method)?;
+    let target = target(&head.target, &head.method)?;
+    let host = single_host(&head.headers)?;
+    // The authority of an absolute-form target wins over Host (section 3.2.2); a client that says two different things
+    // is refused instead, since somebody behind us may see it the other way round.
+    let authority = match (head.target.authority(), host) {
+        (Some(authority), Some(host)) if !same(authority.as_str(), host) => {
+            return Err(Kind::BadRequest("Host differs from the target"));
+        }
+        (Some(authority), _) => Some(authority.as_str()),
+        (None, host) => host,
+    };
+    let Some(authority) = authority else { return Err(Kind::BadRequest("there is no Host")) };
+    check_authority(authority)?;
+    if host != Some(authority) {
+        let value = HeaderValue::try_from(authority).map_err(|_| Kind::BadRequest("Host is malformed"))?;
+        head.headers.insert(header::HOST, value);
+    }
+    if head.target.authority().is_some() {
+        head.target = Uri::from(target);
+    }
+    Ok(())
+}
+
+/// Settles a request of HTTP/2 or 3 (RFC 9113 section 8.3), whose fields the framing layer has judged one by one.
+///
+/// # Errors
+/// 400 for every doubt, 405 for TRACE and for a CONNECT without a protocol.
+pub fn multiplexed(wanted: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> Result<(), Kind> {
+    method(wanted)?;
+    let target = target(uri, wanted)?;
+    let host = single_host(headers)?;
+    let authority = match (uri.authority(), host) {
+        (Some(authority), Some(host)) if !same(authority.as_str(), host) => {
+            return Err(Kind::BadRequest("Host differs from :authority"));
+        }
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(host)) => host,
+        (None, None) => return Err(Kind::BadRequest("there is no :authority")),
+    };
+    check_authority(authority)?;
+    let value = HeaderValue::try_from(authority).map_err(|_| Kind::BadRequest(":authority is malformed"))?;
+    for name in [&header::CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
+        if headers.contains_key(name) {
+            return Err(Kind::BadRequest("a field belongs to HTTP/1.1"));
+        }
+    }
+    headers.insert(header::HOST, value);
+    join_cookies(headers);
+    drop_underscores(headers);
+    *uri = Uri::from(target);
+    Ok(())
+}
+
+/// CONNECT is for forward proxies; TRACE shows a script what it may not read (RFC 9110 section 9.3.8).
+fn method(method: &Method) -> Result<(), Kind> {
+    if matches!(*method, Method::CONNECT | Method::TRACE) { Err(Kind::MethodNotAllowed) } else { Ok(()) }
+}
+
+/// The target as it goes on: origin-form, or the asterisk that only OPTIONS may use.
+fn target(uri: &Uri, method: &Method) -> Result<PathAndQuery, Kind> {
+    let malformed = Kind::BadRequest("the target is not a path");
+    let target = uri.path_and_query().ok_or(malformed)?;
+    match target.as_str() {
+        "*" if method == Method::OPTIONS => Ok(target.clone()),
+        path if path.starts_with('/') => Ok(target.clone()),
+        // `GET http://host?query`: an empty path is `/` (RFC 9110 section 4.2.3).
+        query if query.starts_with('?') && uri.authority().is_some() => {
+            PathAndQuery::try_from(format!("/{query}")).map_err(|_| malformed)
+        }
+        _ => Err(malformed),
+    }
+}
+
+fn single_host(headers: &HeaderMap) -> Result<Option<&str>, Kind> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let Some(host) = hosts.next() else { return Ok(None) };
+    if hosts.next().is_some() {
+        return Err(Kind::BadRequest("there are several Host fields"));
+    }
+    host.to_str().map(Some).map_err(|_| Kind::BadRequest("Host is malformed"))
+}
+
+/// A host with an optional port, and nothing else: user information is for a phisher's link, not for a request, and a
+/// comma makes two hosts for some readers.
+fn check_authority(authority: &str) -> Result<(), Kind> {
+    let (host, port) = match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => (&authority[..colon], &authority[colon + 1..]),
+        _ => (authority, ""),
+    };
+    let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    let valid_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(name),
+    };
+    let valid_port = port.is_empty() || (port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
+    if valid_host && valid_port { Ok(()) } else { Err(Kind::BadRequest("Host is malformed")) }
+}
+
+fn same(a: &str, b: &str) -> bool {
+    a.eq_ignore_ascii_case(b)
+}
+
+/// HTTP/2 clients send a cookie in crumbs, which mean several cookies to HTTP/1.1 (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    if crumbs.next().is_none() || crumbs.next().is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).expect("made of valid values");
+    headers.insert(header::COOKIE, joined);
+}
+
+/// See [`RequestHead::dropped`].
+fn drop_underscores(headers: &mut HeaderMap) {
+    let found: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
+/// Turns an extended CONNECT for a WebSocket (RFC 8441) into the request that an HTTP/1.1 upstream understands. The key
+/// only proves that the upstream speaks WebSocket; the upstream's client checks its answer and drops it.
+pub fn websocket_to_http1(headers: &mut HeaderMap, key: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::wire::{HeadLimits, parse_request};
+
+    fn settle(head: &str) -> Result<(String, String), Kind> {
+        let limits = HeadLimits { bytes: 1 << 15, fields: 100, target: 1 << 15 };
+        let mut head = parse_request(&Bytes::copy_from_slice(head.as_bytes()), &limits).unwrap();
+        http1(&mut head)?;
+        assert!(head.target.authority().is_none());
+        Ok((head.target.to_string(), head.headers[header::HOST].to_str().unwrap().to_owned()))
+    }
+
+    fn is_bad(result: Result<(String, String), Kind>) -> bool {
+        matches!(result, Err(Kind::BadRequest(_)))
+    }
+
+    #[test]
+    fn a_request_has_one_authority() {
+        let ok = |head: &str| settle(head).unwrap();
+        assert_eq!(ok("GET /a HTTP/1.1\r\nHost: A.b:443\r\n\r\n"), ("/a".into(), "A.b:443".into()));
+        assert_eq!(ok("GET http://a.b/c?d HTTP/1.1\r\nHost: a.b\r\n\r\n"), ("/c?d".into(), "a.b".into()));
+        assert_eq!(ok("GET http://a.b HTTP/1.1\r\nHost: a.b\r\n\r\n"), ("/".into(), "a.b".into()));
+        assert_eq!(ok("GET http://a.b?x HTTP/1.1\r\nHost: a.b\r\n\r\n"), ("/?x".into(), "a.b".into()));
+        assert_eq!(ok("GET /a HTTP/1.1\r\nHost: [::1]:443\r\n\r\n").1, "[::1]:443");
+        for host in ["", "a b", "u@a.b", "a.b:x", "a.b:99999", "a.b:-1", ":80", "a/b", "a?b", "a.b,c.d"] {
+            assert!(is_bad(settle(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"))), "{host:?}");
+        }
+        assert!(is_bad(settle("GET / HTTP/1.1\r\n\r\n")));
+        assert!(is_bad(settle("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n")));
+        assert!(is_bad(settle("GET http://a.b/ HTTP/1.1\r\nHost: c.d\r\n\r\n")));
+        assert!(is_bad(settle("GET http://u@a.b/ HTTP/1.1\r\nHost: u@a.b\r\n\r\n")));
+    }
+
+    #[test]
+    fn only_targets_that_an_origin_understands_pass() {
+        assert!(is_bad(settle("GET a HTTP/1.1\r\nHost: a\r\n\r\n")));
+        assert!(is_bad(settle("GET a:443 HTTP/1.1\r\nHost: a\r\n\r\n")));
+        assert!(is_bad(settle("GET * HTTP/1.1\r\nHost: a\r\n\r\n")));
+        assert_eq!(settle("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").unwrap().0, "*");
+        assert_eq!(settle("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Kind::MethodNotAllowed));
+        assert_eq!(settle("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Kind::MethodNotAllowed));
+    }
+
+    fn settle2(uri: &str, fields: &[(&'static str, &'static str)]) -> Result<(Uri, HeaderMap), Kind> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        let mut uri = uri.parse().unwrap();
+        multiplexed(&Method::GET, &mut uri, &mut headers)?;
+        Ok((uri, headers))
+    }
+
+    #[test]
+    fn http2_is_held_to_the_same() {
+        let (uri, headers) =
+            settle2("https://a.b:443/c?d", &[("cookie", "a=1"), ("cookie", "b=2"), ("x_y", "1")]).unwrap();
+        assert_eq!(
+            (uri.to_string().as_str(), &headers["host"], &headers["cookie"]),
+            ("/c?d", &HeaderValue::from_static("a.b:443"), &HeaderValue::from_static("a=1; b=2"))
+        );
+        assert!(!headers.contains_key("x_y"));
+        assert_eq!(settle2("/c", &[("host", "a.b")]).unwrap().1["host"], "a.b");
+        for (uri, fields) in [
+            ("/c", &[][..]),
+            ("https://a.b/c", &[("host", "c.d")]),
+            ("https://a.b/c", &[("host", "a.b"), ("host", "a.b")]),
+            ("https://u@a.b/c", &[]),
+            ("*", &[("host", "a.b")]),
+            ("https://a.b/", &[("connection", "close")]),
+            ("https://a.b/", &[("transfer-encoding", "chunked")]),
+            ("https://a.b/", &[("upgrade", "websocket")]),
+        ] {
+            assert!(settle2(uri, fields).is_err(), "{uri} {fields:?}");
+        }
+    }
+}

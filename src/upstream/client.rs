@@ -1,0 +1,582 @@
+//! One request and its answer on one connection (RFC 9112 from the side of a client).
+//!
+//! The upload and the answer are driven together, so that an answer which comes early is seen at once: a service that
+//! refuses a body should not be sent the rest of it.
+
+use std::{
+    cell::RefCell,
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+use super::{Env, Lease, connect::Link, tunnel};
+use crate::{
+    body::{Body, BodyError, Request, Response},
+    clock::Patience,
+    config::plan,
+    conn::{Interim, Takeover},
+    error::{BoxError, Kind, ProxyError},
+    wire::{self, BodyDecoder, Framing, HeadLimits, Piece, ResponseHead, WireError, head_len},
+};
+
+/// What an answer's head may weigh: as much as a request's could, and more fields than any of our services sends.
+const ANSWER_HEAD: HeadLimits = HeadLimits { bytes: 64 * 1024, fields: 256, target: 0 };
+
+/// How long a body is held back for a 100 that may never come (RFC 9110 section 10.1.1 leaves it open; curl waits as
+/// long).
+const CONTINUE: Duration = Duration::from_secs(1);
+
+/// The thread's buffer for reading: what waits for an answer owns none.
+const SCRATCH: usize = 64 * 1024;
+
+/// Bodies with at least this much to come are read into room of their own and passed on without a copy.
+const BULK: u64 = 32 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+}
+
+/// A request on its way, which may have to start again on another connection.
+pub struct Outgoing {
+    parts: http::request::Parts,
+    body: Option<Body>,
+    framing: Framing,
+    websocket: bool,
+    expects_continue: bool,
+}
+
+/// The answer.
+pub struct Answered(pub Response);
+
+/// There is no answer.
+pub struct Failed {
+    /// Why.
+    pub error: ProxyError,
+    /// Whether the service cannot have seen more than a head, so that the request may be sent again elsewhere.
+    pub may_repeat: bool,
+}
+
+impl Outgoing {
+    /// A request that is ready to go.
+    pub fn new(request: Request) -> Self {
+        let (mut parts, body) = request.into_parts();
+        let framing = match body.size_hint().exact() {
+            Some(0) if parts.headers.contains_key(header::CONTENT_LENGTH) => Framing::Length(0),
+            Some(0) => Framing::None,
+            Some(n) => Framing::Length(n),
+            None => Framing::Chunked,
+        };
+        match framing {
+            Framing::Length(n) => drop(parts.headers.insert(header::CONTENT_LENGTH, n.into())),
+            Framing::Chunked => {
+                parts.headers.remove(header::CONTENT_LENGTH);
+                parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            Framing::None | Framing::UntilClose => {}
+        }
+        let websocket = parts.headers.contains_key(header::UPGRADE);
+        let expects_continue = parts.headers.contains_key(header::EXPECT) && !body.is_empty();
+        Self { parts, body: Some(body), framing, websocket, expects_continue }
+    }
+
+    /// What stands in for a request whose body is with its upload already.
+    fn nothing() -> Self {
+        Self::new(Request::new(Body::empty()))
+    }
+
+    fn head(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(1024);
+        let target = self.parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        wire::request_head(&mut out, &self.parts.method, target.as_bytes(), &self.parts.headers);
+        out
+    }
+
+    /// Whether the body, if there is one, has not been asked for a byte.
+    const fn is_untouched(&self) -> bool {
+        self.body.is_some()
+    }
+}
+
+/// Sends a request and waits for the head of its answer.
+pub async fn exchange(
+    link: Link,
+    outgoing: &mut Outgoing,
+    plan: &plan::Upstream,
+    env: &Env,
+    lease: Lease,
+) -> Result<Answered, Failed> {
+    let upload = Upload::new(outgoing, env.body_stall);
+    let patience = Patience::new(plan.response_timeout);
+    let mut exchange = Exchange { link, upload, scanned: 0, patience, saw_bytes: false };
+    let head = match poll_fn(|cx| exchange.poll(cx, outgoing)).await {
+        Ok(head) => head,
+        Err(error) => {
+            let may_repeat = error.kind == Kind::Reset && !exchange.saw_bytes && outgoing.is_untouched();
+            return Err(Failed { error, may_repeat });
+        }
+    };
+    Ok(Answered(match head.status {
+        StatusCode::SWITCHING_PROTOCOLS => upgraded(head, exchange.link, env, lease),
+        _ => exchange.respond(head, env, lease),
+    }))
+}
+
+/// The state between a request and the head of its answer.
+struct Exchange {
+    link: Link,
+    upload: Upload,
+    scanned: usize,
+    patience: Patience,
+    saw_bytes: bool,
+}
+
+impl Exchange {
+    fn poll(&mut self, cx: &mut Context<'_>, outgoing: &mut Outgoing) -> Poll<Result<ResponseHead, ProxyError>> {
+        match self.upload.poll(cx, &mut self.link, outgoing) {
+            Poll::Ready(Err(UploadError::Body(error))) => return Poll::Ready(Err(client_fault(error))),
+            Poll::Ready(Err(UploadError::Stalled)) => return Poll::Ready(Err(Kind::ResponseTimeout.into())),
+            // A service that takes no more may have said why, so the answer is still read.
+            Poll::Ready(Err(UploadError::Refused) | Ok(())) | Poll::Pending => {}
+        }
+        if self.upload.has_moved() {
+            self.patience.moved();
+        }
+        loop {
+            match head_len(&self.link.read, &mut self.scanned) {
+                Ok(Some(len)) => match self.head(len, outgoing) {
+                    Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                    // After an interim head, the next one starts from the beginning of what is left.
+                    Ok(None) => {
+                        self.scanned = 0;
+                        cx.waker().wake_by_ref();
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                },
+                Ok(None) if self.link.read.len() > ANSWER_HEAD.bytes => {
+                    return Poll::Ready(Err(nonsense("the head of the answer is too large")));
+                }
+                Ok(None) => match self.link.poll_fill(cx, 0) {
+                    Poll::Ready(Ok(n)) if n > 0 => self.saw_bytes = true,
+                    Poll::Ready(end) => return Poll::Ready(Err(hung_up(end.err()))),
+                    Poll::Pending => {
+                        return self.patience.poll(cx).map(|()| Err(Kind::ResponseTimeout.into()));
+                    }
+                },
+                Err(error) => return Poll::Ready(Err(ProxyError::new(Kind::BadResponse, error))),
+            }
+        }
+    }
+
+    /// A final head, or `None` after an interim one.
+    fn head(&mut self, len: usize, outgoing: &Outgoing) -> Result<Option<ResponseHead>, ProxyError> {
+        let bytes = self.link.take(len);
+        let head = wire::parse_response(&bytes, &outgoing.parts.method, &ANSWER_HEAD)
+            .map_err(|error| ProxyError::new(Kind::BadResponse, error))?;
+        match head.status.as_u16() {
+            100 => self.upload.may_go(),
+            101 if outgoing.websocket && is_websocket(&head.headers) => return Ok(Some(head)),
+            101 => return Err(nonsense("an upgrade that nobody asked for")),
+            102..=199 => {
+                if let Some(interim) = outgoing.parts.extensions.get::<Interim>() {
+                    interim.0.push(head.status, &head.headers);
+                }
+            }
+            _ => return Ok(Some(head)),
+        }
+        Ok(None)
+    }
+
+    /// The answer with the body that follows its head.
+    fn respond(mut self, head: ResponseHead, env: &Env, lease: Lease) -> Response {
+        let refused = head.status.is_client_error() || head.status.is_server_error();
+        let whole = self.link.whole(head.framing);
+        let (upload, keep) = match self.upload.is_done() {
+            true => (None, head.keep_alive),
+            // A service that has refused the request, or will close, or has said all: the upload is dropped, and with it
+            // the request's body, so that its client is told to stop.
+            false if refused || !head.keep_alive || whole.is_some() => (None, false),
+            false => (Some(self.upload), true),
+        };
+        let body = match whole {
+            Some(body) => {
+                if keep && self.link.read.is_empty() {
+                    lease.give_back(self.link);
+                }
+                body
+            }
+            None => Body::stream(Incoming {
+                left: head.framing.length(),
+                decoder: BodyDecoder::new(head.framing),
+                end: Some((self.link, lease)),
+                upload,
+                keep,
+                patience: Patience::new(env.body_stall),
+            }),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        response
+    }
+}
+
+/// The answer to an upgrade, with the tunnel that waits for its client side.
+fn upgraded(head: ResponseHead, mut link: Link, env: &Env, lease: Lease) -> Response {
+    let settings = tunnel::Settings { idle: env.tunnel_idle, drain: env.drain.clone(), open: env.tunnels.clone() };
+    let early = std::mem::take(&mut link.read).freeze();
+    let takeover = Takeover::new(move |client, from_client| {
+        Box::pin(async move {
+            tunnel::run(client, from_client, link.socket, early, settings).await;
+            drop(lease);
+        })
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response.extensions_mut().insert(takeover);
+    response
+}
+
+/// The head and the body of a request on their way out.
+struct Upload {
+    stage: Stage,
+    /// The head, or the line that opens a chunk; written before `data` and `tail`.
+    small: Vec<u8>,
+    written: usize,
+    data: Bytes,
+    tail: &'static [u8],
+    body: Option<Body>,
+    chunked: bool,
+    moved: bool,
+    patience: Patience,
+}
+
+enum Stage {
+    /// The body waits for a 100, or for this long.
+    Held(Pin<Box<Sleep>>),
+    Body,
+    Done,
+    Failed,
+}
+
+enum UploadError {
+    /// The request's own body broke.
+    Body(BodyError),
+    /// The service takes no byte for too long.
+    Stalled,
+    /// The service closed its side.
+    Refused,
+}
+
+impl Upload {
+    fn new(outgoing: &Outgoing, stall: Option<Duration>) -> Self {
+        let stage = match outgoing.framing {
+            Framing::None | Framing::Length(0) => Stage::Done,
+            _ if outgoing.expects_continue => Stage::Held(Box::pin(sleep(CONTINUE))),
+            _ => Stage::Body,
+        };
+        Self {
+            stage,
+            small: outgoing.head(),
+            written: 0,
+            data: Bytes::new(),
+            tail: b"",
+            body: None,
+            chunked: outgoing.framing == Framing::Chunked,
+            moved: false,
+            patience: Patience::new(stall),
+        }
+    }
+
+    /// The service wants the body.
+    fn may_go(&mut self) {
+        if matches!(self.stage, Stage::Held(_)) {
+            self.stage = Stage::Body;
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done) && self.is_written()
+    }
+
+    fn is_written(&self) -> bool {
+        self.written == self.small.len() && self.data.is_empty() && self.tail.is_empty()
+    }
+
+    /// Whether anything moved since the last call.
+    const fn has_moved(&mut self) -> bool {
+        std::mem::replace(&mut self.moved, false)
+    }
+
+    /// Writes on; ready when all is written.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: &mut Link,
+        outgoing: &mut Outgoing,
+    ) -> Poll<Result<(), UploadError>> {
+        loop {
+            if let Stage::Held(timer) = &mut self.stage
+                && timer.as_mut().poll(cx).is_ready()
+            {
+                self.stage = Stage::Body;
+            }
+            // The first bytes of the body join the head in one write, if they are here.
+            if matches!(self.stage, Stage::Body) && self.body.is_none() {
+                self.body = outgoing.body.take();
+            }
+            let more = self.poll_body(cx)?;
+            if !self.is_written() {
+                ready!(self.poll_write(cx, link))?;
+            } else if more.is_pending() {
+                // What was written may still wait in the TLS layer. An error shows at the next write or read.
+                let _ = Pin::new(&mut link.socket).poll_flush(cx);
+                return match self.stage {
+                    Stage::Done => Poll::Ready(Ok(())),
+                    Stage::Failed => Poll::Ready(Err(UploadError::Refused)),
+                    Stage::Held(_) | Stage::Body => Poll::Pending,
+                };
+            }
+        }
+    }
+
+    /// Takes the next frame of the body, where there is room for one. Pending means that nothing new is here.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        let (Stage::Body, Some(body)) = (&self.stage, &mut self.body) else { return Poll::Pending };
+        if !self.data.is_empty() || !self.tail.is_empty() {
+            return Poll::Pending;
+        }
+        let frame = ready!(Pin::new(body).poll_frame(cx)).transpose().map_err(UploadError::Body)?;
+        self.moved = true;
+        match frame.map(Frame::into_data) {
+            Some(Ok(data)) if data.is_empty() => {}
+            Some(Ok(data)) => {
+                if self.chunked {
+                    wire::chunk_head(&mut self.small, data.len());
+                    self.tail = b"\r\n";
+                }
+                self.data = data;
+            }
+            Some(Err(frame)) => self.finish(frame.into_trailers().ok().as_ref()),
+            None => self.finish(None),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn finish(&mut self, trailers: Option<&HeaderMap>) {
+        self.stage = Stage::Done;
+        self.body = None;
+        if self.chunked {
+            wire::last_chunk(&mut self.small, trailers);
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<Result<(), UploadError>> {
+        while !self.is_written() {
+            let slices = [
+                std::io::IoSlice::new(&self.small[self.written..]),
+                std::io::IoSlice::new(&self.data),
+                std::io::IoSlice::new(self.tail),
+            ];
+            let n = match Pin::new(&mut link.socket).poll_write_vectored(cx, &slices) {
+                Poll::Ready(Ok(n)) if n > 0 => n,
+                Poll::Ready(_) => {
+                    self.give_up();
+                    return Poll::Ready(Err(UploadError::Refused));
+                }
+                Poll::Pending => return self.patience.poll(cx).map(|()| Err(UploadError::Stalled)),
+            };
+            self.patience.moved();
+            self.moved = true;
+            self.wrote(n);
+        }
+        self.small.clear();
+        self.written = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn wrote(&mut self, n: usize) {
+        let small = n.min(self.small.len() - self.written);
+        self.written += small;
+        let data = (n - small).min(self.data.len());
+        self.data.advance(data);
+        self.tail = &self.tail[n - small - data..];
+    }
+
+    /// Forgets what is left.
+    fn give_up(&mut self) {
+        self.stage = Stage::Failed;
+        self.body = None;
+        self.data = Bytes::new();
+        self.tail = b"";
+        self.small = Vec::new();
+        self.written = 0;
+    }
+}
+
+/// The body of an answer, read from its connection as its reader asks for it.
+struct Incoming {
+    decoder: BodyDecoder,
+    left: Option<u64>,
+    /// The connection, until the body ends; then it goes back to the pool or is closed.
+    end: Option<(Link, Lease)>,
+    /// What the request still has to say, where the service answers while it listens.
+    upload: Option<Upload>,
+    keep: bool,
+    patience: Patience,
+}
+
+impl Incoming {
+    fn finish(&mut self) {
+        let done = self.upload.take().is_none_or(|upload| upload.is_done());
+        if let Some((link, lease)) = self.end.take()
+            && self.keep
+            && done
+            && link.read.is_empty()
+        {
+            lease.give_back(link);
+        }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, BodyError>> {
+        let Some((link, _)) = &mut self.end else { return Poll::Ready(Ok(Piece::End)) };
+        if let Some(upload) = &mut self.upload {
+            // Its errors are not the answer's: whatever the service still says is passed on.
+            let _ = upload.poll(cx, link, &mut Outgoing::nothing());
+        }
+        loop {
+            match self.decoder.decode(&mut link.read) {
+                Ok(Some(piece)) => return Poll::Ready(Ok(piece)),
+                Ok(None) => {}
+                Err(_malformed) => return Poll::Ready(Err(BodyError::Truncated)),
+            }
+            let wanted = self.decoder.remaining().unwrap_or(0);
+            match link.poll_fill(cx, wanted) {
+                Poll::Ready(Ok(n)) if n > 0 => self.patience.moved(),
+                Poll::Ready(Ok(_)) if self.decoder.may_end_here() => return Poll::Ready(Ok(Piece::End)),
+                Poll::Ready(_) => return Poll::Ready(Err(BodyError::Truncated)),
+                Poll::Pending => return self.patience.poll(cx).map(|()| Err(BodyError::Stalled)),
+            }
+        }
+    }
+}
+
+impl HttpBody for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(match ready!(self.poll_piece(cx)) {
+            Ok(Piece::Data(data)) => {
+                if let Some(left) = &mut self.left {
+                    *left -= data.len() as u64;
+                }
+                if self.decoder.is_done() {
+                    self.finish();
+                }
+                Some(Ok(Frame::data(data)))
+            }
+            Ok(Piece::Trailers(trailers)) => {
+                self.finish();
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Ok(Piece::End) => {
+                self.finish();
+                None
+            }
+            Err(error) => {
+                self.end = None;
+                Some(Err(error))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.end.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Link {
+    /// Reads more. With at least [`BULK`] bytes `wanted` they go into room of the link's own and are passed on without a
+    /// copy; else they come through the thread's buffer, so that a link which waits owns nothing.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: u64) -> Poll<std::io::Result<usize>> {
+        if wanted >= BULK {
+            self.read.reserve(SCRATCH);
+            return tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, &mut self.read);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut buf = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf))?;
+            self.read.extend_from_slice(buf.filled());
+            Poll::Ready(Ok(buf.filled().len()))
+        })
+    }
+
+    /// The first `len` bytes. When nothing is left, neither is the buffer.
+    fn take(&mut self, len: usize) -> Bytes {
+        if len == self.read.len() { std::mem::take(&mut self.read).freeze() } else { self.read.split_to(len).freeze() }
+    }
+
+    /// The body, if all of it has arrived with the head.
+    fn whole(&mut self, framing: Framing) -> Option<Body> {
+        match framing {
+            Framing::None | Framing::Length(0) => Some(Body::empty()),
+            Framing::Length(n) if self.read.len() as u64 >= n => {
+                usize::try_from(n).ok().map(|n| Body::full(self.take(n)))
+            }
+            Framing::Chunked => self.whole_chunked(),
+            Framing::Length(_) | Framing::UntilClose => None,
+        }
+    }
+
+    /// Small answers of Synapse are chunked and arrive in one piece: one chunk and the end.
+    fn whole_chunked(&mut self) -> Option<Body> {
+        if !self.read.ends_with(b"\r\n0\r\n\r\n") {
+            return None;
+        }
+        let mut rest = self.read.clone();
+        let mut decoder = BodyDecoder::new(Framing::Chunked);
+        let Ok(Some(Piece::Data(data))) = decoder.decode(&mut rest) else { return None };
+        let Ok(Some(Piece::End)) = decoder.decode(&mut rest) else { return None };
+        self.read = rest;
+        Some(Body::full(data))
+    }
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    headers.get(header::UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+fn nonsense(what: &'static str) -> ProxyError {
+    ProxyError::new(Kind::BadResponse, WireError::Malformed(what))
+}
+
+fn hung_up(cause: Option<std::io::Error>) -> ProxyError {
+    let cause: BoxError = cause.map_or_else(|| WireError::Malformed("closed without an answer").into(), Into::into);
+    ProxyError::new(Kind::Reset, cause)
+}
+
+/// The request's body broke: its client, and not the service, is why.
+fn client_fault(error: BodyError) -> ProxyError {
+    let kind = match error {
+        BodyError::Truncated | BodyError::Cancelled => Kind::ClientGone,
+        BodyError::Malformed => Kind::BadRequest("the body is malformed"),
+        BodyError::Stalled => Kind::BodyTooSlow,
+        BodyError::TooLarge => Kind::BodyTooLarge,
+    };
+    ProxyError::new(kind, error)
+}

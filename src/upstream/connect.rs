@@ -1,0 +1,269 @@
+//! Dialling: names resolved afresh every time, every address tried, TLS where the origin speaks it.
+//!
+//! Docker's resolver answers with a lifetime of 600 s although a container's address changes at its restart, so nothing
+//! is remembered between two dials. The only file of this room that knows rustls.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream, lookup_host},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::config::plan::Server;
+
+/// After this long the next address is tried beside the first (RFC 8305 section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Whom a TLS origin is verified against.
+#[derive(Clone)]
+pub struct Roots(Arc<ClientConfig>);
+
+/// Roots that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RootsError {
+    /// The file cannot be read, or is no PEM.
+    #[error("no certificates in {path}")]
+    File {
+        /// As configured.
+        path: String,
+        /// Why.
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
+    /// A certificate that is no authority.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
+impl Roots {
+    /// The roots of the system, or those of Mozilla where it has none (a minimal image).
+    #[must_use]
+    pub fn system() -> Self {
+        Self::of(system_roots())
+    }
+
+    /// Those, and the certificates of a PEM file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has no certificate.
+    pub fn with_file(path: &Path) -> Result<Self, RootsError> {
+        let mut roots = system_roots();
+        let failed = |source| RootsError::File { path: path.display().to_string(), source };
+        for certificate in CertificateDer::pem_file_iter(path).map_err(failed)? {
+            roots.add(certificate.map_err(failed)?)?;
+        }
+        Ok(Self::of(roots))
+    }
+
+    /// Only the certificates of a PEM text.
+    ///
+    /// # Errors
+    /// The text has no usable certificate.
+    pub fn only(pem: &[u8]) -> Result<Self, RootsError> {
+        let mut roots = RootCertStore::empty();
+        let failed = |source| RootsError::File { path: "the given text".into(), source };
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            roots.add(certificate.map_err(failed)?)?;
+        }
+        Ok(Self::of(roots))
+    }
+
+    fn of(roots: RootCertStore) -> Self {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites for both versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Self(Arc::new(config))
+    }
+}
+
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    // A broken certificate among the system's is none of our business as long as others are fine.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    roots
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The upstream has no endpoint at all.
+    #[error("there is no endpoint")]
+    NoEndpoint,
+    /// `connect_timeout` is over.
+    #[error("connecting took too long")]
+    TimedOut,
+    /// The name does not resolve, or no address accepts.
+    #[error("not reachable")]
+    Io(#[source] io::Error),
+    /// The handshake failed, for instance on the certificate.
+    #[error("TLS handshake failed")]
+    Tls(#[source] io::Error),
+}
+
+impl DialError {
+    /// Whether the next moment may be better: a container that restarts refuses, or has no name yet.
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Io(_))
+    }
+}
+
+/// A connection to an endpoint, and what has been read of it ahead.
+pub struct Link {
+    /// The byte stream.
+    pub socket: Socket,
+    /// Bytes of an answer that nobody has taken yet.
+    pub read: BytesMut,
+}
+
+impl Link {
+    /// A fresh connection.
+    pub fn new(socket: Socket) -> Self {
+        Self { socket, read: BytesMut::new() }
+    }
+
+    /// Whether the other side has neither closed nor said anything that nobody asked for. Costs no system call unless
+    /// the reactor has seen something.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buf = ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(Waker::noop());
+        self.read.is_empty() && Pin::new(&mut self.socket).poll_read(&mut cx, &mut buf).is_pending()
+    }
+}
+
+/// The kinds of stream that lead to a service.
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A socket in the file system.
+    Unix(UnixStream),
+    /// TLS over TCP.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Opens a connection.
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn dial(server: &Server, limit: Duration, roots: &Roots) -> Result<Link, DialError> {
+    timeout(limit, open(server, roots)).await.map_err(|_| DialError::TimedOut)?.map(Link::new)
+}
+
+async fn open(server: &Server, roots: &Roots) -> Result<Socket, DialError> {
+    match server {
+        Server::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix).map_err(DialError::Io),
+        Server::Http { host, port } => tcp(host, *port).await.map(Socket::Tcp).map_err(DialError::Io),
+        Server::Https { host, port } => tls(tcp(host, *port).await.map_err(DialError::Io)?, host, roots).await,
+    }
+}
+
+/// Speaks TLS on a connection.
+///
+/// # Errors
+/// The handshake fails; the name is no name.
+pub async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialError> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))?;
+    let stream = TlsConnector::from(roots.0.clone()).connect(name, tcp).await.map_err(DialError::Tls)?;
+    Ok(Socket::Tls(Box::new(stream)))
+}
+
+/// Connects to the first address of a name that accepts. The next one starts when one fails or takes its time.
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut addresses = lookup_host((host, port)).await?;
+    let mut dials = FuturesUnordered::new();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        let more = match addresses.next() {
+            Some(address) => {
+                dials.push(tcp_to(address));
+                true
+            }
+            None => false,
+        };
+        tokio::select! {
+            biased;
+            dialled = dials.next() => match dialled {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => last = error,
+                None => return Err(last),
+            },
+            () = sleep(STAGGER), if more => {}
+        }
+    }
+}
+
+/// Connects to an address.
+///
+/// # Errors
+/// It refuses.
+pub async fn tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+macro_rules! each {
+    ($socket:expr, $stream:ident => $call:expr) => {
+        match $socket {
+            Socket::Tcp($stream) => $call,
+            Socket::Unix($stream) => $call,
+            Socket::Tls($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(&mut *self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        each!(&mut *self, stream => Pin::new(stream).poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(&mut *self, stream => Pin::new(stream).poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        each!(self, stream => stream.is_write_vectored())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(&mut *self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(&mut *self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
