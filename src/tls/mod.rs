@@ -1,1 +1,204 @@
-//! placeholder
+//! Handshakes: the ClientHello first, then the configuration that fits it.
+//!
+//! Which certificate a name has is decided by the resolver that is handed in; this room knows neither files nor ACME.
+
+mod config;
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustls::{ServerConnection, server::ResolvesServerCert};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::LazyConfigAcceptor;
+
+pub use self::config::TlsError;
+use self::config::Configs;
+use crate::{
+    config::plan::TlsVersion,
+    conn::{Alpn, TlsInfo},
+};
+
+/// RFC 8737: the protocol of a validation by the CA.
+const ACME_TLS: &[u8] = b"acme-tls/1";
+
+/// A fatal `unrecognized_name` alert as it stands on the wire (RFC 8446 sections 5.1 and 6.2, RFC 6066 section 3). Sent
+/// before there is a configuration, since rustls would say `access_denied`, which browsers take for a client certificate
+/// gone wrong.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// How long a refused client may take to read why.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Says whether a name has a certificate now.
+pub type Knows = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// Makes TLS of a byte stream. Cheap to clone.
+#[derive(Clone)]
+pub struct Acceptor {
+    configs: Arc<Configs>,
+    knows: Knows,
+}
+
+/// What a handshake led to.
+#[derive(Debug)]
+pub enum Accepted<IO> {
+    /// A client.
+    Http(TlsStream<IO>, TlsInfo),
+    /// The CA has seen the certificate that it asked for; there is nothing more to say.
+    AcmeChallenge,
+}
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// `timeouts.handshake` is over.
+    #[error("TLS handshake took too long")]
+    TimedOut,
+    /// No site has the name, or none was given.
+    #[error("no site for the name {0:?}")]
+    UnknownName(String),
+    /// The client speaks HTTP without TLS.
+    #[error("plain HTTP on a TLS port")]
+    PlainHttp,
+    /// The client and we have nothing in common, or it left.
+    #[error("TLS handshake failed")]
+    Handshake(#[source] io::Error),
+}
+
+impl Acceptor {
+    /// An acceptor whose certificates come from `resolver`. `knows` tells a name without a certificate apart from a
+    /// client that could not use the one there is.
+    ///
+    /// # Errors
+    /// The system gives no randomness for the ticket keys.
+    pub fn new(resolver: Arc<dyn ResolvesServerCert>, knows: Knows, min: TlsVersion) -> Result<Self, TlsError> {
+        Ok(Self { configs: Arc::new(Configs::new(resolver, min)?), knows })
+    }
+
+    /// Shakes hands until the deadline.
+    ///
+    /// # Errors
+    /// See [`AcceptError`]. Where the client can be told, it has been.
+    pub async fn accept<IO>(&self, io: IO, deadline: Option<Instant>) -> Result<Accepted<IO>, AcceptError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let handshake = Box::pin(self.shake(io));
+        match deadline {
+            Some(deadline) => timeout_at(deadline, handshake).await.map_err(|_| AcceptError::TimedOut)?,
+            None => handshake.await,
+        }
+    }
+
+    async fn shake<IO>(&self, io: IO) -> Result<Accepted<IO>, AcceptError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io);
+        let start = match (&mut acceptor).await {
+            Ok(start) => start,
+            Err(error) => return Err(refuse_garbage(acceptor.take_io(), error).await),
+        };
+        let hello = start.client_hello();
+        let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+        let validation = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME_TLS));
+        if !validation && !name.as_deref().is_some_and(|name| (self.knows)(name)) {
+            let mut io = start.io;
+            say(&mut io, &UNRECOGNIZED_NAME).await;
+            return Err(AcceptError::UnknownName(name.unwrap_or_default()));
+        }
+        let config = if validation { &self.configs.validation } else { &self.configs.http };
+        let stream = start.into_stream(config.clone()).await.map_err(AcceptError::Handshake)?;
+        if validation {
+            let mut stream = stream;
+            let _ = timeout(FAREWELL, stream.shutdown()).await;
+            return Ok(Accepted::AcmeChallenge);
+        }
+        let info = info(stream.get_ref().1, name);
+        Ok(Accepted::Http(TlsStream(stream), info))
+    }
+}
+
+fn info(connection: &ServerConnection, sni: Option<String>) -> TlsInfo {
+    TlsInfo {
+        sni: sni.map(Into::into),
+        alpn: if connection.alpn_protocol() == Some(b"h2") { Alpn::Http2 } else { Alpn::Http1 },
+        version: match connection.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "TLSv1.2",
+        },
+        resumed: connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+    }
+}
+
+/// Tells a client that speaks plain HTTP what it did, since "connection reset" tells it nothing.
+async fn refuse_garbage<IO: AsyncRead + AsyncWrite + Unpin>(io: Option<IO>, error: io::Error) -> AcceptError {
+    let plain = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()).is_some_and(|cause| {
+        matches!(cause, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
+    });
+    let Some(mut io) = io.filter(|_| plain) else { return AcceptError::Handshake(error) };
+    let text = "This port speaks https: use https:// in the address.\n";
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    say(&mut io, answer.as_bytes()).await;
+    AcceptError::PlainHttp
+}
+
+/// Writes a last word and waits until the client has read it or left.
+async fn say<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, word: &[u8]) {
+    let farewell = async {
+        io.write_all(word).await?;
+        io.shutdown().await?;
+        let mut sink = [0; 512];
+        while io.read(&mut sink).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // The connection is over either way.
+    let _ = timeout(FAREWELL, farewell).await;
+}
+
+/// The plain side of a TLS connection.
+#[derive(Debug)]
+pub struct TlsStream<IO>(tokio_rustls::server::TlsStream<IO>);
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,55 @@
+//! Options of sockets, each with its reason.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+/// Connections that wait to be accepted: a restart of a busy server brings thousands of clients back at once. The kernel
+/// cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// After so much silence the kernel asks whether the peer is there, this often and this many times: a phone that lost its
+/// network is noticed within three minutes, a tunnel through a forgetful NAT is kept open.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(75);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(25);
+const KEEPALIVE_TRIES: u32 = 4;
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr}")]
+pub struct BindError {
+    /// Which.
+    pub addr: SocketAddr,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A listening socket. `[::]` takes IPv4 as well. With `SO_REUSEPORT` every worker has a queue of its own, and a new
+/// process can listen beside the old one.
+pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// What a client's connection needs.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    // Answers are written whole; waiting to fill a segment would only delay them.
+    stream.set_nodelay(true)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY).with_retries(KEEPALIVE_TRIES);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
