@@ -214,6 +214,8 @@ pub struct Route {
     pub max_body: Vec<BodyRule>,
     /// What `/_matrix/…/rtc/transports` answers with where Synapse has nothing to say; `None` passes.
     pub rtc_transports: Option<Bytes>,
+    /// Where a browser that asks for `/` is sent (308 to this origin), on a route that otherwise goes upstream.
+    pub root_redirect: Option<String>,
 }
 
 /// What a site or route is for; a preset of rules and limits (behaviour.md, kinds of sites).

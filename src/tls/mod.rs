@@ -19,8 +19,8 @@ use tokio::{
 };
 use tokio_rustls::LazyConfigAcceptor;
 
-pub use self::config::TlsError;
 use self::config::Configs;
+pub use self::config::TlsError;
 use crate::{
     config::plan::TlsVersion,
     conn::{Alpn, TlsInfo},

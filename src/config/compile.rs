@@ -1,0 +1,507 @@
+//! From what the file says to what the edge does: defaults, derived values, and the rules that span several keys.
+
+use std::{net::SocketAddr, num::NonZeroUsize, ops::Range, sync::Arc, time::Duration};
+
+use super::{
+    kind,
+    plan::{
+        Acme, Action, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Directory, Eab, Encoding,
+        FixedAnswer, Kind, Limits, Listen, Log, Matrix, Plan, Route, Server, Site, SiteTls, Timeouts, TlsVersion,
+        Upstream, WellKnown,
+    },
+    raw::{self, Issuer, Raw},
+    tree::{At, Reader},
+    well_known,
+};
+
+const STORAGE: &str = "/var/lib/vestibule";
+const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9180);
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";
+const ZEROSSL: &str = "https://acme.zerossl.com/v2/DV90";
+
+const CONNECT: Duration = Duration::from_secs(5);
+const RESPONSE: Duration = Duration::from_secs(300);
+const RETRY_CONNECT: Duration = Duration::from_secs(5);
+const WELL_KNOWN_AGE: Duration = Duration::from_secs(3600);
+
+/// `http::Uri` holds no more.
+const MAX_TARGET: u64 = 65_534;
+
+/// Judges the file as a whole. What is wrong is noted; the plan is then only good for being thrown away.
+pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
+    let listen = listen(&raw, reader);
+    let acme = acme(&raw.acme, reader);
+    let matrix = matrix(&raw, &listen, reader);
+    let documents = matrix.as_ref().map(|matrix| documents(matrix, raw.matrix.as_ref()));
+    let fill = raw.matrix.as_ref().and_then(|matrix| matrix.rtc_transports.as_ref()).is_none_or(|fill| fill.value);
+    let transports = matrix.as_ref().filter(|_| fill).and_then(well_known::rtc_transports);
+    let issuer = raw.tls_certificates.as_ref().map_or(Issuer::Acme, |issuer| issuer.value);
+    let mut sites = Vec::new();
+    for site in &raw.sites {
+        let is_server = matrix.as_ref().is_some_and(|matrix| host_of(&matrix.server_name) == site.host.value.as_str());
+        let wants =
+            site.well_known.as_ref().map_or(is_server || kind_of(&site.root) == Kind::Synapse, |wants| wants.value);
+        if let (true, None, Some(wants)) = (wants, &matrix, &site.well_known) {
+            reader.error_with(wants.span.clone(), "there is no document to serve", "set matrix.server_name");
+        }
+        sites.push(Site {
+            host: site.host.value.clone(),
+            tls: site_tls(site, issuer, &listen, reader),
+            well_known: documents.clone().filter(|_| wants),
+            routes: routes(site, wants, transports.as_ref(), reader),
+            hsts: site.hsts.as_ref().is_some_and(|hsts| hsts.value),
+        });
+    }
+    if sites.is_empty() && raw.sites.is_empty() {
+        reader.error_with(0..0, "there is no site", "write a table like [sites.\"matrix.example.org\"]");
+    }
+    Plan {
+        listen,
+        acme,
+        storage: raw.storage_path.map_or_else(|| STORAGE.into(), |path| path.value),
+        tls_min: raw.tls_min_version.map_or(TlsVersion::V1_2, |version| version.value),
+        sites,
+        compression: Compression {
+            encodings: raw
+                .encodings
+                .map_or_else(|| vec![Encoding::Zstd, Encoding::Brotli, Encoding::Gzip], |list| list.value),
+            min_size: raw.min_size.map_or(512, |size| size.value.unwrap_or(0)),
+        },
+        limits: limits(&raw.limits, reader),
+        timeouts: timeouts(&raw.timeouts),
+        log: Log {
+            level: raw.log.level.map_or_else(|| "info".into(), |level| level.value),
+            format: raw.log.format.map(|format| format.value),
+            access: raw.log.access.is_none_or(|access| access.value),
+            client_ip: raw.log.client_ip.map_or(ClientIpLog::Full, |how| how.value),
+        },
+        admin: admin(&raw.admin, reader),
+        matrix,
+    }
+}
+
+fn listen(raw: &Raw, reader: &Reader<'_>) -> Listen {
+    let any = |port| vec![SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), port)];
+    let listen = Listen {
+        http: raw.listen.http.as_ref().map_or_else(|| any(80), |list| list.value.clone()),
+        https: raw.listen.https.as_ref().map_or_else(|| any(443), |list| list.value.clone()),
+        threads: raw
+            .listen
+            .threads
+            .as_ref()
+            .and_then(|n| NonZeroUsize::new(usize::try_from(n.value).ok()?))
+            .unwrap_or_else(cores),
+        public_port: raw.listen.public_port.as_ref().and_then(|port| u16::try_from(port.value).ok()).unwrap_or(443),
+        proxy_protocol: raw.listen.proxy_protocol.as_ref().map(|list| list.value.clone()).unwrap_or_default(),
+        trusted_proxies: raw.listen.trusted_proxies.as_ref().map(|list| list.value.clone()).unwrap_or_default(),
+    };
+    let mut seen = std::collections::HashSet::new();
+    let twice = listen.http.iter().chain(&listen.https).find(|addr| addr.port() != 0 && !seen.insert(**addr));
+    if let (Some(addr), Some(list)) = (twice, raw.listen.https.as_ref().or(raw.listen.http.as_ref())) {
+        reader.error(list.span.clone(), format!("{addr} is listened on twice"));
+    }
+    if listen.http.is_empty()
+        && listen.https.is_empty()
+        && let Some(list) = raw.listen.https.as_ref().or(raw.listen.http.as_ref())
+    {
+        reader.error(list.span.clone(), "nothing is listened on");
+    }
+    listen
+}
+
+fn cores() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+fn acme(raw: &raw::Acme, reader: &Reader<'_>) -> Acme {
+    let known = |name: &str| match name {
+        "letsencrypt" => Some(Directory { url: LETS_ENCRYPT.into(), staging: Some(LETS_ENCRYPT_STAGING.into()) }),
+        "letsencrypt-staging" => Some(Directory { url: LETS_ENCRYPT_STAGING.into(), staging: None }),
+        "zerossl" => Some(Directory { url: ZEROSSL.into(), staging: None }),
+        url if url.starts_with("https://") || url.starts_with("http://") => {
+            Some(Directory { url: url.into(), staging: None })
+        }
+        _ => None,
+    };
+    let names = raw.directory.as_ref().map_or_else(|| vec!["letsencrypt".to_owned()], |list| list.value.clone());
+    let span = raw.directory.as_ref().map_or(0..0, |list| list.span.clone());
+    let mut directories = Vec::new();
+    for name in &names {
+        match known(name) {
+            Some(directory) => directories.push(directory),
+            None => reader.error_with(
+                span.clone(),
+                format!("`{name}` is no ACME directory"),
+                "one of letsencrypt, letsencrypt-staging, zerossl, or a URL",
+            ),
+        }
+    }
+    let eab = match (&raw.eab_kid, &raw.eab_hmac_key) {
+        (Some(kid), Some(key)) => Some(Eab { kid: kid.value.clone(), hmac_key: key.value.clone() }),
+        (Some(kid), None) => {
+            reader.error_with(kid.span.clone(), "`acme.eab_kid` alone binds nothing", "set acme.eab_hmac_key as well");
+            None
+        }
+        (None, Some(key)) => {
+            reader.error_with(key.span.clone(), "`acme.eab_hmac_key` alone binds nothing", "set acme.eab_kid as well");
+            None
+        }
+        (None, None) => None,
+    };
+    if eab.is_none() && raw.eab_kid.is_none() && names.iter().any(|name| name == "zerossl") {
+        reader.error_with(
+            span,
+            "ZeroSSL needs an external account",
+            "set acme.eab_kid and acme.eab_hmac_key from its console",
+        );
+    }
+    Acme {
+        email: raw.email.as_ref().map(|email| email.value.clone()),
+        directories,
+        challenges: raw
+            .challenges
+            .as_ref()
+            .map_or_else(|| vec![Challenge::TlsAlpn01, Challenge::Http01], |list| list.value.clone()),
+        profile: raw.profile.as_ref().map(|profile| profile.value.clone()),
+        eab,
+        ca_file: raw.ca_file.as_ref().map(|path| path.value.clone()),
+    }
+}
+
+/// The deployment as a whole, as far as it can be derived from the sites.
+fn matrix(raw: &Raw, listen: &Listen, reader: &Reader<'_>) -> Option<Matrix> {
+    let synapse = raw
+        .sites
+        .iter()
+        .find(|site| kind_of(&site.root) == Kind::Synapse && site.well_known.as_ref().is_none_or(|wants| wants.value));
+    let Some(matrix) = &raw.matrix else {
+        if let Some(site) = synapse {
+            reader.error_with(
+                site.host.span.clone(),
+                "a homeserver needs a `matrix.server_name`",
+                "add [matrix] with server_name = \"example.org\", the name after the colon in user ids",
+            );
+        }
+        return None;
+    };
+    if !matrix.names_server {
+        let help = "server_name = \"example.org\" is the name after the colon in user ids";
+        reader.error_with(matrix.span.clone(), "`matrix.server_name` is missing", help);
+    }
+    let homeserver = homeserver(raw, matrix, listen, reader);
+    let rtc_services = rtc_services(raw, matrix, listen, reader);
+    let (server_name, homeserver) = (matrix.server_name.clone()?, homeserver?);
+    let host = host_of(&server_name.value).to_owned();
+    if !raw.sites.iter().any(|site| site.host.value.as_str() == host) {
+        let help = format!("add [sites.\"{host}\"], or serve https://{host}/.well-known/matrix/ from where it is");
+        reader.warn(
+            server_name.span,
+            format!("`{host}` has no site, so its well-known documents are not served here"),
+            help,
+        );
+    }
+    let federation = matrix.federation.as_ref().map_or_else(|| homeserver.clone(), |at| at.value.clone());
+    Some(Matrix { server_name: server_name.value, federation: with_port(&federation), homeserver, rtc_services })
+}
+
+fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<'_>) -> Option<String> {
+    if matrix.names_homeserver {
+        return matrix.homeserver.as_ref().map(|url| url.value.clone());
+    }
+    let found: Vec<_> = raw.sites.iter().filter(|site| kind_of(&site.root) == Kind::Synapse).collect();
+    match found.as_slice() {
+        [site] => Some(public_url(site.host.value.as_str(), "", listen)),
+        [] => {
+            let help = "add a site with kind = \"synapse\", or set matrix.homeserver";
+            reader.error_with(matrix.span.clone(), "no site is the homeserver", help);
+            None
+        }
+        several => {
+            let names: Vec<_> = several.iter().map(|site| public_url(site.host.value.as_str(), "", listen)).collect();
+            choose(reader, matrix.span.clone(), "matrix.homeserver", &names);
+            None
+        }
+    }
+}
+
+fn rtc_services(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<'_>) -> Vec<String> {
+    if let Some(urls) = &matrix.rtc_service {
+        return urls.value.clone();
+    }
+    let mut found = Vec::new();
+    for site in &raw.sites {
+        let routes = std::iter::once(&site.root).chain(&site.routes).filter(|route| kind_of(route) == Kind::LkJwt);
+        found.extend(
+            routes.map(|route| public_url(site.host.value.as_str(), route.prefix.value.trim_end_matches('/'), listen)),
+        );
+    }
+    if found.len() > 1 {
+        choose(reader, matrix.span.clone(), "matrix.rtc_service", &found);
+    }
+    found
+}
+
+fn choose(reader: &Reader<'_>, span: Range<usize>, key: &str, choices: &[String]) {
+    let help = format!("set {key} = \"{}\"", choices[0]);
+    reader.error_with(span, format!("`{key}` can be {}", choices.join(" or ")), help);
+}
+
+fn public_url(host: &str, prefix: &str, listen: &Listen) -> String {
+    match listen.public_port {
+        443 => format!("https://{host}{prefix}"),
+        port => format!("https://{host}:{port}{prefix}"),
+    }
+}
+
+/// A host with its port, of a URL or of a name: `m.server` without one would mean SRV records and port 8448.
+fn with_port(url: &str) -> String {
+    let (scheme, authority) = url.split_once("://").unwrap_or(("https", url));
+    let authority = authority.split('/').next().unwrap_or(authority);
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    match (has_port, scheme) {
+        (true, _) => authority.to_owned(),
+        (false, "http") => format!("{authority}:80"),
+        (false, _) => format!("{authority}:443"),
+    }
+}
+
+fn host_of(server_name: &str) -> &str {
+    server_name.split(':').next().unwrap_or(server_name)
+}
+
+fn documents(matrix: &Matrix, raw: Option<&raw::Matrix>) -> Arc<WellKnown> {
+    let max_age = raw.and_then(|raw| raw.well_known_max_age.as_ref()).map_or(WELL_KNOWN_AGE, |age| age.value);
+    Arc::new(WellKnown {
+        client: Some(well_known::client(matrix, raw.and_then(|raw| raw.client.as_ref()))),
+        server: Some(well_known::server(matrix, raw.and_then(|raw| raw.server.as_ref()))),
+        support: well_known::support(raw.and_then(|raw| raw.support.as_ref())),
+        max_age,
+    })
+}
+
+fn site_tls(site: &raw::Site, issuer: Issuer, listen: &Listen, reader: &Reader<'_>) -> SiteTls {
+    let tls = match (site.tls.as_ref().map(|tls| &tls.value), issuer) {
+        (Some(raw::Tls::Acme), _) | (None, Issuer::Acme) => SiteTls::Acme,
+        (Some(raw::Tls::Internal), _) | (None, Issuer::Internal) => SiteTls::Internal,
+        (Some(raw::Tls::Off), _) => SiteTls::Off,
+        (Some(raw::Tls::Files { cert, key }), _) => SiteTls::Files { cert: cert.clone(), key: key.clone() },
+    };
+    let span = site.tls.as_ref().map_or_else(|| site.host.span.clone(), |tls| tls.span.clone());
+    if tls != SiteTls::Off && listen.https.is_empty() {
+        reader.error_with(
+            span,
+            "the site has TLS, but no address listens for it",
+            "set listen.https, or tls = \"off\"",
+        );
+    } else if tls == SiteTls::Off && listen.http.is_empty() {
+        reader.error_with(span, "the site has no TLS, but no address listens for plain HTTP", "set listen.http");
+    } else if tls == SiteTls::Acme && !site.host.value.as_str().contains('.') {
+        let help = "public CAs sign public names; write tls = \"internal\"";
+        reader.warn(span, format!("no CA will sign `{}`", site.host.value), help);
+    }
+    tls
+}
+
+fn kind_of(route: &raw::Route) -> Kind {
+    route.kind.as_ref().map_or(Kind::Http, |kind| kind.value)
+}
+
+fn routes(site: &raw::Site, well_known: bool, transports: Option<&bytes::Bytes>, reader: &Reader<'_>) -> Vec<Route> {
+    let mut routes: Vec<Route> = Vec::new();
+    for raw in &site.routes {
+        if let Some(route) = route(raw, transports, reader) {
+            if routes.iter().any(|other| other.prefix == route.prefix) {
+                reader.error(raw.prefix.span.clone(), format!("the route `{}` is there twice", route.prefix));
+            }
+            routes.push(route);
+        }
+    }
+    let root = &site.root;
+    let says_nothing = root.upstream.is_none() && root.redirect.is_none() && !root.broken;
+    match (says_nothing, kind_of(root)) {
+        (true, Kind::Http) if !well_known && site.routes.is_empty() => {
+            let help = "set upstream = \"http://…\" or redirect = \"https://…\"";
+            reader.error_with(site.host.span.clone(), format!("the site `{}` serves nothing", site.host.value), help);
+        }
+        (true, Kind::Http) => {}
+        (true, kind) => {
+            let span = root.kind.as_ref().map_or_else(|| site.host.span.clone(), |kind| kind.span.clone());
+            let help = "set upstream = \"http://…\"";
+            reader.error_with(span, format!("a site of kind `{}` needs an upstream", kind.as_str()), help);
+        }
+        (false, _) => routes.extend(route(root, transports, reader)),
+    }
+    routes.extend(root_twirp(&routes));
+    routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
+    routes
+}
+
+/// Some SDKs drop the prefix of LiveKit's address and call `/twirp/` at the root of the host (element-call#3710): it goes
+/// to LiveKit as well, unless the site has something of its own there.
+fn root_twirp(routes: &[Route]) -> Option<Route> {
+    const TWIRP: &str = "/twirp";
+    let mounted =
+        routes.iter().find(|route| route.kind == Kind::Livekit && route.strip_prefix && route.prefix != "/")?;
+    let taken = routes.iter().any(|route| match route.prefix.as_str() {
+        "/" => matches!(route.kind, Kind::Http | Kind::Livekit),
+        prefix => prefix == TWIRP,
+    });
+    (!taken).then(|| Route { prefix: TWIRP.to_owned(), strip_prefix: false, ..mounted.clone() })
+}
+
+fn route(raw: &raw::Route, transports: Option<&bytes::Bytes>, reader: &Reader<'_>) -> Option<Route> {
+    let prefix = prefix(raw, reader)?;
+    let kind = kind_of(raw);
+    let action = action(raw, kind, reader)?;
+    if let (Some(from), false) = (&raw.admin_from, kind == Kind::Synapse) {
+        reader.error(from.span.clone(), "`admin_from` is for sites of kind `synapse`");
+    }
+    let proxies = matches!(action, Action::Proxy(_));
+    let max_body = match &raw.max_body {
+        Some(limit) => vec![BodyRule { path: BodyPath::Any, limit: limit.value }],
+        None => kind::max_body(kind),
+    };
+    let root_redirect = raw.redirect.as_ref().filter(|_| proxies).map(|origin| origin.value.clone());
+    let mut access = kind::access(kind, raw.admin_from.as_ref().map(|list| list.value.clone()).unwrap_or_default());
+    if !proxies {
+        access = kind::access(Kind::Http, Vec::new());
+    }
+    Some(Route {
+        prefix,
+        action,
+        kind,
+        access,
+        strip_prefix: raw.strip_prefix.as_ref().is_some_and(|strip| strip.value),
+        compress: raw.compress.as_ref().is_none_or(|compress| compress.value),
+        max_body,
+        rtc_transports: transports.filter(|_| kind == Kind::Synapse && proxies).cloned(),
+        root_redirect,
+    })
+}
+
+fn prefix(raw: &raw::Route, reader: &Reader<'_>) -> Option<String> {
+    let text = raw.prefix.value.as_str();
+    let problem = if !text.starts_with('/') {
+        Some("a route begins with `/`")
+    } else if text.contains(['?', '#', '*', ' ']) {
+        Some("a route is a plain path: it matches itself and everything below")
+    } else {
+        None
+    };
+    match problem {
+        Some(problem) => {
+            reader.error(raw.prefix.span.clone(), problem);
+            None
+        }
+        None if text == "/" => Some("/".to_owned()),
+        None => Some(text.trim_end_matches('/').to_owned()),
+    }
+}
+
+fn action(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Action> {
+    if raw.broken {
+        return None;
+    }
+    match (&raw.upstream, &raw.redirect, &raw.respond) {
+        (Some(upstream), None, None) => Some(Action::Proxy(upstream_plan(upstream))),
+        // On a homeserver's own site the redirect is for a browser that comes to `/`.
+        (Some(upstream), Some(_), None) if kind == Kind::Synapse => Some(Action::Proxy(upstream_plan(upstream))),
+        (None, Some(origin), None) if raw.kind.is_none() || kind == Kind::Http => {
+            Some(Action::Redirect(origin.value.clone()))
+        }
+        (None, None, Some(answer)) => Some(Action::Respond(fixed(&answer.value))),
+        (None, _, None) => {
+            let help = "set upstream = \"http://…\"";
+            reader.error_with(raw.prefix.span.clone(), format!("`{}` needs an upstream", raw.prefix.value), help);
+            None
+        }
+        _ => {
+            let help = "keep one of upstream, redirect and respond";
+            reader.error_with(raw.prefix.span.clone(), format!("`{}` can do only one thing", raw.prefix.value), help);
+            None
+        }
+    }
+}
+
+fn upstream_plan(raw: &At<raw::Upstream>) -> Upstream {
+    let raw = &raw.value;
+    Upstream {
+        name: raw.servers.first().map(Server::to_string).unwrap_or_default().into(),
+        servers: raw.servers.clone(),
+        connect_timeout: raw.connect_timeout.unwrap_or(CONNECT),
+        response_timeout: raw.response_timeout.unwrap_or(Some(RESPONSE)),
+        retry_connect: raw.retry_connect.unwrap_or(RETRY_CONNECT),
+        balance: raw.balance.unwrap_or(super::plan::Balance::LeastRequests),
+        health: raw.health.clone(),
+    }
+}
+
+fn fixed(raw: &raw::Respond) -> FixedAnswer {
+    FixedAnswer {
+        status: raw.status,
+        content_type: raw.content_type.clone().unwrap_or_else(|| "text/plain; charset=utf-8".into()),
+        body: raw.body.clone().into(),
+    }
+}
+
+fn limits(raw: &raw::Limits, reader: &Reader<'_>) -> Limits {
+    let size = |bound: &raw::Bound<u64>, default: u64, max: u64, name: &str| {
+        let Some(bound) = bound else { return usize::try_from(default).unwrap_or(usize::MAX) };
+        let value = bound.value.unwrap_or(0);
+        if !(1024..=max).contains(&value) {
+            reader.error(bound.span.clone(), format!("`limits.{name}` must be between 1KiB and {max} bytes"));
+        }
+        usize::try_from(value).unwrap_or(usize::MAX)
+    };
+    let count = |at: &Option<At<u64>>| at.as_ref().and_then(|at| usize::try_from(at.value).ok());
+    Limits {
+        header_bytes: size(&raw.header_bytes, 32 * 1024, 1 << 20, "header_bytes"),
+        header_count: count(&raw.header_count).unwrap_or(128),
+        request_target: match &raw.request_target {
+            // 64 KiB is what people write, and two bytes more than fit.
+            Some(bound) if bound.value == Some(64 * 1024) => 65_534,
+            bound => size(bound, MAX_TARGET, MAX_TARGET, "request_target"),
+        },
+        connections: count(&raw.connections),
+        connections_per_ip: count(&raw.connections_per_ip),
+        streams_per_connection: raw
+            .streams_per_connection
+            .as_ref()
+            .and_then(|n| u32::try_from(n.value).ok())
+            .unwrap_or(256),
+    }
+}
+
+fn timeouts(raw: &raw::Timeouts) -> Timeouts {
+    let bound = |at: &raw::Bound<Duration>, seconds| {
+        at.as_ref().map_or(Some(Duration::from_secs(seconds)), |at| at.value.filter(|limit| !limit.is_zero()))
+    };
+    Timeouts {
+        handshake: bound(&raw.handshake, 10),
+        header: bound(&raw.header, 15),
+        keep_alive: bound(&raw.keep_alive, 300),
+        body_stall: bound(&raw.body_stall, 60),
+        tunnel_idle: bound(&raw.tunnel_idle, 2 * 3600),
+        drain: raw.drain.as_ref().map_or(Duration::from_secs(8), |drain| drain.value),
+    }
+}
+
+fn admin(raw: &raw::Admin, reader: &Reader<'_>) -> Option<AdminListen> {
+    let Some(listen) = &raw.listen else { return Some(AdminListen::Tcp(ADMIN)) };
+    match &listen.value {
+        raw::AdminListen::Off => None,
+        raw::AdminListen::Unix(path) => Some(AdminListen::Unix(path.clone())),
+        raw::AdminListen::Tcp(addr) => {
+            let allowed = raw.allow_remote.as_ref().is_some_and(|allow| allow.value);
+            if !addr.ip().is_loopback() && !allowed {
+                reader.error_with(
+                    listen.span.clone(),
+                    "the admin address can be reached from outside, and asks for no password",
+                    "use 127.0.0.1 or unix:/path, or say allow_remote = true where a firewall guards it",
+                );
+            }
+            Some(AdminListen::Tcp(*addr))
+        }
+    }
+}

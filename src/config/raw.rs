@@ -1,0 +1,560 @@
+//! What the file says, one to one: every value parsed on its own, nothing filled in, nothing compared.
+//!
+//! The keys are described for their users in `reference.rs`; a test keeps the two in step.
+
+use std::{net::SocketAddr, ops::Range, path::PathBuf, time::Duration};
+
+use http::{StatusCode, Uri};
+use ipnet::IpNet;
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    plan::{Balance, Challenge, ClientIpLog, Encoding, Health, Hostname, Kind, LogFormat, Server, TlsVersion},
+    tree::{At, Item, Problem, Reader, Section, boolean, integer, kind_of, list, one_or_more, parsed, string, word},
+    value,
+};
+
+/// A size or duration that may be `off`.
+pub type Bound<T> = Option<At<Option<T>>>;
+
+/// The file.
+#[derive(Default)]
+pub struct Raw {
+    pub listen: Listen,
+    pub acme: Acme,
+    pub storage_path: Option<At<PathBuf>>,
+    pub tls_certificates: Option<At<Issuer>>,
+    pub tls_min_version: Option<At<TlsVersion>>,
+    pub matrix: Option<Matrix>,
+    pub sites: Vec<Site>,
+    pub encodings: Option<At<Vec<Encoding>>>,
+    pub min_size: Bound<u64>,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub log: Log,
+    pub admin: Admin,
+}
+
+#[derive(Default)]
+pub struct Listen {
+    pub http: Option<At<Vec<SocketAddr>>>,
+    pub https: Option<At<Vec<SocketAddr>>>,
+    pub threads: Option<At<u64>>,
+    pub public_port: Option<At<u64>>,
+    pub proxy_protocol: Option<At<Vec<IpNet>>>,
+    pub trusted_proxies: Option<At<Vec<IpNet>>>,
+}
+
+#[derive(Default)]
+pub struct Acme {
+    pub email: Option<At<String>>,
+    pub directory: Option<At<Vec<String>>>,
+    pub challenges: Option<At<Vec<Challenge>>>,
+    pub profile: Option<At<String>>,
+    pub eab_kid: Option<At<String>>,
+    pub eab_hmac_key: Option<At<Vec<u8>>>,
+    pub ca_file: Option<At<PathBuf>>,
+}
+
+/// Who signs certificates where a site does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Issuer {
+    Acme,
+    Internal,
+}
+
+pub struct Matrix {
+    pub span: Range<usize>,
+    pub server_name: Option<At<String>>,
+    /// Whether the key is there, even if its value is wrong.
+    pub names_server: bool,
+    pub homeserver: Option<At<String>>,
+    pub names_homeserver: bool,
+    pub rtc_service: Option<At<Vec<String>>>,
+    pub federation: Option<At<String>>,
+    pub well_known_max_age: Option<At<Duration>>,
+    pub rtc_transports: Option<At<bool>>,
+    pub client: Option<serde_json::Map<String, serde_json::Value>>,
+    pub server: Option<serde_json::Map<String, serde_json::Value>>,
+    pub support: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+pub struct Site {
+    pub host: At<Hostname>,
+    pub root: Route,
+    pub routes: Vec<Route>,
+    pub well_known: Option<At<bool>>,
+    pub tls: Option<At<Tls>>,
+    pub hsts: Option<At<bool>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tls {
+    Acme,
+    Internal,
+    Off,
+    Files { cert: PathBuf, key: PathBuf },
+}
+
+/// A route, or the site itself, whose prefix is `/`.
+pub struct Route {
+    pub prefix: At<String>,
+    pub kind: Option<At<Kind>>,
+    pub upstream: Option<At<Upstream>>,
+    pub redirect: Option<At<String>>,
+    pub respond: Option<At<Respond>>,
+    pub strip_prefix: Option<At<bool>>,
+    pub max_body: Bound<u64>,
+    pub compress: Option<At<bool>>,
+    pub admin_from: Option<At<Vec<IpNet>>>,
+    /// Whether a value of the route was wrong, so that what is missing may only be broken.
+    pub broken: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Respond {
+    pub status: StatusCode,
+    pub content_type: Option<String>,
+    pub body: String,
+}
+
+#[derive(Default)]
+pub struct Upstream {
+    pub servers: Vec<Server>,
+    pub connect_timeout: Option<Duration>,
+    pub response_timeout: Option<Option<Duration>>,
+    pub retry_connect: Option<Duration>,
+    pub balance: Option<Balance>,
+    pub health: Option<Health>,
+}
+
+#[derive(Default)]
+pub struct Limits {
+    pub header_bytes: Bound<u64>,
+    pub header_count: Option<At<u64>>,
+    pub request_target: Bound<u64>,
+    pub connections: Option<At<u64>>,
+    pub connections_per_ip: Option<At<u64>>,
+    pub streams_per_connection: Option<At<u64>>,
+}
+
+#[derive(Default)]
+pub struct Timeouts {
+    pub handshake: Bound<Duration>,
+    pub header: Bound<Duration>,
+    pub keep_alive: Bound<Duration>,
+    pub body_stall: Bound<Duration>,
+    pub tunnel_idle: Bound<Duration>,
+    pub drain: Option<At<Duration>>,
+}
+
+#[derive(Default)]
+pub struct Log {
+    pub level: Option<At<String>>,
+    pub format: Option<At<LogFormat>>,
+    pub access: Option<At<bool>>,
+    pub client_ip: Option<At<ClientIpLog>>,
+}
+
+#[derive(Default)]
+pub struct Admin {
+    pub listen: Option<At<AdminListen>>,
+    pub allow_remote: Option<At<bool>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminListen {
+    Off,
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Reads the whole file.
+pub fn read(reader: &Reader<'_>, table: &DeTable<'_>, span: Range<usize>) -> Raw {
+    let file = Section::new(reader, "", table, span);
+    let dir = reader.source().dir.clone();
+    let path = |item| string(item).and_then(|text| value::path(&dir, text));
+    let mut raw = Raw::default();
+    if let Some(section) = file.section("listen") {
+        raw.listen = listen(section);
+    }
+    if let Some(section) = file.section("acme") {
+        raw.acme = acme(section);
+    }
+    if let Some(section) = file.section("storage") {
+        raw.storage_path = section.get("path", path);
+        section.finish();
+    }
+    if let Some(section) = file.section("tls") {
+        raw.tls_certificates =
+            section.get("certificates", word(&[("acme", Issuer::Acme), ("internal", Issuer::Internal)]));
+        raw.tls_min_version = section.get("min_version", word(&[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
+        section.finish();
+    }
+    raw.matrix = file.section("matrix").map(matrix);
+    if let Some(section) = file.section("sites") {
+        raw.sites = sites(&section);
+    }
+    if let Some(section) = file.section("compression") {
+        raw.encodings = section.get(
+            "encodings",
+            list(word(&[("zstd", Encoding::Zstd), ("br", Encoding::Brotli), ("gzip", Encoding::Gzip)])),
+        );
+        raw.min_size = section.get("min_size", parsed(value::size));
+        section.finish();
+    }
+    if let Some(section) = file.section("limits") {
+        raw.limits = limits(section);
+    }
+    if let Some(section) = file.section("timeouts") {
+        raw.timeouts = timeouts(section);
+    }
+    if let Some(section) = file.section("log") {
+        raw.log = log(section);
+    }
+    if let Some(section) = file.section("admin") {
+        raw.admin.listen = section.get("listen", parsed(admin_listen));
+        raw.admin.allow_remote = section.get("allow_remote", boolean);
+        section.finish();
+    }
+    file.finish();
+    raw
+}
+
+fn listen(section: Section<'_, '_, '_>) -> Listen {
+    let listen = Listen {
+        http: section.get("http", list(parsed(value::address))),
+        https: section.get("https", list(parsed(value::address))),
+        threads: section.get("threads", |item| integer(item, 1..=1024)),
+        public_port: section.get("public_port", |item| integer(item, 1..=65_535)),
+        proxy_protocol: section.get("proxy_protocol", list(parsed(value::network))),
+        trusted_proxies: section.get("trusted_proxies", list(parsed(value::network))),
+    };
+    section.finish();
+    listen
+}
+
+fn acme(section: Section<'_, '_, '_>) -> Acme {
+    let dir = section.reader.source().dir.clone();
+    let text = |item| string(item).map(str::to_owned);
+    let acme = Acme {
+        email: section.get("email", parsed(email)),
+        directory: section.get("directory", one_or_more(text)),
+        challenges: section.get(
+            "challenges",
+            one_or_more(word(&[("tls-alpn-01", Challenge::TlsAlpn01), ("http-01", Challenge::Http01)])),
+        ),
+        profile: section.get("profile", text),
+        eab_kid: section.get("eab_kid", text),
+        eab_hmac_key: section.get("eab_hmac_key", parsed(mac_key)),
+        ca_file: section.get("ca_file", |item| string(item).and_then(|text| value::path(&dir, text))),
+    };
+    section.finish();
+    acme
+}
+
+fn email(text: &str) -> Result<String, Problem> {
+    let address = text.strip_prefix("mailto:").unwrap_or(text);
+    match address.split_once('@') {
+        Some((local, domain)) if !local.is_empty() && domain.contains('.') && !address.contains([' ', ',']) => {
+            Ok(address.to_owned())
+        }
+        _ => Err(Problem::new(format!("`{text}` is no mail address"))),
+    }
+}
+
+fn mac_key(text: &str) -> Result<Vec<u8>, Problem> {
+    use base64::Engine as _;
+    // CAs hand it out with and without padding, in both alphabets.
+    let text = text.trim_end_matches('=').replace('+', "-").replace('/', "_");
+    let key = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text);
+    key.map_err(|_| Problem::new("the key is not base64url"))
+        .and_then(|key| if key.is_empty() { Err(Problem::new("the key is empty")) } else { Ok(key) })
+}
+
+fn matrix(section: Section<'_, '_, '_>) -> Matrix {
+    let matrix = Matrix {
+        span: section.span.clone(),
+        names_server: section.item("server_name").is_some(),
+        server_name: section.get("server_name", parsed(value::server_name)),
+        names_homeserver: section.item("homeserver").is_some(),
+        homeserver: section.get("homeserver", parsed(value::url)),
+        rtc_service: section.get("rtc_service", one_or_more(parsed(value::url))),
+        federation: section.get("federation", parsed(value::server_name)),
+        well_known_max_age: section.get("well_known_max_age", parsed(value::bounded)),
+        rtc_transports: section.get("rtc_transports", word(&[("fill", true), ("pass", false)])),
+        client: members(&section, "client"),
+        server: members(&section, "server"),
+        support: members(&section, "support"),
+    };
+    section.finish();
+    matrix
+}
+
+/// Further members of a document, carried unchanged into JSON.
+fn members(section: &Section<'_, '_, '_>, key: &'static str) -> Option<serde_json::Map<String, serde_json::Value>> {
+    let found = section.get(key, json)?;
+    match found.value {
+        serde_json::Value::Object(map) => Some(map),
+        _ => {
+            section.reader.error(found.span, format!("`{}` is a table", section.path(key)));
+            None
+        }
+    }
+}
+
+fn json(item: &Item<'_>) -> Result<serde_json::Value, Problem> {
+    use serde_json::Value;
+    let wrong = |what: &str| Problem::new(format!("{what} cannot be written as JSON")).at(item.span());
+    Ok(match item.get_ref() {
+        DeValue::String(text) => Value::String(text.to_string()),
+        DeValue::Integer(n) => i64::from_str_radix(n.as_str(), n.radix()).map_err(|_| wrong("this number"))?.into(),
+        DeValue::Float(n) => n
+            .as_str()
+            .replace('_', "")
+            .parse::<f64>()
+            .ok()
+            .and_then(serde_json::Number::from_f64)
+            .ok_or_else(|| wrong("this number"))?
+            .into(),
+        DeValue::Boolean(value) => Value::Bool(*value),
+        DeValue::Datetime(_) => return Err(wrong("a date").help("put it between quotes")),
+        DeValue::Array(items) => Value::Array(items.iter().map(json).collect::<Result<_, _>>()?),
+        DeValue::Table(table) => {
+            let member = |(key, item): (&toml::Spanned<toml::de::DeString<'_>>, &Item<'_>)| {
+                Ok((key.get_ref().to_string(), json(item)?))
+            };
+            Value::Object(table.iter().map(member).collect::<Result<_, Problem>>()?)
+        }
+    })
+}
+
+fn sites(section: &Section<'_, '_, '_>) -> Vec<Site> {
+    let mut sites: Vec<Site> = Vec::new();
+    for (key, item) in section.entries() {
+        let host = match value::hostname(key.value) {
+            Ok(value) => At { value, span: key.span.clone() },
+            Err(problem) => {
+                // Noted at the key; the site below it is read all the same, for its own errors.
+                section.reader.parse(item, |_| Err::<(), _>(problem.at(key.span.clone())));
+                At { value: Hostname("invalid".into()), span: key.span.clone() }
+            }
+        };
+        let DeValue::Table(table) = item.get_ref() else {
+            section.reader.error(item.span(), format!("a site is a table, not {}", kind_of(item.get_ref())));
+            continue;
+        };
+        let site = site(Section::new(section.reader, format!("sites.\"{}\"", key.value), table, item.span()), host);
+        if let Some(first) =
+            sites.iter().find(|other| other.host.value == site.host.value && &*other.host.value.0 != "invalid")
+        {
+            section.reader.error(site.host.span.clone(), format!("the site `{}` is there twice", first.host.value));
+        } else {
+            sites.push(site);
+        }
+    }
+    sites.retain(|site| &*site.host.value.0 != "invalid");
+    sites
+}
+
+fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
+    let dir = section.reader.source().dir.clone();
+    let root = At { value: "/".to_owned(), span: host.span.clone() };
+    let mut broken = false;
+    let mut routes = Vec::new();
+    if let Some(table) = section.section("routes") {
+        for (key, item) in table.entries() {
+            match item.get_ref() {
+                DeValue::Table(inner) => {
+                    let name = format!("{}.\"{}\"", table.name, key.value);
+                    let section = Section::new(table.reader, name, inner, item.span());
+                    let prefix = At { value: key.value.to_owned(), span: key.span };
+                    routes.push(route(section, prefix));
+                }
+                other => table.reader.error(item.span(), format!("a route is a table, not {}", kind_of(other))),
+            }
+        }
+    } else if section.item("routes").is_some() {
+        broken = true;
+    }
+    let site_keys =
+        (section.get("well_known", boolean), section.get("tls", |item| tls(item, &dir)), section.get("hsts", boolean));
+    let mut root = route_of(&section, root);
+    root.broken |= broken;
+    root.admin_from = section.get("admin_from", list(parsed(value::network)));
+    let (well_known, tls, hsts) = site_keys;
+    section.finish();
+    Site { host, root, routes, well_known, tls, hsts }
+}
+
+fn tls(item: &Item<'_>, dir: &std::path::Path) -> Result<Tls, Problem> {
+    let DeValue::Table(table) = item.get_ref() else {
+        return word(&[("acme", 0), ("internal", 1), ("off", 2)])(item)
+            .map(|which| [Tls::Acme, Tls::Internal, Tls::Off][which].clone());
+    };
+    let file = |key: &str| match table.get(key) {
+        Some(item) => string(item).and_then(|text| value::path(dir, text)).map_err(|problem| problem.at(item.span())),
+        None => {
+            Err(Problem::new(format!("`{key}` is missing")).help("write it like { cert = \"a.pem\", key = \"b.pem\" }"))
+        }
+    };
+    if let Some((key, _)) = table.iter().find(|(key, _)| !["cert", "key"].contains(&key.get_ref().as_ref())) {
+        return Err(Problem::new(format!("unknown key `{}`", key.get_ref()))
+            .at(key.span())
+            .help("known here: cert, key"));
+    }
+    Ok(Tls::Files { cert: file("cert")?, key: file("key")? })
+}
+
+fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {
+    let mut route = route_of(&section, prefix);
+    route.strip_prefix = section.get("strip_prefix", boolean);
+    route.respond = section.get("respond", respond);
+    route.broken |= section.item("respond").is_some() && route.respond.is_none();
+    section.finish();
+    route
+}
+
+/// The keys that a site and a route have in common.
+fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
+    const KINDS: &[(&str, Kind)] =
+        &[("synapse", Kind::Synapse), ("lk-jwt", Kind::LkJwt), ("livekit", Kind::Livekit), ("http", Kind::Http)];
+    let kind = section.get("kind", word(KINDS));
+    let upstream = section.item("upstream").and_then(|item| upstream(section, item));
+    let redirect = section.get("redirect", parsed(value::origin));
+    let broken = (section.item("kind").is_some() && kind.is_none())
+        || (section.item("upstream").is_some() && upstream.is_none())
+        || (section.item("redirect").is_some() && redirect.is_none());
+    Route {
+        prefix,
+        kind,
+        upstream,
+        redirect,
+        respond: None,
+        strip_prefix: None,
+        max_body: section.get("max_body", parsed(value::size)),
+        compress: section.get("compress", boolean),
+        admin_from: None,
+        broken,
+    }
+}
+
+fn respond(item: &Item<'_>) -> Result<Respond, Problem> {
+    let DeValue::Table(table) = item.get_ref() else {
+        return string(item).map(|body| Respond { status: StatusCode::OK, content_type: None, body: body.to_owned() });
+    };
+    let mut respond = Respond { status: StatusCode::OK, content_type: None, body: String::new() };
+    for (key, item) in table.iter() {
+        let at = |problem: Problem| problem.at(item.span());
+        match key.get_ref().as_ref() {
+            "status" => {
+                let code = integer(item, 200..=599).map_err(at)?;
+                respond.status =
+                    u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or_default();
+            }
+            "content_type" => respond.content_type = Some(string(item).map_err(at)?.to_owned()),
+            "body" => string(item).map_err(at)?.clone_into(&mut respond.body),
+            other => {
+                let problem = Problem::new(format!("unknown key `{other}`")).at(key.span());
+                return Err(problem.help("known here: status, content_type, body"));
+            }
+        }
+    }
+    Ok(respond)
+}
+
+fn upstream(section: &Section<'_, '_, '_>, item: &Item<'_>) -> Option<At<Upstream>> {
+    let DeValue::Table(table) = item.get_ref() else {
+        let servers = section.reader.parse(item, one_or_more(parsed(value::server)))?;
+        return Some(At { value: Upstream { servers: servers.value, ..Upstream::default() }, span: servers.span });
+    };
+    let inner = Section::new(section.reader, section.path("upstream"), table, item.span());
+    let servers = inner.get("servers", one_or_more(parsed(value::server)));
+    if inner.item("servers").is_none() {
+        inner.reader.error_with(
+            item.span(),
+            "an upstream needs `servers`",
+            "write it like servers = [\"http://synapse:8008\"]",
+        );
+    }
+    let plain = |at: Option<At<Duration>>| at.map(|at| at.value);
+    let upstream = Upstream {
+        servers: servers.map(|servers| servers.value).unwrap_or_default(),
+        connect_timeout: plain(inner.get("connect_timeout", parsed(value::bounded))),
+        response_timeout: inner.get("response_timeout", parsed(value::duration)).map(|at| at.value),
+        retry_connect: inner.get("retry_connect", parsed(value::duration)).map(|at| at.value.unwrap_or_default()),
+        balance: inner
+            .get("balance", word(&[("least-requests", Balance::LeastRequests), ("round-robin", Balance::RoundRobin)]))
+            .map(|at| at.value),
+        health: inner.section("health").and_then(health),
+    };
+    inner.finish();
+    (!upstream.servers.is_empty()).then(|| At { value: upstream, span: item.span() })
+}
+
+fn health(section: Section<'_, '_, '_>) -> Option<Health> {
+    let path = section.get("path", |item| {
+        let text = string(item)?;
+        let uri = text.parse::<Uri>().ok().filter(|_| text.starts_with('/'));
+        uri.ok_or_else(|| Problem::new(format!("`{text}` is no path")).help("write it like \"/health\""))
+    });
+    let interval = section.get("interval", parsed(value::bounded));
+    if section.item("path").is_none() {
+        section.reader.error(section.span.clone(), "`health` needs a `path`");
+    }
+    if let Some(interval) = interval.as_ref().filter(|interval| interval.value < Duration::from_secs(1)) {
+        section.reader.error(interval.span.clone(), "probes are at least a second apart");
+    }
+    section.finish();
+    let interval = interval.map_or(Duration::from_secs(10), |interval| interval.value);
+    path.map(|path| Health { path: path.value, interval })
+}
+
+fn limits(section: Section<'_, '_, '_>) -> Limits {
+    let limits = Limits {
+        header_bytes: section.get("header_bytes", parsed(value::size)),
+        header_count: section.get("header_count", |item| integer(item, 1..=512)),
+        request_target: section.get("request_target", parsed(value::size)),
+        connections: section.get("connections", |item| integer(item, 1..=u64::from(u32::MAX))),
+        connections_per_ip: section.get("connections_per_ip", |item| integer(item, 1..=u64::from(u32::MAX))),
+        streams_per_connection: section.get("streams_per_connection", |item| integer(item, 1..=10_000)),
+    };
+    section.finish();
+    limits
+}
+
+fn timeouts(section: Section<'_, '_, '_>) -> Timeouts {
+    let timeouts = Timeouts {
+        handshake: section.get("handshake", parsed(value::duration)),
+        header: section.get("header", parsed(value::duration)),
+        keep_alive: section.get("keep_alive", parsed(value::duration)),
+        body_stall: section.get("body_stall", parsed(value::duration)),
+        tunnel_idle: section.get("tunnel_idle", parsed(value::duration)),
+        drain: section.get("drain", parsed(value::bounded)),
+    };
+    section.finish();
+    timeouts
+}
+
+fn log(section: Section<'_, '_, '_>) -> Log {
+    let log = Log {
+        level: section.get("level", |item| string(item).map(str::to_owned)),
+        format: section.get("format", word(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
+        access: section.get("access", boolean),
+        client_ip: section.get(
+            "client_ip",
+            word(&[("full", ClientIpLog::Full), ("masked", ClientIpLog::Masked), ("none", ClientIpLog::None)]),
+        ),
+    };
+    section.finish();
+    log
+}
+
+fn admin_listen(text: &str) -> Result<AdminListen, Problem> {
+    match (text, text.strip_prefix("unix:")) {
+        ("off", _) => Ok(AdminListen::Off),
+        (_, Some(path)) if path.starts_with('/') => Ok(AdminListen::Unix(path.into())),
+        (_, Some(_)) => Err(Problem::new("the path of a unix socket is absolute")),
+        _ => value::address(text).map(AdminListen::Tcp),
+    }
+}

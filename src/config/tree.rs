@@ -1,0 +1,286 @@
+//! Reading a TOML tree so that nothing stops at the first error: every table is asked for the keys it may have, each
+//! value is parsed on its own, and what nobody asked for is unknown.
+
+use std::{cell::RefCell, ops::Range};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    diagnostic::{Diagnostic, closest},
+    source::Source,
+};
+
+/// A value and where it stands (in the expanded text).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Where.
+    pub span: Range<usize>,
+}
+
+/// A TOML value with its place.
+pub type Item<'i> = Spanned<DeValue<'i>>;
+
+/// Why a value is none: what is wrong, and what would be right.
+#[derive(Debug)]
+pub struct Problem {
+    message: String,
+    help: Option<String>,
+    span: Option<Range<usize>>,
+    /// What else is wrong, in other parts of the same value.
+    also: Vec<Problem>,
+}
+
+impl Problem {
+    /// Something wrong with the value at hand.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), help: None, span: None, also: Vec::new() }
+    }
+
+    /// The way out.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Something wrong with a part of the value.
+    pub fn at(mut self, span: Range<usize>) -> Self {
+        self.span.get_or_insert(span);
+        self
+    }
+}
+
+/// Collects what is wrong with a file.
+pub struct Reader<'s> {
+    source: &'s Source,
+    found: RefCell<Vec<Diagnostic>>,
+}
+
+impl<'s> Reader<'s> {
+    /// A reader that has found nothing yet.
+    pub const fn new(source: &'s Source) -> Self {
+        Self { source, found: RefCell::new(Vec::new()) }
+    }
+
+    /// The file.
+    pub const fn source(&self) -> &'s Source {
+        self.source
+    }
+
+    /// Notes an error.
+    pub fn error(&self, span: Range<usize>, message: impl Into<String>) {
+        self.note(Diagnostic::error(self.source.locate(span), message.into()));
+    }
+
+    /// Notes an error and a way out.
+    pub fn error_with(&self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
+        self.note(Diagnostic::error(self.source.locate(span), message.into()).help(help));
+    }
+
+    /// Notes something that somebody should look at.
+    pub fn warn(&self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
+        self.note(Diagnostic::warning(self.source.locate(span), message.into()).help(help));
+    }
+
+    /// Notes a finding.
+    pub fn note(&self, diagnostic: Diagnostic) {
+        self.found.borrow_mut().push(diagnostic);
+    }
+
+    /// Everything that was noted.
+    pub fn into_found(self) -> Vec<Diagnostic> {
+        self.found.into_inner()
+    }
+
+    /// Parses an item; a failure is noted where it is.
+    pub fn parse<'i, T>(
+        &self,
+        item: &'i Item<'i>,
+        parse: impl FnOnce(&'i Item<'i>) -> Result<T, Problem>,
+    ) -> Option<At<T>> {
+        match parse(item) {
+            Ok(value) => Some(At { value, span: item.span() }),
+            Err(problem) => {
+                self.note_problem(item, problem);
+                None
+            }
+        }
+    }
+
+    fn note_problem(&self, item: &Item<'_>, problem: Problem) {
+        let span = self.source.locate(problem.span.unwrap_or(item.span()));
+        let mut diagnostic = Diagnostic::error(span, problem.message);
+        diagnostic.help = problem.help;
+        self.note(diagnostic);
+        for problem in problem.also {
+            self.note_problem(item, problem);
+        }
+    }
+}
+
+/// A table that is being read.
+pub struct Section<'r, 's, 'i> {
+    /// Where errors go.
+    pub reader: &'r Reader<'s>,
+    /// Its name in messages; empty for the file itself.
+    pub name: String,
+    /// Where it begins.
+    pub span: Range<usize>,
+    table: &'i DeTable<'i>,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+impl<'r, 's, 'i> Section<'r, 's, 'i> {
+    /// Reads a table.
+    pub fn new(reader: &'r Reader<'s>, name: impl Into<String>, table: &'i DeTable<'i>, span: Range<usize>) -> Self {
+        Self { reader, name: name.into(), span, table, asked: RefCell::default() }
+    }
+
+    /// The value of a key, if it is there and right.
+    pub fn get<T>(&self, key: &'static str, parse: impl FnOnce(&'i Item<'i>) -> Result<T, Problem>) -> Option<At<T>> {
+        self.reader.parse(self.item(key)?, parse)
+    }
+
+    /// The raw value of a key, if it is there.
+    pub fn item(&self, key: &'static str) -> Option<&'i Item<'i>> {
+        self.asked.borrow_mut().push(key);
+        self.table.get(key)
+    }
+
+    /// The table under a key; an empty one where there is none.
+    pub fn section(&self, key: &'static str) -> Option<Self> {
+        let item = self.item(key)?;
+        match item.get_ref() {
+            DeValue::Table(table) => Some(Self::new(self.reader, self.path(key), table, item.span())),
+            other => {
+                let message = format!("`{}` is a table, not {}", self.path(key), kind_of(other));
+                self.reader.error(item.span(), message);
+                None
+            }
+        }
+    }
+
+    /// All keys and values, for tables whose keys are the user's own.
+    pub fn entries(&self) -> impl Iterator<Item = (At<&'i str>, &'i Item<'i>)> + use<'i> {
+        self.table.iter().map(|(key, item)| (At { value: key.get_ref().as_ref(), span: key.span() }, item))
+    }
+
+    /// The name of a key in messages.
+    pub fn path(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+
+    /// Notes every key that nobody asked for.
+    pub fn finish(self) {
+        let asked = self.asked.borrow();
+        for (key, _) in self.entries() {
+            if asked.contains(&key.value) {
+                continue;
+            }
+            let within = if self.name.is_empty() { "the file".to_owned() } else { format!("`{}`", self.name) };
+            let mut problem = Diagnostic::error(
+                self.reader.source.locate(key.span),
+                format!("unknown key `{}` in {within}", key.value),
+            );
+            problem.help = match closest(key.value, asked.iter().copied()) {
+                Some(likely) => Some(format!("did you mean `{likely}`?")),
+                None => Some(format!("known here: {}", asked.join(", "))),
+            };
+            self.reader.note(problem);
+        }
+    }
+}
+
+/// What a value is, for a message about what it should be.
+pub fn kind_of(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a float",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// A string.
+pub fn string<'i>(item: &'i Item<'i>) -> Result<&'i str, Problem> {
+    item.get_ref().as_str().ok_or_else(|| Problem::new(format!("expected a string, found {}", kind_of(item.get_ref()))))
+}
+
+/// `true` or `false`.
+pub fn boolean(item: &Item<'_>) -> Result<bool, Problem> {
+    let problem = || Problem::new(format!("expected true or false, found {}", kind_of(item.get_ref())));
+    item.get_ref().as_bool().ok_or_else(problem)
+}
+
+/// An integer within a range.
+pub fn integer(item: &Item<'_>, range: std::ops::RangeInclusive<u64>) -> Result<u64, Problem> {
+    let Some(integer) = item.get_ref().as_integer() else {
+        return Err(Problem::new(format!("expected an integer, found {}", kind_of(item.get_ref()))));
+    };
+    let value = u64::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|value| range.contains(value));
+    value.ok_or_else(|| Problem::new(format!("must be between {} and {}", range.start(), range.end())))
+}
+
+/// A string that something parses.
+pub fn parsed<'i, T>(parse: impl Fn(&str) -> Result<T, Problem>) -> impl Fn(&'i Item<'i>) -> Result<T, Problem> {
+    move |item| parse(string(item)?)
+}
+
+/// One of a few words.
+pub fn word<'i, T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&'i Item<'i>) -> Result<T, Problem> {
+    move |item| {
+        let text = string(item)?;
+        words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+            let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            let help = match closest(text, known.iter().copied()) {
+                Some(likely) => format!("did you mean `{likely}`?"),
+                None => format!("one of: {}", known.join(", ")),
+            };
+            Problem::new(format!("`{text}` is not known")).help(help)
+        })
+    }
+}
+
+/// A list of what something parses.
+pub fn list<'i, T>(
+    parse: impl Fn(&'i Item<'i>) -> Result<T, Problem>,
+) -> impl Fn(&'i Item<'i>) -> Result<Vec<T>, Problem> {
+    move |item| match item.get_ref() {
+        DeValue::Array(items) => {
+            let (mut good, mut bad) = (Vec::new(), Vec::new());
+            for item in items {
+                match parse(item) {
+                    Ok(value) => good.push(value),
+                    Err(problem) => bad.push(problem.at(item.span())),
+                }
+            }
+            let mut bad = bad.into_iter();
+            match bad.next() {
+                None => Ok(good),
+                Some(mut first) => {
+                    first.also.extend(bad);
+                    Err(first)
+                }
+            }
+        }
+        other => Err(Problem::new(format!("expected a list, found {}", kind_of(other)))),
+    }
+}
+
+/// A list, or one thing without the brackets.
+pub fn one_or_more<'i, T>(
+    parse: impl Fn(&'i Item<'i>) -> Result<T, Problem>,
+) -> impl Fn(&'i Item<'i>) -> Result<Vec<T>, Problem> {
+    move |item| match item.get_ref() {
+        DeValue::Array(items) if items.is_empty() => Err(Problem::new("the list is empty")),
+        DeValue::Array(_) => list(&parse)(item),
+        _ => parse(item).map(|one| vec![one]),
+    }
+}
