@@ -10,7 +10,7 @@
 
 pub mod access;
 //PENDING pub mod access_log;
-//PENDING pub mod compress;
+pub mod compress;
 pub mod cors;
 pub mod forwarded;
 pub mod hop;
@@ -18,6 +18,6 @@ pub mod limit;
 pub mod redirect;
 pub mod request_id;
 pub mod rescue;
-//PENDING pub mod respond;
+pub mod respond;
 pub mod response_head;
-//PENDING pub mod rtc_transports;
+pub mod rtc_transports;

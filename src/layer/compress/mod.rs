@@ -1,0 +1,328 @@
+//! Compression of answers (behaviour.md section 5). Written here and not taken from a library because none of them weakens
+//! a strong `ETag`, minds `no-transform`, or adds `Vary` where it is due.
+
+mod encode;
+mod negotiate;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body::Body as _;
+use tokio::sync::Semaphore;
+
+pub use self::{encode::whole, negotiate::negotiate};
+use self::encode::Encoded;
+use crate::{
+    body::{Body, Response},
+    config::plan::{self, Encoding},
+};
+
+/// Streaming encoders open at once. One holds at most about 0.6 MiB (zstd 1 and brotli 4 with 18-bit windows; gzip 0.3),
+/// so this bounds them to 160 MiB; past it, answers go out as they are.
+const MAX_OPEN: usize = 256;
+
+/// Bodies that are here as a whole and not larger than this are encoded in one go, which is cheaper and denser; it
+/// takes 2 ms at most.
+const MAX_WHOLE: usize = 1 << 20;
+
+/// Compresses what may be compressed.
+pub struct Compress {
+    encodings: Vec<Encoding>,
+    min_size: u64,
+    open: Arc<Semaphore>,
+    saved: Arc<AtomicU64>,
+}
+
+/// What a request asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    encoding: Option<Encoding>,
+    is_head: bool,
+}
+
+impl Compress {
+    /// Compression as a plan has it. `saved` counts the bytes that did not have to be sent.
+    #[must_use]
+    pub fn new(plan: &plan::Compression, saved: Arc<AtomicU64>) -> Self {
+        Self {
+            encodings: plan.encodings.clone(),
+            min_size: plan.min_size,
+            open: Arc::new(Semaphore::new(MAX_OPEN)),
+            saved,
+        }
+    }
+
+    /// Reads what the client takes. Where we will compress, the service is asked not to, and tags that we have weakened
+    /// are offered to it in the form that it knows.
+    pub fn request(&self, method: &Method, headers: &mut HeaderMap) -> Asked {
+        let encoding = negotiate(headers, &self.encodings);
+        if encoding.is_some() {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            strengthen(headers);
+        }
+        Asked { encoding, is_head: method == Method::HEAD }
+    }
+
+    /// Compresses an answer, or at least says that it might have been.
+    #[must_use]
+    pub fn response(&self, asked: Asked, mut response: Response) -> Response {
+        if response.status() == StatusCode::NOT_MODIFIED && !self.encodings.is_empty() {
+            vary(response.headers_mut());
+            if asked.encoding.is_some() {
+                weaken(response.headers_mut());
+            }
+            return response;
+        }
+        if self.encodings.is_empty() || !self.may_compress(&response, asked.is_head) {
+            return response;
+        }
+        vary(response.headers_mut());
+        let Some(encoding) = asked.encoding else { return response };
+        if asked.is_head {
+            mark(response.headers_mut(), encoding);
+            return response;
+        }
+        match response.body().as_full().filter(|body| body.len() <= MAX_WHOLE).cloned() {
+            Some(body) => {
+                let smaller = whole(encoding, &body);
+                self.saved.fetch_add(body.len().saturating_sub(smaller.len()) as u64, Ordering::Relaxed);
+                mark(response.headers_mut(), encoding);
+                response.headers_mut().insert(header::CONTENT_LENGTH, smaller.len().into());
+                response.map(|_| Body::full(smaller))
+            }
+            None => match self.open.clone().try_acquire_owned() {
+                Ok(permit) => {
+                    mark(response.headers_mut(), encoding);
+                    response.map(|body| Body::stream(Encoded::new(body, encoding, permit, self.saved.clone())))
+                }
+                Err(_full) => response,
+            },
+        }
+    }
+
+    fn may_compress(&self, response: &Response, is_head: bool) -> bool {
+        let headers = response.headers();
+        let status = response.status();
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let length = length.or_else(|| response.body().size_hint().exact().filter(|_| !is_head));
+        let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        !(status.is_informational()
+            || status == StatusCode::NO_CONTENT
+            || status == StatusCode::PARTIAL_CONTENT
+            || encoded
+            || headers.contains_key(header::CONTENT_RANGE)
+            || says_no_transform(headers)
+            || length.is_some_and(|length| length < self.min_size.max(1)))
+            && headers.get(header::CONTENT_TYPE).is_some_and(|kind| is_compressible(kind.as_bytes()))
+    }
+}
+
+/// `text/*`, and the application types that are text underneath. Server-sent events are text that must not wait, and do
+/// not: the encoder is flushed whenever its source blocks.
+fn is_compressible(content_type: &[u8]) -> bool {
+    const TYPES: [&str; 14] = [
+        "application/json",
+        "application/javascript",
+        "application/x-javascript",
+        "application/ecmascript",
+        "application/xml",
+        "application/wasm",
+        "application/manifest",
+        "application/x-yaml",
+        "application/yaml",
+        "application/vnd.ms-fontobject",
+        "font/ttf",
+        "font/otf",
+        "font/collection",
+        "image/svg+xml",
+    ];
+    let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+    let Ok(essence) = std::str::from_utf8(&essence) else { return false };
+    if essence.starts_with("multipart/") || (essence.starts_with("image/") && essence != "image/svg+xml") {
+        return false;
+    }
+    essence.starts_with("text/") || TYPES.contains(&essence) || essence.ends_with("+json") || essence.ends_with("+xml")
+}
+
+fn says_no_transform(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CACHE_CONTROL).iter().any(|field| {
+        field.as_bytes().split(|b| *b == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(b"no-transform"))
+    })
+}
+
+/// Says that the body is encoded, and takes away what is no longer true of it.
+fn mark(headers: &mut HeaderMap, encoding: Encoding) {
+    const OF_THE_BYTES: [HeaderName; 6] = [
+        header::CONTENT_LENGTH,
+        header::ACCEPT_RANGES,
+        HeaderName::from_static("content-md5"),
+        HeaderName::from_static("digest"),
+        HeaderName::from_static("content-digest"),
+        HeaderName::from_static("repr-digest"),
+    ];
+    for name in OF_THE_BYTES {
+        headers.remove(name);
+    }
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding.as_str()));
+    weaken(headers);
+}
+
+/// A strong tag names bytes, and these are others now (RFC 9110 section 8.8.3).
+fn weaken(headers: &mut HeaderMap) {
+    let Some(tag) = headers.get(header::ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")) else { return };
+    if let Ok(weak) = HeaderValue::from_bytes(&[b"W/".as_slice(), tag.as_bytes()].concat()) {
+        headers.insert(header::ETAG, weak);
+    }
+}
+
+/// Offers each weak tag in its strong form as well: a service that compares strings knows only the one it gave out.
+fn strengthen(headers: &mut HeaderMap) {
+    let tags: Vec<u8> = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .flat_map(|field| field.as_bytes().split(|b| *b == b','))
+        .filter_map(|tag| tag.trim_ascii().strip_prefix(b"W/"))
+        .flat_map(|strong| [b", ".as_slice(), strong].concat())
+        .collect();
+    let Some(first) = headers.get(header::IF_NONE_MATCH).filter(|_| !tags.is_empty()) else { return };
+    if let Ok(both) = HeaderValue::from_bytes(&[first.as_bytes(), &tags].concat()) {
+        headers.insert(header::IF_NONE_MATCH, both);
+    }
+}
+
+/// Adds `Accept-Encoding` to `Vary`, once.
+fn vary(headers: &mut HeaderMap) {
+    let said = headers.get_all(header::VARY).iter().any(|field| {
+        field.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|name| {
+            name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding")
+        })
+    });
+    if said {
+        return;
+    }
+    let merged = match headers.get(header::VARY) {
+        Some(first) => HeaderValue::from_bytes(&[first.as_bytes(), b", Accept-Encoding"].concat()).ok(),
+        None => None,
+    };
+    headers.insert(header::VARY, merged.unwrap_or(HeaderValue::from_static("Accept-Encoding")));
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    fn compress() -> Compress {
+        let encodings = vec![Encoding::Zstd, Encoding::Brotli, Encoding::Gzip];
+        Compress::new(&plan::Compression { encodings, min_size: 512 }, Arc::default())
+    }
+
+    fn text() -> Bytes {
+        (0..200).flat_map(|n| format!("{{\"event_id\":\"${n}\",\"type\":\"m.room.message\"}},").into_bytes()).collect()
+    }
+
+    fn run(method: &Method, accept: &str, status: u16, fields: &[(&'static str, &'static str)], body: Body) -> Response {
+        let compress = compress();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT_ENCODING, accept.parse().unwrap());
+        let asked = compress.request(method, &mut headers);
+        let mut response = http::Response::builder().status(status);
+        for (name, value) in fields {
+            response = response.header(*name, *value);
+        }
+        compress.response(asked, response.body(body).unwrap())
+    }
+
+    const JSON: (&str, &str) = ("content-type", "application/json");
+
+    fn coding(response: &Response) -> Option<&str> {
+        response.headers().get("content-encoding").map(|value| value.to_str().unwrap())
+    }
+
+    #[test]
+    fn only_what_gains_is_compressed() {
+        for (kind, compressed) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("text/html", true),
+            ("text/event-stream", true),
+            ("application/problem+json", true),
+            ("application/atom+xml", true),
+            ("image/svg+xml", true),
+            ("application/wasm", true),
+            ("font/ttf", true),
+            ("font/woff2", false),
+            ("image/png", false),
+            ("video/mp4", false),
+            ("audio/ogg", false),
+            ("application/octet-stream", false),
+            ("application/zip", false),
+            ("multipart/mixed", false),
+            ("multipart/x+json", false),
+            ("", false),
+        ] {
+            let response = run(&Method::GET, "gzip", 200, &[("content-type", kind)], Body::full(text()));
+            assert_eq!(coding(&response).is_some(), compressed, "{kind}");
+            assert_eq!(response.headers().contains_key("vary"), compressed, "{kind}");
+        }
+    }
+
+    #[test]
+    fn answers_that_must_not_be_touched_are_not() {
+        for (status, fields) in [
+            (206, &[JSON][..]),
+            (204, &[JSON]),
+            (200, &[JSON, ("content-encoding", "gzip")]),
+            (200, &[JSON, ("cache-control", "public, No-Transform")]),
+            (200, &[JSON, ("content-range", "bytes 0-1/2")]),
+            (200, &[JSON, ("content-length", "511")]),
+        ] {
+            let response = run(&Method::GET, "br", status, fields, Body::full(text()));
+            assert_ne!(coding(&response), Some("br"), "{status} {fields:?}");
+        }
+        let small = run(&Method::GET, "br", 200, &[JSON], Body::full(text().slice(..511)));
+        assert_eq!(coding(&small), None);
+    }
+
+    #[test]
+    fn the_head_stays_true() {
+        let fields = [JSON, ("etag", "\"a\""), ("vary", "Origin"), ("accept-ranges", "bytes"), ("content-length", "9000")];
+        let get = run(&Method::GET, "gzip", 200, &fields, Body::full(text()));
+        assert_eq!((&get.headers()["etag"], &get.headers()["vary"]), (&"W/\"a\"".parse().unwrap(), &"Origin, Accept-Encoding".parse().unwrap()));
+        assert!(!get.headers().contains_key("accept-ranges"));
+        let head = run(&Method::HEAD, "gzip", 200, &fields, Body::empty());
+        assert_eq!(coding(&head), Some("gzip"));
+        assert!(!head.headers().contains_key("content-length"));
+        let not_modified = run(&Method::GET, "gzip", 304, &[("etag", "\"a\""), ("vary", "accept-encoding")], Body::empty());
+        assert_eq!(not_modified.headers().get_all("vary").iter().count(), 1);
+        let plain = run(&Method::GET, "identity", 200, &fields, Body::full(text()));
+        assert_eq!((coding(&plain), &plain.headers()["etag"]), (None, &"\"a\"".parse().unwrap()));
+        assert_eq!(plain.headers()["vary"], "Origin, Accept-Encoding");
+    }
+
+    #[test]
+    fn the_service_is_asked_for_what_it_knows() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT_ENCODING, "gzip".parse().unwrap());
+        headers.insert(header::IF_NONE_MATCH, "W/\"a\", \"b\"".parse().unwrap());
+        compress().request(&Method::GET, &mut headers);
+        assert_eq!(headers["accept-encoding"], "identity");
+        assert_eq!(headers["if-none-match"], "W/\"a\", \"b\", \"a\"");
+    }
+
+    #[tokio::test]
+    async fn whole_bodies_come_back_as_they_were() {
+        for encoding in ["gzip", "br", "zstd"] {
+            let response = run(&Method::GET, encoding, 200, &[JSON], Body::full(text()));
+            let length: usize = response.headers()["content-length"].to_str().unwrap().parse().unwrap();
+            let bytes = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(bytes.len(), length);
+            assert_eq!(encode::tests::decode(encoding, &bytes), text());
+        }
+    }
+}
