@@ -1,1 +1,202 @@
-//! placeholder
+//! The house rules that a program can hold (the map is at the top of `src/lib.rs`):
+//!
+//! 1. A module imports only floors below its own; a room never imports another room.
+//! 2. One crate, one door: each of the big crates is named in its own places only.
+//! 3. Every file opens with `//!`; no function is longer than 80 lines; `#[expect]` and never `#[allow]`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const ROOMS: [&str; 9] = ["listen", "tls", "serve", "route", "layer", "upstream", "cert", "admin", "doctor"];
+
+/// In order: each may use those before it. `body` and `conn` name each other's types, so they count as one step.
+const VOCABULARY: [&[&str]; 5] = [&["clock", "error"], &["conn", "body"], &["wire"], &["config"], &["telemetry"]];
+
+/// Crates, and the beginnings of the paths that may name them.
+const DOORS: &[(&str, &[&str])] = &[
+    ("rustls", &["tls/", "cert/", "upstream/connect.rs"]),
+    ("tokio_rustls", &["tls/", "upstream/connect.rs"]),
+    ("instant_acme", &["cert/issue.rs"]),
+    ("hyper", &["serve/h2.rs"]),
+    ("hyper_util", &["serve/h2.rs"]),
+    ("toml", &["config/"]),
+    ("clap", &["cli/"]),
+    ("clap_complete", &["cli/"]),
+    ("tracing_subscriber", &["telemetry/"]),
+    ("prometheus_client", &["telemetry/"]),
+    ("sd_notify", &["app/"]),
+    ("anyhow", &["cli/"]),
+];
+
+fn sources() -> BTreeMap<String, String> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, found) } else { found.push(path) }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &mut found);
+    let name = |path: &Path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+    found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+fn module(file: &str) -> &str {
+    file.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// Code without its tests and comments: a test may use what it likes.
+fn code(text: &str) -> String {
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The modules of this crate that a text names after `crate::`, grouped imports included.
+fn imports(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.push(word(rest));
+            continue;
+        };
+        let mut depth = 1;
+        let mut start = true;
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => start = true,
+                c if start && depth == 1 && !c.is_whitespace() => {
+                    found.push(word(&group[at..]));
+                    start = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    found
+}
+
+fn word(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+fn floor(module: &str) -> Option<usize> {
+    if let Some(step) = VOCABULARY.iter().position(|step| step.contains(&module)) {
+        return Some(step);
+    }
+    match module {
+        room if ROOMS.contains(&room) => Some(VOCABULARY.len()),
+        "app" => Some(VOCABULARY.len() + 1),
+        "cli" => Some(VOCABULARY.len() + 2),
+        _ => None,
+    }
+}
+
+fn may_import(from: &str, to: &str) -> bool {
+    match (floor(from), floor(to)) {
+        _ if from == to => true,
+        (Some(from_floor), Some(to_floor)) => {
+            to_floor < from_floor || (to_floor == from_floor && to_floor < VOCABULARY.len())
+        }
+        _ => false,
+    }
+}
+
+fn names_crate(code: &str, name: &str) -> bool {
+    code.match_indices(&format!("{name}::"))
+        .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'))
+}
+
+/// Functions longer than `limit` lines, by the indentation that rustfmt gives them.
+fn long_functions(text: &str, limit: usize) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let words = ["pub ", "pub(super) ", "pub(crate) ", "const ", "async ", "unsafe "];
+        let bare = words.iter().fold(code, |code, word| code.strip_prefix(word).unwrap_or(code));
+        if !bare.starts_with("fn ") {
+            continue;
+        }
+        let end = format!("{}}}", &line[..line.len() - code.len()]);
+        let len = lines[at..].iter().position(|line| *line == end).map_or(0, |len| len + 1);
+        if len > limit {
+            found.push(format!("{} ({len} lines)", word(&bare[3..])));
+        }
+    }
+    found
+}
+
+#[test]
+fn rooms_do_not_know_each_other() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        if file == "main.rs" || file == "lib.rs" {
+            continue;
+        }
+        for to in imports(&code(&text)) {
+            if !may_import(module(&file), &to) {
+                wrong.push(format!("{file} imports {to}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_crate_has_its_door() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        let code = code(&text);
+        for (name, doors) in DOORS {
+            if names_crate(&code, name) && !doors.iter().any(|door| file.starts_with(door)) {
+                wrong.push(format!("{file} names {name}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_file_is_introduced_and_every_function_fits_a_screen() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        if !text.starts_with("//! ") {
+            wrong.push(format!("{file} does not open with //!"));
+        }
+        if text.contains(concat!("#[", "allow(")) {
+            wrong.push(format!("{file} allows a lint; expect it"));
+        }
+        wrong.extend(long_functions(&text, 80).into_iter().map(|function| format!("{file}: {function}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_module_has_its_floor() {
+    for file in sources().keys().filter(|file| !["main.rs", "lib.rs"].contains(&file.as_str())) {
+        assert!(floor(module(file)).is_some(), "{file} is on no floor");
+    }
+}
+
+#[test]
+fn the_rules_can_be_broken() {
+    assert_eq!(
+        imports("use crate::{\n body::{Body, Request},\n tls::X,\n};\ncrate::serve::y()"),
+        ["body", "tls", "serve"]
+    );
+    assert!(!may_import("serve", "tls") && !may_import("layer", "app") && !may_import("wire", "config"));
+    assert!(may_import("serve", "wire") && may_import("app", "tls") && may_import("telemetry", "config"));
+    assert!(names_crate("use rustls::X;", "rustls") && !names_crate("tokio_rustls::X", "rustls"));
+    let long = format!("impl X {{\n    pub async fn f() {{\n{}    }}\n}}\n", "        x();\n".repeat(80));
+    assert_eq!(long_functions(&long, 80), ["f (82 lines)"]);
+}

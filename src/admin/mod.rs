@@ -1,1 +1,258 @@
-//! placeholder
+//! The operator's door: a few pages over HTTP/1.1 on loopback or a unix socket, and the client that asks for them.
+//!
+//! It has no password; who may reach it is the address's business. A browser on the same machine may not: a request with
+//! an `Origin`, or with a `Host` that is no address, is refused, so that no web page can reload or read anything by way
+//! of its visitor (DNS rebinding).
+
+mod client;
+
+pub use client::{CallError, call};
+
+use std::{fs, io, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, UnixListener},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::plan::AdminListen,
+    wire::{self, HeadLimits},
+};
+
+/// A question is short.
+const LIMITS: HeadLimits = HeadLimits { bytes: 8 * 1024, fields: 64, target: 1024 };
+
+/// How long a question and its answer may take; a reload waits for files and sockets only.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the pages show.
+pub trait State: Send + Sync + 'static {
+    /// `/metrics`, as OpenMetrics text.
+    fn metrics(&self) -> String;
+    /// What keeps the edge from being ready; nothing, if it is.
+    fn unready(&self) -> Vec<String>;
+    /// `/certificates`.
+    fn certificates(&self) -> serde_json::Value;
+    /// `/upstreams`.
+    fn upstreams(&self) -> serde_json::Value;
+    /// `/status`: all of it.
+    fn status(&self) -> serde_json::Value;
+    /// `POST /reload`: what happened, or what is wrong with the file.
+    fn reload(&self) -> BoxFuture<'static, Result<String, String>>;
+}
+
+/// Opens the door.
+///
+/// # Errors
+/// The address cannot be had.
+pub fn serve(
+    listen: &AdminListen,
+    state: Arc<dyn State>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> io::Result<()> {
+    let (stop, tracker) = (stop.clone(), tasks.clone());
+    match listen {
+        AdminListen::Tcp(addr) => {
+            let socket = Socket::new(Domain::for_address(*addr), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            // So that a new process can open its door while the old one drains.
+            socket.set_reuse_port(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&(*addr).into())?;
+            socket.listen(64)?;
+            let listener = TcpListener::from_std(socket.into())?;
+            tracing::info!(listener = "admin", addr = %listener.local_addr()?, "listening");
+            tasks.spawn(async move {
+                while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+                    match accepted {
+                        Ok((io, _)) => drop(tracker.spawn(answer(io, state.clone()))),
+                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    }
+                }
+            });
+        }
+        AdminListen::Unix(path) => {
+            // A socket of a process that is gone; a living one that holds it does not mind losing its name.
+            let _ = fs::remove_file(path);
+            let listener = UnixListener::bind(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            tracing::info!(listener = "admin", addr = %path.display(), "listening");
+            tasks.spawn(async move {
+                while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+                    match accepted {
+                        Ok((io, _)) => drop(tracker.spawn(answer(io, state.clone()))),
+                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    }
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// One question a connection.
+async fn answer<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO, state: Arc<dyn State>) {
+    let exchange = async {
+        let page = match read(&mut io).await? {
+            Some(head) => page(&head.method, head.target.path(), &head.headers, state.as_ref()).await,
+            None => Page::text(StatusCode::BAD_REQUEST, "this is no request\n"),
+        };
+        io.write_all(&page.encode()).await?;
+        io.shutdown().await
+    };
+    // Whoever asked may have left.
+    let _ = timeout(PATIENCE, exchange).await;
+}
+
+async fn read<IO: AsyncRead + Unpin>(io: &mut IO) -> io::Result<Option<wire::RequestHead>> {
+    let (mut buf, mut scanned) = (BytesMut::with_capacity(1024), 0);
+    loop {
+        match wire::head_len(&buf, &mut scanned) {
+            Ok(Some(len)) => return Ok(wire::parse_request(&buf.split_to(len).freeze(), &LIMITS).ok()),
+            Ok(None) if buf.len() < LIMITS.total() => {}
+            Ok(None) | Err(_) => return Ok(None),
+        }
+        if io.read_buf(&mut buf).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+struct Page {
+    status: StatusCode,
+    content_type: &'static str,
+    body: Bytes,
+}
+
+impl Page {
+    fn text(status: StatusCode, text: impl Into<Bytes>) -> Self {
+        Self { status, content_type: "text/plain; charset=utf-8", body: text.into() }
+    }
+
+    fn json(value: &serde_json::Value) -> Self {
+        Self { status: StatusCode::OK, content_type: "application/json", body: format!("{value:#}\n").into() }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(header::CONTENT_LENGTH, self.body.len().into());
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let mut out = Vec::with_capacity(256 + self.body.len());
+        wire::response_head(&mut out, self.status, &headers);
+        out.extend_from_slice(&self.body);
+        out
+    }
+}
+
+async fn page(method: &Method, path: &str, headers: &HeaderMap, state: &dyn State) -> Page {
+    if headers.contains_key(header::ORIGIN) || !has_plain_host(headers) {
+        return Page::text(StatusCode::FORBIDDEN, "this is not for browsers\n");
+    }
+    match (method, path) {
+        (&Method::GET, "/health") => Page::text(StatusCode::OK, "ok\n"),
+        (&Method::GET, "/ready") => match state.unready() {
+            reasons if reasons.is_empty() => Page::text(StatusCode::OK, "ready\n"),
+            reasons => Page::text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
+        },
+        (&Method::GET, "/metrics") => Page {
+            status: StatusCode::OK,
+            content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            body: state.metrics().into(),
+        },
+        (&Method::GET, "/certificates") => Page::json(&state.certificates()),
+        (&Method::GET, "/upstreams") => Page::json(&state.upstreams()),
+        (&Method::GET, "/status") => Page::json(&state.status()),
+        (&Method::POST, "/reload") => match state.reload().await {
+            Ok(said) => Page::text(StatusCode::OK, said),
+            Err(problem) => Page::text(StatusCode::UNPROCESSABLE_ENTITY, problem),
+        },
+        (_, "/health" | "/ready" | "/metrics" | "/certificates" | "/upstreams" | "/status" | "/reload") => {
+            Page::text(StatusCode::METHOD_NOT_ALLOWED, "POST for /reload, GET for the rest\n")
+        }
+        _ => Page::text(
+            StatusCode::NOT_FOUND,
+            "/health /ready /metrics /certificates /upstreams /status, POST /reload\n",
+        ),
+    }
+}
+
+/// A name that is no address may have been made to point here.
+fn has_plain_host(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return true };
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name == "localhost"
+        || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
+        || host.parse::<std::net::IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fine;
+
+    impl State for Fine {
+        fn metrics(&self) -> String {
+            "# EOF\n".to_owned()
+        }
+        fn unready(&self) -> Vec<String> {
+            vec!["nothing works".to_owned()]
+        }
+        fn certificates(&self) -> serde_json::Value {
+            serde_json::json!([])
+        }
+        fn upstreams(&self) -> serde_json::Value {
+            serde_json::json!([])
+        }
+        fn status(&self) -> serde_json::Value {
+            serde_json::json!({})
+        }
+        fn reload(&self) -> BoxFuture<'static, Result<String, String>> {
+            Box::pin(async { Err("no\n".to_owned()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn the_client_and_the_door_understand_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = AdminListen::Unix(folder.path().join("admin.sock"));
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        serve(&listen, Arc::new(Fine), &stop, &tasks).unwrap();
+        for (method, path, status) in [
+            ("GET", "/health", 200),
+            ("GET", "/ready", 503),
+            ("POST", "/reload", 422),
+            ("GET", "/reload", 405),
+            ("GET", "/nothing", 404),
+        ] {
+            let listen = listen.clone();
+            let asked = tokio::task::spawn_blocking(move || call(&listen, method, path));
+            assert_eq!(asked.await.unwrap().unwrap().0, status, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_web_page_gets_nothing() {
+        for (name, value, allowed) in [
+            ("origin", "https://evil.example", false),
+            ("host", "evil.example:9180", false),
+            ("host", "127.0.0.1:9180", true),
+            ("host", "localhost", true),
+            ("host", "[::1]:9180", true),
+        ] {
+            let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
+            let status = page(&Method::GET, "/health", &headers, &Fine).await.status;
+            assert_eq!(status == StatusCode::OK, allowed, "{name}: {value}");
+        }
+    }
+}

@@ -1,1 +1,15 @@
-//! placeholder
+//! The program as a whole: starts the rooms, hands them to each other, and keeps them in step with the configuration.
+//!
+//! One control thread (the first) looks after certificates, the operator's door, signals and reloads; the workers do
+//! nothing but serve.
+
+mod control;
+mod edge;
+mod pipeline;
+mod signal;
+mod stack;
+mod worker;
+
+pub use control::{Outcome, run};
+pub use edge::{Edge, StartError};
+pub use pipeline::Door;

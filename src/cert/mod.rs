@@ -1,1 +1,244 @@
-//! placeholder
+//! Certificates: where each name's comes from, and that there is always the best one that can be had.
+//!
+//! One task looks after each name. What it finds it puts into the [`Resolver`], which handshakes read without a lock.
+
+mod files;
+mod internal;
+mod resolver;
+mod store;
+
+pub use self::{
+    internal::root_pem,
+    resolver::Resolver,
+    store::{Store, StoreError},
+};
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use rustls::{
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    sign::CertifiedKey,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::{
+    clock::Clock,
+    config::plan::{Site, SiteTls},
+};
+
+/// Looks after the certificates of all sites.
+pub struct Manager {
+    resolver: Arc<Resolver>,
+    store: Arc<Store>,
+    clock: Clock,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    names: Mutex<HashMap<Arc<str>, Name>>,
+}
+
+/// A name that is looked after.
+struct Name {
+    source: SiteTls,
+    stop: CancellationToken,
+    status: Arc<Mutex<Status>>,
+}
+
+/// What is known of a name's certificate.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The name.
+    pub host: Arc<str>,
+    /// Where it comes from: `acme`, `internal`, `file`.
+    pub source: &'static str,
+    /// When it ends; none is held without it.
+    pub not_after: Option<SystemTime>,
+    /// When something happens next.
+    pub next: Option<SystemTime>,
+    /// Failures since the last success.
+    pub failures: u32,
+    /// The last of them, in words.
+    pub last_error: Option<String>,
+}
+
+/// A certificate that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CertError {
+    /// A file cannot be read.
+    #[error("{path} cannot be read")]
+    Read {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No PEM, no certificate, no key.
+    #[error("{path} has no usable {what}")]
+    Pem {
+        /// Which.
+        path: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The key is not the certificate's, or of a kind that TLS does not know.
+    #[error("the key does not fit the certificate")]
+    Mismatch(#[source] rustls::Error),
+    /// The certificate is not X.509.
+    #[error("the certificate cannot be read")]
+    X509,
+    /// Signing failed.
+    #[error("the internal CA cannot sign")]
+    Sign(#[from] rcgen::Error),
+    /// The storage failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Manager {
+    /// A manager without names.
+    #[must_use]
+    pub fn new(store: Store, clock: Clock, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        let resolver = Arc::new(Resolver::default());
+        Self { resolver, store: Arc::new(store), clock, tasks, stop, names: Mutex::default() }
+    }
+
+    /// The certificates, for handshakes.
+    #[must_use]
+    pub fn resolver(&self) -> Arc<Resolver> {
+        self.resolver.clone()
+    }
+
+    /// Looks after the names of these sites from now on. What stays is not touched; what is gone is given up.
+    pub fn apply(&self, sites: &[Site]) {
+        let mut names = self.names();
+        names.retain(|host, name| {
+            let stays = sites.iter().any(|site| site.host.as_str() == &**host && site.tls == name.source);
+            if !stays {
+                name.stop.cancel();
+            }
+            stays
+        });
+        for site in sites.iter().filter(|site| site.tls != SiteTls::Off) {
+            names.entry(site.host.shared()).or_insert_with(|| self.begin(site));
+        }
+        self.resolver.retain(|host| names.contains_key(host));
+    }
+
+    /// What is known of every name.
+    #[must_use]
+    pub fn status(&self) -> Vec<Status> {
+        let mut all: Vec<_> = self.names().values().map(|name| lock(&name.status).clone()).collect();
+        all.sort_by(|a, b| a.host.cmp(&b.host));
+        all
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<Arc<str>, Name>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, site: &Site) -> Name {
+        let stop = self.stop.child_token();
+        let source = match site.tls {
+            SiteTls::Internal => "internal",
+            SiteTls::Files { .. } => "file",
+            SiteTls::Acme | SiteTls::Off => "acme",
+        };
+        let status =
+            Status { host: site.host.shared(), source, not_after: None, next: None, failures: 0, last_error: None };
+        let keeper = Keeper {
+            host: site.host.shared(),
+            resolver: self.resolver.clone(),
+            clock: self.clock.clone(),
+            status: Arc::new(Mutex::new(status)),
+            stop: stop.clone(),
+        };
+        let name = Name { source: site.tls.clone(), stop, status: keeper.status.clone() };
+        match &site.tls {
+            SiteTls::Files { cert, key } => files::keep(keeper, cert.clone(), key.clone(), &self.tasks),
+            SiteTls::Internal => internal::keep(keeper, self.store.clone(), &self.tasks),
+            SiteTls::Acme | SiteTls::Off => {}
+        }
+        name
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the task of a name needs.
+struct Keeper {
+    host: Arc<str>,
+    resolver: Arc<Resolver>,
+    clock: Clock,
+    status: Arc<Mutex<Status>>,
+    stop: CancellationToken,
+}
+
+impl Keeper {
+    /// Serves a certificate from now on.
+    fn install(&self, certificate: &Certificate) {
+        self.resolver.set(&self.host, certificate.key.clone());
+        let mut status = lock(&self.status);
+        status.not_after = Some(certificate.not_after);
+        status.failures = 0;
+        status.last_error = None;
+    }
+
+    fn failed(&self, error: &CertError) {
+        let mut status = lock(&self.status);
+        status.failures += 1;
+        status.last_error = Some(chain(error));
+    }
+
+    fn next(&self, at: SystemTime) {
+        lock(&self.status).next = Some(at);
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// A certificate that can be served.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    key: Arc<CertifiedKey>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+impl Certificate {
+    /// Puts a chain and its key together, and makes sure that they belong together.
+    ///
+    /// # Errors
+    /// They do not, or cannot be read.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, CertError> {
+        let leaf = chain.first().ok_or(CertError::X509)?;
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertError::X509)?;
+        let at = |time: x509_parser::time::ASN1Time| SystemTime::from(time.to_datetime());
+        let (not_before, not_after) = (at(parsed.validity().not_before), at(parsed.validity().not_after));
+        let key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(CertError::Mismatch)?;
+        Ok(Self { key: Arc::new(key), not_before, not_after })
+    }
+
+    /// When a third of the lifetime is left.
+    fn at_a_third(&self) -> SystemTime {
+        let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_after - lifetime / 3
+    }
+}

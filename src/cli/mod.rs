@@ -1,1 +1,153 @@
-//! placeholder
+//! The command line. The only place that prints, and the only one that knows exit codes.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this room is for")]
+
+mod ask;
+mod check;
+mod demo;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::{
+    app, cert,
+    clock::Clock,
+    config::{self, Plan, Report},
+};
+
+/// 1: failed while running, or a check found a fault.
+const FAILED: u8 = 1;
+
+/// 78: the configuration is bad (`EX_CONFIG` of sysexits.h).
+const BAD_CONFIG: u8 = 78;
+
+/// The front door of a self-hosted Matrix homeserver with Element Call.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    /// The configuration file [default: $VESTIBULE_CONFIG, ./vestibule.toml, /etc/vestibule/vestibule.toml]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT; SIGHUP and a change of the file reload
+    Run,
+    /// Read and judge the file: no root, no network, no ports
+    Check {
+        /// For a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// The whole edge on this machine with no set-up
+    Demo {
+        /// Exit after the table of checks, with 0 or 1
+        #[arg(long)]
+        check: bool,
+    },
+    /// Print the root of the internal CA
+    Ca,
+    /// Make the running edge read its file again
+    Reload,
+    /// Show what the running edge is doing
+    Status {
+        /// For a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// Exit with 0 if the running edge answers
+    Healthcheck,
+    /// Print the JSON Schema of the configuration file
+    Schema,
+    /// Print the reference of the configuration file as Markdown
+    Reference,
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Run => run(cli.config),
+        Command::Check { json } => check::check(cli.config, json),
+        Command::Demo { check } => demo::run(check),
+        Command::Ca => ca(cli.config),
+        Command::Reload => ask::reload(cli.config),
+        Command::Status { json } => ask::status(cli.config, json),
+        Command::Healthcheck => ask::healthcheck(cli.config),
+        Command::Schema => {
+            println!("{:#}", config::schema());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Reference => {
+            print!("{}", config::markdown());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    outcome.unwrap_or_else(|failure| match failure {
+        Failure::Config(report) => {
+            eprint!("{}", report.render());
+            ExitCode::from(BAD_CONFIG)
+        }
+        Failure::Other(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    })
+}
+
+/// Why a command failed.
+enum Failure {
+    /// The file is bad.
+    Config(Box<Report>),
+    /// Anything else.
+    Other(anyhow::Error),
+}
+
+impl From<Box<Report>> for Failure {
+    fn from(report: Box<Report>) -> Self {
+        Self::Config(report)
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+type Outcome = Result<ExitCode, Failure>;
+
+fn load(named: Option<PathBuf>) -> Result<(PathBuf, Plan, Report), Box<Report>> {
+    let path = config::locate(named)?;
+    let (plan, warnings) = config::load(&path)?;
+    Ok((path, plan, warnings))
+}
+
+fn run(named: Option<PathBuf>) -> Outcome {
+    let (path, plan, warnings) = load(named)?;
+    eprint!("{}", warnings.render());
+    Ok(match app::run(&path, plan)? {
+        app::Outcome::Finished => ExitCode::SUCCESS,
+        app::Outcome::Cut => ExitCode::from(FAILED),
+    })
+}
+
+fn ca(named: Option<PathBuf>) -> Outcome {
+    let (_, plan, _) = load(named)?;
+    print!("{}", cert::root_pem(&cert::Store::new(plan.storage), &Clock::system())?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -40,8 +40,10 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
     let mut sites = Vec::new();
     for site in &raw.sites {
         let is_server = matrix.as_ref().is_some_and(|matrix| host_of(&matrix.server_name) == site.host.value.as_str());
-        let wants =
-            site.well_known.as_ref().map_or(is_server || kind_of(&site.root) == Kind::Synapse, |wants| wants.value);
+        let wants = site
+            .well_known
+            .as_ref()
+            .map_or_else(|| is_server || kind_of(&site.root) == Kind::Synapse, |wants| wants.value);
         if let (true, None, Some(wants)) = (wants, &matrix, &site.well_known) {
             reader.error_with(wants.span.clone(), "there is no document to serve", "set matrix.server_name");
         }
@@ -475,7 +477,7 @@ fn limits(raw: &raw::Limits, reader: &Reader<'_>) -> Limits {
 
 fn timeouts(raw: &raw::Timeouts) -> Timeouts {
     let bound = |at: &raw::Bound<Duration>, seconds| {
-        at.as_ref().map_or(Some(Duration::from_secs(seconds)), |at| at.value.filter(|limit| !limit.is_zero()))
+        at.as_ref().map_or_else(|| Some(Duration::from_secs(seconds)), |at| at.value.filter(|limit| !limit.is_zero()))
     };
     Timeouts {
         handshake: bound(&raw.handshake, 10),

@@ -76,7 +76,10 @@ impl Source {
                 at += 2;
             } else if let Some((len, name, default)) = variable(rest) {
                 let span = at..at + len;
-                match env(name).filter(|value| !value.is_empty() || default.is_none()).or(default.map(str::to_owned)) {
+                match env(name)
+                    .filter(|value| !value.is_empty() || default.is_none())
+                    .or_else(|| default.map(str::to_owned))
+                {
                     Some(value) => match fit(&value, place) {
                         Some(value) => self.put(span, &value),
                         None => problems.push(

@@ -32,7 +32,7 @@ pub struct Problem {
     help: Option<String>,
     span: Option<Range<usize>>,
     /// What else is wrong, in other parts of the same value.
-    also: Vec<Problem>,
+    also: Vec<Self>,
 }
 
 impl Problem {
@@ -112,7 +112,7 @@ impl<'s> Reader<'s> {
     }
 
     fn note_problem(&self, item: &Item<'_>, problem: Problem) {
-        let span = self.source.locate(problem.span.unwrap_or(item.span()));
+        let span = self.source.locate(problem.span.unwrap_or_else(|| item.span()));
         let mut diagnostic = Diagnostic::error(span, problem.message);
         diagnostic.help = problem.help;
         self.note(diagnostic);

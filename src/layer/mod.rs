@@ -9,7 +9,7 @@
 //! ```
 
 pub mod access;
-//PENDING pub mod access_log;
+pub mod access_log;
 pub mod compress;
 pub mod cors;
 pub mod forwarded;

@@ -70,7 +70,8 @@ impl Document {
         // Strong, since it is made of the bytes; 128 bits of SHA-256 are more than two documents need.
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
         let hex: String = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let etag = |suffix: &str| HeaderValue::try_from(format!("\"{hex}{suffix}\"")).expect("digits are a valid value");
+        let etag =
+            |suffix: &str| HeaderValue::try_from(format!("\"{hex}{suffix}\"")).expect("digits are a valid value");
         let encoded: Vec<_> = [Encoding::Zstd, Encoding::Brotli, Encoding::Gzip]
             .into_iter()
             .map(|encoding| (encoding, compress::whole(encoding, body)))
@@ -79,7 +80,8 @@ impl Document {
         let variant = |encoding: Option<Encoding>, body: Bytes| {
             let suffix = encoding.map_or_else(String::new, |encoding| format!("-{}", encoding.as_str()));
             let mut headers = with_cors(StatusCode::OK, Body::empty()).headers().clone();
-            let max_age = HeaderValue::try_from(format!("public, max-age={max_age}")).expect("digits are a valid value");
+            let max_age =
+                HeaderValue::try_from(format!("public, max-age={max_age}")).expect("digits are a valid value");
             headers.insert(header::CONTENT_TYPE, JSON);
             headers.insert(header::CACHE_CONTROL, max_age);
             headers.insert(header::ETAG, etag(&suffix));
@@ -101,7 +103,8 @@ impl Document {
     fn answer(&self, asked: &HeaderMap) -> Response {
         let offered: Vec<Encoding> = self.encoded.iter().map(|(encoding, _)| *encoding).collect();
         let chosen = compress::negotiate(asked, &offered);
-        let variant = self.encoded.iter().find(|(encoding, _)| Some(*encoding) == chosen).map_or(&self.plain, |(_, v)| v);
+        let variant =
+            self.encoded.iter().find(|(encoding, _)| Some(*encoding) == chosen).map_or(&self.plain, |(_, v)| v);
         let known = asked.get_all(header::IF_NONE_MATCH).iter().any(|field| {
             field.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|tag| {
                 let tag = tag.strip_prefix(b"W/").unwrap_or(tag);
@@ -226,7 +229,9 @@ mod tests {
         let first = ask(Method::GET, "/.well-known/matrix/client", &[]).unwrap();
         let tag = first.headers()["etag"].to_str().unwrap().to_owned();
         assert_eq!(first.headers()["cache-control"], "public, max-age=60");
-        for (given, status) in [(tag.clone(), 304), (format!("\"x\", W/{tag}"), 304), ("*".into(), 304), ("\"x\"".into(), 200)] {
+        for (given, status) in
+            [(tag.clone(), 304), (format!("\"x\", W/{tag}"), 304), ("*".into(), 304), ("\"x\"".into(), 200)]
+        {
             let again = ask(Method::GET, "/.well-known/matrix/client", &[("if-none-match", &given)]).unwrap();
             assert_eq!(again.status(), status, "{given}");
         }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
@@ -32,6 +33,10 @@ const REMEMBERED: usize = 1024;
 
 /// An answer longer than this is not a list of transports.
 const MAX_ANSWER: usize = 64 * 1024;
+
+/// How Synapse is asked. Boxed, because the compiler cannot yet see that the future of an `AsyncFn` may change threads.
+pub trait Ask<'a>: Fn(Request) -> BoxFuture<'a, Result<Response, ProxyError>> {}
+impl<'a, F: Fn(Request) -> BoxFuture<'a, Result<Response, ProxyError>>> Ask<'a> for F {}
 
 /// Completes what Synapse says about transports.
 pub struct RtcTransports {
@@ -57,10 +62,7 @@ impl RtcTransports {
     ///
     /// # Errors
     /// Those of `send`.
-    pub async fn answer<S>(&self, mut request: Request, send: S) -> Result<Response, ProxyError>
-    where
-        S: AsyncFn(Request) -> Result<Response, ProxyError>,
-    {
+    pub async fn answer<'a>(&self, mut request: Request, send: impl Ask<'a> + Send) -> Result<Response, ProxyError> {
         if request.method() != Method::GET {
             return send(request).await;
         }
@@ -83,10 +85,7 @@ impl RtcTransports {
     }
 
     /// Answers a client whose token Synapse knows; any other gets what Synapse says of it.
-    async fn vouch<S>(&self, mut headers: HeaderMap, send: S) -> Result<Response, ProxyError>
-    where
-        S: AsyncFn(Request) -> Result<Response, ProxyError>,
-    {
+    async fn vouch<'a>(&self, mut headers: HeaderMap, send: impl Ask<'a> + Send) -> Result<Response, ProxyError> {
         let token = headers.get(header::AUTHORIZATION).map(|token| self.hasher.hash_one(token.as_bytes()));
         if token.is_some_and(|token| self.is_good(token)) {
             return Ok(self.ours());
@@ -162,12 +161,13 @@ mod tests {
         if let Some(token) = token {
             request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static(token));
         }
-        let answer = layer.answer(request, async |request| {
-            Ok(match (request.uri().path(), request.headers().get(header::AUTHORIZATION)) {
+        let answer = layer.answer(request, |request| {
+            let answer = match (request.uri().path(), request.headers().get(header::AUTHORIZATION)) {
                 ("/_matrix/client/v3/account/whoami", Some(token)) if token == "Bearer good" => json(200, "{}"),
                 ("/_matrix/client/v3/account/whoami", _) => json(401, r#"{"errcode":"M_UNKNOWN_TOKEN"}"#),
                 _ => json(synapse.0, synapse.1),
-            })
+            };
+            Box::pin(std::future::ready(Ok(answer)))
         });
         let answer = answer.await.unwrap();
         let status = answer.status().as_u16();
@@ -202,12 +202,11 @@ mod tests {
         let ask = async || {
             let mut request = http::Request::get(PATHS[1]).body(Body::empty()).unwrap();
             request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer x"));
-            let answer = layer.answer(request, async |request| {
-                if request.uri().path().ends_with("whoami") {
-                    asked.fetch_add(1, Ordering::Relaxed);
-                    return Ok(json(200, "{}"));
-                }
-                Ok(json(404, r#"{"errcode":"M_UNRECOGNIZED"}"#))
+            let answer = layer.answer(request, |request| {
+                let whoami = request.uri().path().ends_with("whoami");
+                asked.fetch_add(usize::from(whoami), Ordering::Relaxed);
+                let answer = if whoami { json(200, "{}") } else { json(404, r#"{"errcode":"M_UNRECOGNIZED"}"#) };
+                Box::pin(std::future::ready(Ok(answer)))
             });
             assert_eq!(answer.await.unwrap().status(), 200);
         };

@@ -141,8 +141,8 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<(Header, usize)>, ProxyProtocolError>
     let header = match (command, family) {
         // AF_UNSPEC, and sockets of the balancer's own host, name no client.
         (Header::Local, _) | (_, 0x00 | 0x31 | 0x32) => Header::Local,
-        (_, 0x11 | 0x12) => client_v2::<4>(body).ok_or(malformed("the addresses are cut short"))?,
-        (_, 0x21 | 0x22) => client_v2::<16>(body).ok_or(malformed("the addresses are cut short"))?,
+        (_, 0x11 | 0x12) => client_v2::<4>(body).ok_or_else(|| malformed("the addresses are cut short"))?,
+        (_, 0x21 | 0x22) => client_v2::<16>(body).ok_or_else(|| malformed("the addresses are cut short"))?,
         _ => return Err(malformed("the family is unknown")),
     };
     Ok(Some((header, len)))

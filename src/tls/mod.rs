@@ -51,7 +51,7 @@ pub struct Acceptor {
 #[derive(Debug)]
 pub enum Accepted<IO> {
     /// A client.
-    Http(TlsStream<IO>, TlsInfo),
+    Http(Box<TlsStream<IO>>, TlsInfo),
     /// The CA has seen the certificate that it asked for; there is nothing more to say.
     AcmeChallenge,
 }
@@ -123,7 +123,7 @@ impl Acceptor {
             return Ok(Accepted::AcmeChallenge);
         }
         let info = info(stream.get_ref().1, name);
-        Ok(Accepted::Http(TlsStream(stream), info))
+        Ok(Accepted::Http(Box::new(TlsStream(stream)), info))
     }
 }
 

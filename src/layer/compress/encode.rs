@@ -48,9 +48,8 @@ thread_local! {
 pub fn whole(encoding: Encoding, body: &[u8]) -> Bytes {
     match encoding {
         Encoding::Zstd => ZSTD.with_borrow_mut(|kept| {
-            let compressor = kept.get_or_insert_with(|| {
-                zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("the level is one of zstd's")
-            });
+            let compressor = kept
+                .get_or_insert_with(|| zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("the level is one of zstd's"));
             compressor.compress(body).expect("the output is as large as zstd asks for").into()
         }),
         Encoding::Gzip => DEFLATE.with_borrow_mut(|kept| {
@@ -203,7 +202,8 @@ impl Encoder {
         let writer = match encoding {
             Encoding::Gzip => Writer::Gzip(GzEncoder::new(out.clone(), flate2::Compression::new(GZIP_LEVEL))),
             Encoding::Zstd => {
-                let mut encoder = zstd::stream::write::Encoder::new(out.clone(), ZSTD_LEVEL).expect("the level is one of zstd's");
+                let mut encoder =
+                    zstd::stream::write::Encoder::new(out.clone(), ZSTD_LEVEL).expect("the level is one of zstd's");
                 encoder.window_log(WINDOW_LOG).expect("the window is one of zstd's");
                 Writer::Zstd(encoder)
             }
@@ -300,7 +300,8 @@ pub mod tests {
     async fn each_line_of_a_slow_stream_comes_out_at_once() {
         for encoding in ALL {
             let (lines, source) = mpsc::unbounded_channel::<Result<Frame<Bytes>, BodyError>>();
-            let stream = futures_util::stream::unfold(source, async |mut source| source.recv().await.map(|l| (l, source)));
+            let stream =
+                futures_util::stream::unfold(source, async |mut source| source.recv().await.map(|l| (l, source)));
             let mut body = Box::pin(encoded(Body::stream(StreamBody::new(Box::pin(stream))), encoding));
             let (mut wire, mut said) = (Vec::new(), Vec::new());
             for n in 0..20 {

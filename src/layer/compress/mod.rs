@@ -13,8 +13,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use tokio::sync::Semaphore;
 
-pub use self::{encode::whole, negotiate::negotiate};
 use self::encode::Encoded;
+pub use self::{encode::whole, negotiate::negotiate};
 use crate::{
     body::{Body, Response},
     config::plan::{self, Encoding},
@@ -108,7 +108,9 @@ impl Compress {
         let status = response.status();
         let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let length = length.or_else(|| response.body().size_hint().exact().filter(|_| !is_head));
-        let encoded = headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        let encoded = headers
+            .get(header::CONTENT_ENCODING)
+            .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
         !(status.is_informational()
             || status == StatusCode::NO_CONTENT
             || status == StatusCode::PARTIAL_CONTENT
@@ -196,9 +198,11 @@ fn strengthen(headers: &mut HeaderMap) {
 /// Adds `Accept-Encoding` to `Vary`, once.
 fn vary(headers: &mut HeaderMap) {
     let said = headers.get_all(header::VARY).iter().any(|field| {
-        field.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|name| {
-            name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding")
-        })
+        field
+            .as_bytes()
+            .split(|b| *b == b',')
+            .map(<[u8]>::trim_ascii)
+            .any(|name| name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding"))
     });
     if said {
         return;
@@ -226,7 +230,13 @@ mod tests {
         (0..200).flat_map(|n| format!("{{\"event_id\":\"${n}\",\"type\":\"m.room.message\"}},").into_bytes()).collect()
     }
 
-    fn run(method: &Method, accept: &str, status: u16, fields: &[(&'static str, &'static str)], body: Body) -> Response {
+    fn run(
+        method: &Method,
+        accept: &str,
+        status: u16,
+        fields: &[(&'static str, &'static str)],
+        body: Body,
+    ) -> Response {
         let compress = compress();
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT_ENCODING, accept.parse().unwrap());
@@ -291,14 +301,19 @@ mod tests {
 
     #[test]
     fn the_head_stays_true() {
-        let fields = [JSON, ("etag", "\"a\""), ("vary", "Origin"), ("accept-ranges", "bytes"), ("content-length", "9000")];
+        let fields =
+            [JSON, ("etag", "\"a\""), ("vary", "Origin"), ("accept-ranges", "bytes"), ("content-length", "9000")];
         let get = run(&Method::GET, "gzip", 200, &fields, Body::full(text()));
-        assert_eq!((&get.headers()["etag"], &get.headers()["vary"]), (&"W/\"a\"".parse().unwrap(), &"Origin, Accept-Encoding".parse().unwrap()));
+        assert_eq!(
+            (&get.headers()["etag"], &get.headers()["vary"]),
+            (&"W/\"a\"".parse().unwrap(), &"Origin, Accept-Encoding".parse().unwrap())
+        );
         assert!(!get.headers().contains_key("accept-ranges"));
         let head = run(&Method::HEAD, "gzip", 200, &fields, Body::empty());
         assert_eq!(coding(&head), Some("gzip"));
         assert!(!head.headers().contains_key("content-length"));
-        let not_modified = run(&Method::GET, "gzip", 304, &[("etag", "\"a\""), ("vary", "accept-encoding")], Body::empty());
+        let not_modified =
+            run(&Method::GET, "gzip", 304, &[("etag", "\"a\""), ("vary", "accept-encoding")], Body::empty());
         assert_eq!(not_modified.headers().get_all("vary").iter().count(), 1);
         let plain = run(&Method::GET, "identity", 200, &fields, Body::full(text()));
         assert_eq!((coding(&plain), &plain.headers()["etag"]), (None, &"\"a\"".parse().unwrap()));

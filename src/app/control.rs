@@ -1,0 +1,306 @@
+//! `vestibule run`: the life of the process, from the first socket to the exit code.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use super::{
+    edge::{Edge, StartError},
+    signal::{Signal, Signals},
+};
+use crate::{
+    admin,
+    clock::Clock,
+    config::{self, Plan},
+    telemetry::{Logging, Metrics},
+};
+
+/// How often the file is looked at. Its content is what counts, so that every way of replacing it is seen: in place, by
+/// rename, through a link, behind a bind mount.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How the process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything in flight was finished.
+    Finished,
+    /// Something was cut off.
+    Cut,
+}
+
+/// Runs a plan until it is told to stop; `path` is where it was read from, and is read again.
+///
+/// # Errors
+/// The edge cannot start.
+pub fn run(path: &Path, plan: Plan) -> Result<Outcome, StartError> {
+    let clock = Clock::system();
+    let metrics = Metrics::new(clock.now());
+    let logging = Arc::new(Logging::start(&plan.log, &metrics));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    runtime.block_on(async {
+        let signals = Signals::new().map_err(StartError::Thread)?;
+        let edge = Edge::start(plan.clone(), metrics.clone(), clock.clone()).await?;
+        let control = Control::new(path.to_owned(), plan, edge, metrics, clock, logging)?;
+        Ok(control.obey(signals).await)
+    })
+}
+
+/// Something to do for the operator.
+enum Order {
+    Reload(oneshot::Sender<Result<String, String>>),
+}
+
+struct Control {
+    path: PathBuf,
+    plan: Plan,
+    seen: Option<u64>,
+    edge: Edge,
+    metrics: Metrics,
+    clock: Clock,
+    logging: Arc<Logging>,
+    orders: mpsc::Receiver<Order>,
+    /// Ends the operator's door.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Control {
+    fn new(
+        path: PathBuf,
+        plan: Plan,
+        edge: Edge,
+        metrics: Metrics,
+        clock: Clock,
+        logging: Arc<Logging>,
+    ) -> Result<Self, StartError> {
+        let (sender, orders) = mpsc::channel(8);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        if let Some(listen) = &plan.admin {
+            let dropped = logging.clone();
+            let door = Door {
+                metrics: metrics.clone(),
+                snapshot: edge.snapshot(move || dropped.dropped()),
+                upstreams: edge.upstream_status(),
+                certificates: edge.certificates(),
+                orders: sender,
+                started: clock.now(),
+                clock: clock.clone(),
+            };
+            admin::serve(listen, Arc::new(door), &stop, &tasks).map_err(StartError::Admin)?;
+        }
+        let seen = content(&path);
+        Ok(Self { path, plan, seen, edge, metrics, clock, logging, orders, stop, tasks })
+    }
+
+    async fn obey(mut self, mut signals: Signals) -> Outcome {
+        info!("ready");
+        notify(&[sd_notify::NotifyState::Ready]);
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::Stop => break,
+                    Signal::Reload => drop(self.reload().await),
+                },
+                _ = looks.tick() => self.look().await,
+                order = self.orders.recv() => if let Some(Order::Reload(reply)) = order {
+                    // Whoever asked may have left.
+                    let _ = reply.send(self.reload().await);
+                },
+            }
+        }
+        self.end(signals).await
+    }
+
+    /// Reloads when the content of the file is another than last time.
+    async fn look(&mut self) {
+        let shed = self.metrics.take_shed();
+        if shed > 0 {
+            warn!(connections = shed, "connections over the bound were refused");
+        }
+        let now = content(&self.path);
+        // A file that is away for a moment is being replaced.
+        if now.is_some() && now != self.seen {
+            // Reported by itself, to the log.
+            let _ = self.reload().await;
+        }
+    }
+
+    /// Takes the file as it is now, if it is good; what happened, in words.
+    async fn reload(&mut self) -> Result<String, String> {
+        self.seen = content(&self.path);
+        let began = Instant::now();
+        notify(&[sd_notify::NotifyState::Reloading]);
+        let outcome = match config::load(&self.path) {
+            Err(report) => Err(report.render()),
+            Ok((plan, _)) if plan == self.plan => {
+                info!("reload: the configuration is the same");
+                Ok("the configuration is the same; nothing to do\n".to_owned())
+            }
+            Ok((plan, warnings)) => match self.edge.reload(plan.clone()).await {
+                Ok(()) => {
+                    self.logging.set_level(&plan.log.level);
+                    self.plan = plan;
+                    info!(took_ms = began.elapsed().as_millis(), "reload: the new configuration is in effect");
+                    Ok(format!("{}the new configuration is in effect\n", warnings.render()))
+                }
+                Err(error) => Err(format!(
+                    "{error}: {}\n",
+                    std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()
+                )),
+            },
+        };
+        if let Err(problem) = &outcome {
+            error!(problem, "reload: the old configuration stays");
+        }
+        self.metrics.reloaded(outcome.is_ok(), self.clock.now());
+        notify(&[sd_notify::NotifyState::Ready]);
+        outcome
+    }
+
+    async fn end(self, mut signals: Signals) -> Outcome {
+        info!(within_s = self.plan.timeouts.drain.as_secs_f64(), "draining");
+        notify(&[sd_notify::NotifyState::Stopping]);
+        self.stop.cancel();
+        let finished = tokio::select! {
+            finished = self.edge.drain() => finished,
+            () = second(&mut signals) => false,
+        };
+        self.tasks.close();
+        // The door has nothing in flight that matters.
+        let _ = tokio::time::timeout(Duration::from_millis(100), self.tasks.wait()).await;
+        if finished {
+            info!("stopped; everything in flight was finished");
+            Outcome::Finished
+        } else {
+            warn!("stopped; something in flight was cut off");
+            Outcome::Cut
+        }
+    }
+}
+
+/// The second order to stop.
+async fn second(signals: &mut Signals) {
+    while signals.next().await != Signal::Stop {
+        sleep(Duration::ZERO).await;
+    }
+}
+
+/// Tells systemd, where it is there.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    // Without a socket to tell there is nobody to tell.
+    let _ = sd_notify::notify(state);
+}
+
+/// What stands in the file, in short.
+fn content(path: &Path) -> Option<u64> {
+    let bytes = fs::read(path).ok()?;
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// What the operator's door shows and does.
+struct Door {
+    metrics: Metrics,
+    snapshot: Arc<dyn Fn() -> crate::telemetry::Snapshot + Send + Sync>,
+    upstreams: Arc<dyn Fn() -> Vec<crate::upstream::Status> + Send + Sync>,
+    certificates: Arc<crate::cert::Manager>,
+    orders: mpsc::Sender<Order>,
+    started: SystemTime,
+    clock: Clock,
+}
+
+impl admin::State for Door {
+    fn metrics(&self) -> String {
+        self.metrics.render(&self.snapshot)
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let now = self.clock.now();
+        let certificates = self.certificates.status().into_iter().filter_map(|status| match status.not_after {
+            None => Some(format!("{} has no certificate", status.host)),
+            Some(end) if end <= now => Some(format!("the certificate of {} has expired", status.host)),
+            Some(_) => None,
+        });
+        let down = (self.upstreams)().into_iter().filter(|upstream| !upstream.up);
+        certificates.chain(down.map(|upstream| format!("{} does not answer", upstream.server))).collect()
+    }
+
+    fn certificates(&self) -> serde_json::Value {
+        let one = |status: crate::cert::Status| {
+            serde_json::json!({
+                "host": &*status.host,
+                "source": status.source,
+                "not_after": status.not_after.map(rfc3339),
+                "next": status.next.map(rfc3339),
+                "failures": status.failures,
+                "last_error": status.last_error,
+            })
+        };
+        self.certificates.status().into_iter().map(one).collect()
+    }
+
+    fn upstreams(&self) -> serde_json::Value {
+        let one = |status: crate::upstream::Status| {
+            serde_json::json!({
+                "upstream": &*status.name,
+                "server": status.server,
+                "up": status.up,
+                "in_flight": status.in_flight,
+                "idle": status.idle,
+                "dial_failures": status.dial_failures,
+                "retries": status.retries,
+            })
+        };
+        (self.upstreams)().into_iter().map(one).collect()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let snapshot = (self.snapshot)();
+        serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "started": rfc3339(self.started),
+            "connections": snapshot.connections,
+            "tunnels": self.metrics.tunnels().load(std::sync::atomic::Ordering::Relaxed),
+            "unready": self.unready(),
+            "certificates": self.certificates(),
+            "upstreams": self.upstreams(),
+        })
+    }
+
+    fn reload(&self) -> futures_util::future::BoxFuture<'static, Result<String, String>> {
+        let orders = self.orders.clone();
+        Box::pin(async move {
+            let (reply, answer) = oneshot::channel();
+            if orders.send(Order::Reload(reply)).await.is_err() {
+                return Err("the process is stopping\n".to_owned());
+            }
+            answer.await.unwrap_or_else(|_| Err("the process is stopping\n".to_owned()))
+        })
+    }
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    let at = time::OffsetDateTime::from(at).replace_nanosecond(0).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        Self::Thread(error)
+    }
+}

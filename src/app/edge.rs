@@ -1,0 +1,266 @@
+//! The running edge: listeners on every worker, certificates, and the generation that answers.
+
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{
+    pipeline::{Door, Pipeline},
+    stack::{Generation, Http01},
+    worker::Worker,
+};
+use crate::{
+    cert,
+    clock::Clock,
+    config::plan::Plan,
+    listen::{BindError, Permits, connection_limit},
+    telemetry::{self, Metrics, Snapshot},
+    tls::{Acceptor, TlsError},
+    upstream,
+};
+
+/// How often pooled connections that nobody uses are looked for.
+const TIDY: Duration = Duration::from_secs(30);
+
+/// What is kept of the time to drain for the last steps: writing out the log, joining threads.
+const RESERVE: Duration = Duration::from_millis(300);
+
+/// Why the edge does not start, or does not take a new configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The system has no thread or descriptor left.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// The operator's door cannot be opened.
+    #[error("cannot open the admin address")]
+    Admin(#[source] io::Error),
+}
+
+/// A running edge. Dropping it ends everything at once; [`drain`](Self::drain) ends it well.
+pub struct Edge {
+    plan: Plan,
+    pipeline: Arc<Pipeline>,
+    workers: Vec<Worker>,
+    /// What is listened on: the address as configured, and as bound.
+    open: HashMap<(Door, SocketAddr), SocketAddr>,
+    certificates: Arc<cert::Manager>,
+    env: upstream::Env,
+    /// Ends the probes of the current generation.
+    probes: CancellationToken,
+    /// Ends what runs beside the road.
+    stop: CancellationToken,
+    background: TaskTracker,
+    clock: Clock,
+}
+
+impl Edge {
+    /// Starts serving a plan, on the current runtime and on threads of its own.
+    ///
+    /// # Errors
+    /// An address is taken, or the system is out of something; nothing is left running.
+    pub async fn start(plan: Plan, metrics: Metrics, clock: Clock) -> Result<Self, StartError> {
+        let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+        let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
+        let store = cert::Store::new(plan.storage.clone());
+        let certificates = Arc::new(cert::Manager::new(store, clock.clone(), background.clone(), stop.clone()));
+        certificates.apply(&plan.sites);
+        let env = upstream::Env {
+            workers: plan.listen.threads.get(),
+            roots: upstream::Roots::system(),
+            drain: drain.clone(),
+            tasks: tasks.clone(),
+            tunnels: metrics.tunnels(),
+            tunnel_idle: plan.timeouts.tunnel_idle,
+            body_stall: plan.timeouts.body_stall,
+        };
+        let generation = Generation::new(&plan, &env, http01(&certificates), &metrics, clock.clone());
+        let resolver = certificates.resolver();
+        let knows = certificates.resolver();
+        let pipeline = Arc::new(Pipeline {
+            acceptor: Acceptor::new(resolver, Arc::new(move |name| knows.knows(name)), plan.tls_min)?,
+            current: Arc::new(ArcSwap::from_pointee(generation)),
+            permits: Permits::new(connection_limit(plan.limits.connections), plan.limits.connections_per_ip),
+            drain,
+            tasks,
+            metrics,
+        });
+        let workers = (0..plan.listen.threads.get()).map(|index| Worker::start(index, pipeline.clone()));
+        let workers = workers.collect::<Result<Vec<_>, _>>().map_err(StartError::Thread)?;
+        let open = HashMap::new();
+        let probes = CancellationToken::new();
+        let mut edge = Self { plan, pipeline, workers, open, certificates, env, probes, stop, background, clock };
+        let wanted: Vec<_> = wanted(&edge.plan).collect();
+        for (door, addr) in wanted {
+            edge.open(door, addr).await?;
+        }
+        edge.watch_upstreams();
+        Ok(edge)
+    }
+
+    /// The addresses that are listened on, ports filled in.
+    pub fn addresses(&self) -> impl Iterator<Item = (Door, SocketAddr)> {
+        self.open.iter().map(|((door, _), bound)| (*door, *bound))
+    }
+
+    /// Serves a new plan: all of it, or, on an error, the old one unchanged. Sockets whose address stays are kept, and so
+    /// is every connection.
+    ///
+    /// # Errors
+    /// A new address cannot be listened on.
+    pub async fn reload(&mut self, plan: Plan) -> Result<(), StartError> {
+        for (what, changed) in [
+            ("listen.threads", plan.listen.threads != self.plan.listen.threads),
+            ("storage.path", plan.storage != self.plan.storage),
+            ("tls.min_version", plan.tls_min != self.plan.tls_min),
+            ("admin.listen", plan.admin != self.plan.admin),
+        ] {
+            if changed {
+                warn!(key = what, "takes effect at the next start");
+            }
+        }
+        let wanted: Vec<_> = wanted(&plan).collect();
+        let mut opened = Vec::new();
+        for (door, addr) in &wanted {
+            if self.open.contains_key(&(*door, *addr)) {
+                continue;
+            }
+            if let Err(error) = self.open(*door, *addr).await {
+                for key in opened {
+                    self.close(key);
+                }
+                return Err(error);
+            }
+            opened.push((*door, *addr));
+        }
+        self.env.tunnel_idle = plan.timeouts.tunnel_idle;
+        self.env.body_stall = plan.timeouts.body_stall;
+        let metrics = &self.pipeline.metrics;
+        let http01 = http01(&self.certificates);
+        let generation = Generation::new(&plan, &self.env, http01, metrics, self.clock.clone());
+        self.certificates.apply(&plan.sites);
+        self.pipeline.permits.set(connection_limit(plan.limits.connections), plan.limits.connections_per_ip);
+        self.pipeline.current.store(Arc::new(generation));
+        self.plan = plan;
+        self.watch_upstreams();
+        let gone: Vec<_> = self.open.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        for key in gone {
+            self.close(key);
+        }
+        Ok(())
+    }
+
+    /// Stops accepting, lets everything in flight finish within the plan's time, and ends. Whether all of it did.
+    pub async fn drain(self) -> bool {
+        let limit = self.plan.timeouts.drain.saturating_sub(RESERVE);
+        let until = Instant::now() + limit;
+        self.pipeline.drain.cancel();
+        self.pipeline.tasks.close();
+        let done = timeout(limit, self.pipeline.tasks.wait()).await.is_ok();
+        self.stop.cancel();
+        self.probes.cancel();
+        self.background.close();
+        // Nothing in the background has anything to lose; a certificate that is being saved is saved atomically.
+        let _ = timeout(until.saturating_duration_since(Instant::now()).max(RESERVE), self.background.wait()).await;
+        done
+    }
+
+    /// What is known of the certificates.
+    #[must_use]
+    pub fn certificates(&self) -> Arc<cert::Manager> {
+        self.certificates.clone()
+    }
+
+    /// Reads what others keep for the metrics, whenever it is called.
+    #[must_use]
+    pub fn snapshot(
+        &self,
+        dropped: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Arc<dyn Fn() -> Snapshot + Send + Sync> {
+        let (pipeline, certificates) = (self.pipeline.clone(), self.certificates.clone());
+        Arc::new(move || Snapshot {
+            upstreams: upstreams(&pipeline.current.load()),
+            certificates: certificates.status().into_iter().map(certificate).collect(),
+            connections: pipeline.permits.open(),
+            log_dropped: dropped(),
+        })
+    }
+
+    /// What every server of every upstream is doing.
+    #[must_use]
+    pub fn upstream_status(&self) -> Arc<dyn Fn() -> Vec<upstream::Status> + Send + Sync> {
+        let pipeline = self.pipeline.clone();
+        Arc::new(move || pipeline.current.load().upstreams().flat_map(upstream::Upstream::status).collect())
+    }
+
+    /// Listens on every worker. The first one says which port it got where 0 was asked for.
+    async fn open(&mut self, door: Door, addr: SocketAddr) -> Result<(), StartError> {
+        let mut bound = addr;
+        for (index, worker) in self.workers.iter().enumerate() {
+            match worker.open(door, bound).await {
+                Ok(addr) => bound = addr,
+                Err(error) => {
+                    self.workers[..index].iter().for_each(|worker| worker.close(bound));
+                    return Err(error.into());
+                }
+            }
+        }
+        info!(listener = door.as_str(), addr = %bound, "listening");
+        self.open.insert((door, addr), bound);
+        Ok(())
+    }
+
+    fn close(&mut self, key: (Door, SocketAddr)) {
+        if let Some(bound) = self.open.remove(&key) {
+            self.workers.iter().for_each(|worker| worker.close(bound));
+            info!(listener = key.0.as_str(), addr = %bound, "not listening any more");
+        }
+    }
+
+    /// Probes the upstreams of the current generation, and tidies their pools.
+    fn watch_upstreams(&mut self) {
+        self.probes.cancel();
+        self.probes = self.stop.child_token();
+        let current = self.pipeline.current.load_full();
+        for upstream in current.upstreams() {
+            self.background.spawn(upstream::probe(upstream.clone(), self.probes.clone()));
+        }
+        let stop = self.probes.clone();
+        self.background.spawn(async move {
+            while stop.run_until_cancelled(sleep(TIDY)).await.is_some() {
+                current.upstreams().for_each(upstream::Upstream::tidy);
+            }
+        });
+    }
+}
+
+fn wanted(plan: &Plan) -> impl Iterator<Item = (Door, SocketAddr)> {
+    let plain = plan.listen.http.iter().map(|addr| (Door::Plain, *addr));
+    plain.chain(plan.listen.https.iter().map(|addr| (Door::Tls, *addr)))
+}
+
+fn http01(_certificates: &Arc<cert::Manager>) -> Http01 {
+    Arc::new(|_, _| None)
+}
+
+fn upstreams(current: &Generation) -> Vec<(Arc<str>, String, bool, usize, usize, u64)> {
+    let status = current.upstreams().flat_map(upstream::Upstream::status);
+    status.map(|s| (s.name, s.server, s.up, s.in_flight, s.idle, s.dial_failures)).collect()
+}
+
+fn certificate(status: cert::Status) -> telemetry::Certificate {
+    telemetry::Certificate {
+        host: status.host.to_string(),
+        not_after: status.not_after,
+        next: status.next,
+        failures: status.failures,
+    }
+}

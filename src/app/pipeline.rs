@@ -1,0 +1,106 @@
+//! One connection, from the socket to its last request.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use tokio::{net::TcpStream, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+
+use super::stack::{Front, Generation};
+use crate::{
+    conn::ConnInfo,
+    listen::{Permits, proxy_protocol},
+    serve, telemetry,
+    tls::{AcceptError, Accepted, Acceptor},
+};
+
+/// What every connection needs; shared by all workers.
+pub struct Pipeline {
+    /// The handshakes.
+    pub acceptor: Acceptor,
+    /// The road of the newest configuration.
+    pub current: Arc<ArcSwap<Generation>>,
+    /// Bounds on connections.
+    pub permits: Permits,
+    /// Cancelled when the process drains.
+    pub drain: CancellationToken,
+    /// All connections, so that drain can wait for them.
+    pub tasks: TaskTracker,
+    /// Counters.
+    pub metrics: telemetry::Metrics,
+}
+
+/// What a listener does with the bytes of its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Door {
+    /// HTTP/1.1 as it is.
+    Plain,
+    /// TLS first.
+    Tls,
+}
+
+impl Door {
+    /// The word in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "http",
+            Self::Tls => "https",
+        }
+    }
+}
+
+/// Serves one connection to its end. Whatever goes wrong here concerns this client only.
+pub async fn run(io: TcpStream, peer: SocketAddr, local: SocketAddr, door: Door, pipeline: Arc<Pipeline>) {
+    let Some(_permit) = pipeline.permits.try_acquire(peer.ip()) else {
+        pipeline.metrics.connection_refused();
+        return;
+    };
+    // The listener's own address may be a wildcard.
+    let local = io.local_addr().unwrap_or(local);
+    if let Err(error) = walk(io, peer, local, door, &pipeline).await {
+        pipeline.metrics.handshake_failed();
+        debug!(client = %peer, door = door.as_str(), %error, "connection refused");
+    }
+}
+
+async fn walk(
+    io: TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+    door: Door,
+    pipeline: &Arc<Pipeline>,
+) -> Result<(), ConnError> {
+    let road = pipeline.current.load_full();
+    let deadline = road.handshake().map(|limit| Instant::now() + limit);
+    let (io, client) = proxy_protocol::read(io, peer, road.proxy_protocol(), deadline).await?;
+    let settings = road.settings();
+    // The generation is not held for the life of the connection: a request asks for the newest one.
+    drop(road);
+    let (drain, tasks) = (pipeline.drain.clone(), pipeline.tasks.clone());
+    let front = Front::new(pipeline.current.clone());
+    match door {
+        Door::Plain => {
+            let conn = Arc::new(ConnInfo { peer, client, local, tls: None });
+            serve::serve_connection(io, conn, front, settings, drain, tasks).await;
+        }
+        Door::Tls => match pipeline.acceptor.accept(io, deadline).await? {
+            Accepted::Http(io, tls) => {
+                let conn = Arc::new(ConnInfo { peer, client, local, tls: Some(tls) });
+                serve::serve_connection(io, conn, front, settings, drain, tasks).await;
+            }
+            Accepted::AcmeChallenge => {}
+        },
+    }
+    Ok(())
+}
+
+/// Why a connection never came to a request.
+#[derive(Debug, thiserror::Error)]
+enum ConnError {
+    #[error(transparent)]
+    ProxyProtocol(#[from] proxy_protocol::ProxyProtocolError),
+    #[error(transparent)]
+    Tls(#[from] AcceptError),
+}

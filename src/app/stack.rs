@@ -1,0 +1,356 @@
+//! The road of a request, in order, once. Every layer is named here and nowhere else, outermost first.
+//!
+//! ```text
+//! handle    who is the client > log > { walk } > rescue > hsts
+//!   walk    site by host > acme token > well-known > https redirect > route by path > access > action
+//!     proxy body bound > preflight > compress > hop > forwarded > head bound > transports > upstream > hop > compress
+//! ```
+//!
+//! - The log is outside rescue, so that it records the status the client got; rescue is outside everything that can fail.
+//! - The well-known documents come before any redirect and before the upstream (behaviour.md section 6).
+//! - Bodies are bounded before a byte goes upstream; the head is bounded last, when it is as it will be written.
+//! - Compression sees the answer after the hop-by-hop fields are gone and before the log counts it.
+
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use http::{Method, Uri, Version, header, uri::Scheme};
+use ipnet::IpNet;
+
+use crate::{
+    body::{Request, Response},
+    clock::Clock,
+    config::plan::{self, Kind as SiteKind},
+    conn::{ClientIp, ConnInfo},
+    error::{Kind, ProxyError},
+    layer::{
+        access,
+        access_log::{AccessLog, Exchange},
+        compress::Compress,
+        cors,
+        forwarded::Client,
+        hop, limit, redirect,
+        request_id::RequestId,
+        rescue::{self, Form},
+        respond::{Fixed, WellKnown},
+        response_head,
+        rtc_transports::RtcTransports,
+    },
+    route::{self, Router, bare_host},
+    serve,
+    telemetry::Metrics,
+    upstream::{self, Upstream},
+};
+
+/// Looks up the key authorization of an HTTP-01 token.
+pub type Http01 = Arc<dyn Fn(&str, IpAddr) -> Option<String> + Send + Sync>;
+
+const ACME_CHALLENGE: &str = "/.well-known/acme-challenge/";
+const MATRIX_WELL_KNOWN: &str = "/.well-known/matrix/";
+
+/// Everything that one configuration makes of a request. A request sees one generation from its first byte to its last;
+/// a reload makes a new one beside it.
+pub struct Generation {
+    router: Router<Site, Route>,
+    listen: plan::Listen,
+    handshake: Option<Duration>,
+    settings: Arc<serve::Settings>,
+    compress: Compress,
+    http01: Http01,
+    log: AccessLog,
+}
+
+struct Site {
+    name: Arc<str>,
+    /// Whether the site is served over TLS, so that plain HTTP redirects.
+    secure: bool,
+    hsts: bool,
+    well_known: Option<WellKnown>,
+}
+
+struct Route {
+    kind: SiteKind,
+    access: Vec<plan::AccessRule>,
+    strip: Option<String>,
+    max_body: Vec<plan::BodyRule>,
+    compress: bool,
+    transports: Option<RtcTransports>,
+    root_redirect: Option<String>,
+    action: Action,
+}
+
+enum Action {
+    Proxy(Upstream),
+    Redirect(String),
+    Respond(Fixed),
+    NotFound,
+}
+
+impl Generation {
+    /// Builds the road that a plan describes.
+    #[must_use]
+    pub fn new(plan: &plan::Plan, env: &upstream::Env, http01: Http01, metrics: &Metrics, clock: Clock) -> Self {
+        let sites = plan.sites.iter().map(|site| {
+            let routes =
+                site.routes.iter().map(|route| (route.prefix.as_str().into(), Route::new(route, env))).collect();
+            (site.host.as_str().into(), Site::new(site), routes)
+        });
+        Self {
+            router: Router::new(sites),
+            listen: plan.listen.clone(),
+            handshake: plan.timeouts.handshake,
+            settings: Arc::new(serve::Settings::new(&plan.limits, &plan.timeouts, clock)),
+            compress: Compress::new(&plan.compression, metrics.saved()),
+            http01,
+            log: AccessLog::new(plan.log.access, plan.log.client_ip, metrics.clone()),
+        }
+    }
+
+    /// Bound on handshakes, the PROXY protocol's header included.
+    pub const fn handshake(&self) -> Option<Duration> {
+        self.handshake
+    }
+
+    /// Who has to open with a PROXY protocol header.
+    pub fn proxy_protocol(&self) -> &[IpNet] {
+        &self.listen.proxy_protocol
+    }
+
+    /// Bounds on connections that begin now.
+    pub fn settings(&self) -> Arc<serve::Settings> {
+        self.settings.clone()
+    }
+
+    /// The upstreams, for probes and for the admin's eyes.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.router.sites().flat_map(|(_, site)| site.routes()).filter_map(|route| match &route.action {
+            Action::Proxy(upstream) => Some(upstream),
+            Action::Redirect(_) | Action::Respond(_) | Action::NotFound => None,
+        })
+    }
+
+    async fn walk(&self, request: Request, visit: &mut Visit<'_>) -> Result<Response, ProxyError> {
+        let path = request.uri().path();
+        if let Some(answer) = self.acme_token(path, request.method(), visit) {
+            return Ok(answer);
+        }
+        let found = self.site(&request, visit.conn)?;
+        visit.hsts = found.site.hsts;
+        visit.exchange.at_site(&found.site.name);
+        if let Some(documents) = &found.site.well_known
+            && let Some(answer) = documents.answer(&request)
+        {
+            return Ok(answer);
+        }
+        if found.site.secure && visit.client.scheme == Scheme::HTTP {
+            return self.to_https(&request);
+        }
+        let route = found.route(path).ok_or(Kind::NoRoute)?;
+        visit.form = visit.form.on(route.kind);
+        if let (Some(origin), "/") = (&route.root_redirect, path) {
+            return redirect::to(origin, path_and_query(&request));
+        }
+        let inner = match &route.strip {
+            Some(prefix) => Cow::Owned(route::strip(path, prefix)),
+            None => Cow::Borrowed(path),
+        };
+        if !access::allows(&route.access, &inner, visit.client.ip) {
+            return Err(Kind::NoRoute.into());
+        }
+        match &route.action {
+            Action::Proxy(upstream) => self.proxy(request, visit, route, upstream).await,
+            Action::Redirect(origin) => redirected(redirect::to(origin, path_and_query(&request))?, path),
+            Action::Respond(fixed) => Ok(fixed.answer()),
+            Action::NotFound => Err(Kind::NoRoute.into()),
+        }
+    }
+
+    /// The site that the connection and the `Host` field agree on. A connection serves the name that its handshake was
+    /// for and no other, so that a certificate never speaks for a site that it does not name.
+    fn site(&self, request: &Request, conn: &ConnInfo) -> Result<&route::Site<Site, Route>, ProxyError> {
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let site = self.router.site(host);
+        let Some(tls) = &conn.tls else { return site.ok_or_else(|| Kind::NoRoute.into()) };
+        match (&tls.sni, site) {
+            (Some(sni), Some(site)) if site.site.secure && bare_host(host).eq_ignore_ascii_case(sni) => Ok(site),
+            (None, Some(site)) if site.site.secure => Ok(site),
+            _ => Err(Kind::Misdirected.into()),
+        }
+    }
+
+    fn acme_token(&self, path: &str, method: &Method, visit: &Visit<'_>) -> Option<Response> {
+        let token = path.strip_prefix(ACME_CHALLENGE)?;
+        if visit.conn.tls.is_some() || !matches!(*method, Method::GET | Method::HEAD) {
+            return None;
+        }
+        (self.http01)(token, visit.client.ip).map(|authorization| Fixed::text(&authorization).answer())
+    }
+
+    fn to_https(&self, request: &Request) -> Result<Response, ProxyError> {
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let origin = redirect::https_origin(&bare_host(host).to_ascii_lowercase(), self.listen.public_port);
+        redirected(redirect::to(&origin, path_and_query(request))?, request.uri().path())
+    }
+
+    async fn proxy(
+        &self,
+        mut request: Request,
+        visit: &mut Visit<'_>,
+        route: &Route,
+        upstream: &Upstream,
+    ) -> Result<Response, ProxyError> {
+        visit.exchange.to_upstream(upstream.name());
+        if let Some(prefix) = &route.strip {
+            strip_prefix(&mut request, prefix)?;
+        }
+        limit::bound_body(&mut request, &route.max_body, route.kind)?;
+        let method = request.method().clone();
+        if route.kind == SiteKind::Synapse && method == Method::OPTIONS {
+            return Ok(cors::synapse_preflight(request.uri().path()));
+        }
+        let asked = route.compress.then(|| self.compress.request(&method, request.headers_mut()));
+        hop::request(&method, request.headers_mut());
+        visit.client.announce(request.headers_mut());
+        limit::bound_head(&request, route.kind)?;
+        let answer = match &route.transports {
+            Some(transports) if transports.takes(request.uri().path()) => {
+                transports.answer(request, |request| Box::pin(upstream.send(request))).await
+            }
+            _ => upstream.send(request).await,
+        };
+        if route.kind == SiteKind::LkJwt && method == Method::OPTIONS {
+            return Ok(lk_jwt_preflight(answer, visit.version));
+        }
+        let mut response = answer?;
+        hop::response(response.status(), response.headers_mut(), visit.version);
+        Ok(match asked {
+            Some(asked) => self.compress.response(asked, response),
+            None => response,
+        })
+    }
+}
+
+impl Site {
+    fn new(plan: &plan::Site) -> Self {
+        Self {
+            name: plan.host.shared(),
+            secure: plan.tls != plan::SiteTls::Off,
+            hsts: plan.hsts,
+            well_known: plan.well_known.as_deref().map(WellKnown::new),
+        }
+    }
+}
+
+impl Route {
+    fn new(plan: &plan::Route, env: &upstream::Env) -> Self {
+        Self {
+            kind: plan.kind,
+            access: plan.access.clone(),
+            strip: (plan.strip_prefix && plan.prefix != "/").then(|| plan.prefix.clone()),
+            max_body: plan.max_body.clone(),
+            compress: plan.compress,
+            transports: plan.rtc_transports.clone().map(RtcTransports::new),
+            root_redirect: plan.root_redirect.clone(),
+            action: match &plan.action {
+                plan::Action::Proxy(upstream) => Action::Proxy(Upstream::new(upstream, env)),
+                plan::Action::Redirect(origin) => Action::Redirect(origin.clone()),
+                plan::Action::Respond(fixed) => Action::Respond(Fixed::new(fixed)),
+                plan::Action::NotFound => Action::NotFound,
+            },
+        }
+    }
+}
+
+/// What is known of one request while it walks, besides the request itself.
+struct Visit<'a> {
+    conn: &'a ConnInfo,
+    client: Client,
+    version: Version,
+    /// How an error is told; known better with every step.
+    form: Form,
+    hsts: bool,
+    exchange: Exchange,
+}
+
+/// The door of the road: what a connection calls for each of its requests.
+#[derive(Clone)]
+pub struct Front {
+    current: Arc<ArcSwap<Generation>>,
+}
+
+impl Front {
+    /// A front that follows the current generation.
+    #[must_use]
+    pub const fn new(current: Arc<ArcSwap<Generation>>) -> Self {
+        Self { current }
+    }
+}
+
+impl serve::Handler for Front {
+    async fn handle(&self, mut request: Request, conn: &Arc<ConnInfo>) -> Response {
+        let road = self.current.load_full();
+        let client = Client::find(conn, request.headers(), &road.listen.trusted_proxies);
+        let exchange = road.log.begin(&mut request, conn, client.ip, client.id.as_str());
+        let mut visit = Visit {
+            conn,
+            form: Form::of(request.uri().path(), request.headers()),
+            version: request.version(),
+            hsts: false,
+            client,
+            exchange,
+        };
+        request.extensions_mut().insert(ClientIp(visit.client.ip));
+        let answer = road.walk(request, &mut visit).await;
+        finish(answer, visit)
+    }
+
+    fn refuse(&self, error: ProxyError, target: Option<&str>, conn: &Arc<ConnInfo>) -> Response {
+        let road = self.current.load();
+        let id = RequestId::new();
+        let form = Form::of(target.unwrap_or_default(), &http::HeaderMap::new());
+        road.log.refused(&error, target, conn, id.as_str());
+        rescue::response(&error, form, &id)
+    }
+}
+
+fn finish(answer: Result<Response, ProxyError>, visit: Visit<'_>) -> Response {
+    let (mut response, error) = match answer {
+        Ok(response) => (response, None),
+        Err(error) => (rescue::response(&error, visit.form, &visit.client.id), Some(error)),
+    };
+    if visit.hsts {
+        response_head::hsts(response.headers_mut(), visit.conn.tls.is_some());
+    }
+    visit.exchange.finish(response, error.as_ref())
+}
+
+/// Redirects of the well-known path carry the same CORS fields as its documents, or a browser does not follow them.
+fn redirected(mut response: Response, path: &str) -> Result<Response, ProxyError> {
+    if path.starts_with(MATRIX_WELL_KNOWN) {
+        cors::well_known(response.headers_mut());
+    }
+    Ok(response)
+}
+
+fn lk_jwt_preflight(answer: Result<Response, ProxyError>, client: Version) -> Response {
+    match answer {
+        Ok(mut response) if cors::is_preflight_answer(response.status(), response.headers()) => {
+            hop::response(response.status(), response.headers_mut(), client);
+            cors::remember(response.headers_mut());
+            response
+        }
+        _ => cors::lk_jwt_preflight(),
+    }
+}
+
+fn strip_prefix(request: &mut Request, prefix: &str) -> Result<(), ProxyError> {
+    let target = route::strip(path_and_query(request), prefix);
+    let target =
+        Uri::try_from(target).map_err(|error| ProxyError::new(Kind::BadRequest("the target is no path"), error))?;
+    *request.uri_mut() = target;
+    Ok(())
+}
+
+fn path_and_query(request: &Request) -> &str {
+    request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
+}

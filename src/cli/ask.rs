@@ -1,0 +1,77 @@
+//! Commands that ask the running edge.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{anyhow, bail};
+
+use super::{FAILED, Failure, Outcome, load};
+use crate::{admin, config::plan::AdminListen};
+
+fn door(named: Option<PathBuf>) -> Result<AdminListen, Failure> {
+    let (_, plan, _) = load(named)?;
+    plan.admin.ok_or_else(|| anyhow!("admin.listen is off, so nobody can be asked").into())
+}
+
+/// `vestibule reload`: the answer is what the edge says, diagnostics included.
+pub fn reload(named: Option<PathBuf>) -> Outcome {
+    // The file may be bad now, and the edge can say how; where its door is was read from a good one.
+    let door = door(named)?;
+    let (status, said) = admin::call(&door, "POST", "/reload")?;
+    if status == 200 {
+        print!("{said}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprint!("{said}");
+    Ok(ExitCode::from(FAILED))
+}
+
+/// `vestibule healthcheck`.
+pub fn healthcheck(named: Option<PathBuf>) -> Outcome {
+    match admin::call(&door(named)?, "GET", "/health")? {
+        (200, _) => Ok(ExitCode::SUCCESS),
+        (status, said) => Err(anyhow!("{status}: {}", said.trim_end()).into()),
+    }
+}
+
+/// `vestibule status`.
+pub fn status(named: Option<PathBuf>, json: bool) -> Outcome {
+    let (status, said) = admin::call(&door(named)?, "GET", "/status")?;
+    if status != 200 {
+        Err(anyhow!("{status}: {}", said.trim_end()))?;
+    }
+    if json {
+        print!("{said}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let value: serde_json::Value = serde_json::from_str(&said)?;
+    show(&value)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(value: &serde_json::Value) -> anyhow::Result<()> {
+    let Some(version) = value["version"].as_str() else { bail!("what answers is no edge") };
+    println!("vestibule {version}, since {}", value["started"].as_str().unwrap_or("?"));
+    println!("{} connections, {} tunnels", value["connections"], value["tunnels"]);
+    for reason in value["unready"].as_array().into_iter().flatten() {
+        println!("not ready: {}", reason.as_str().unwrap_or_default());
+    }
+    println!("\ncertificates");
+    for certificate in value["certificates"].as_array().into_iter().flatten() {
+        let text = |key: &str| certificate[key].as_str().unwrap_or("-").to_owned();
+        println!("  {:40} {:8} ends {:22} next {}", text("host"), text("source"), text("not_after"), text("next"));
+        if let Some(error) = certificate["last_error"].as_str() {
+            println!("    {} failures, the last: {error}", certificate["failures"]);
+        }
+    }
+    println!("\nupstreams");
+    for upstream in value["upstreams"].as_array().into_iter().flatten() {
+        let up = if upstream["up"].as_bool().unwrap_or_default() { "up" } else { "down" };
+        println!(
+            "  {:40} {up:4} {} in flight, {} idle",
+            upstream["server"].as_str().unwrap_or("?"),
+            upstream["in_flight"],
+            upstream["idle"]
+        );
+    }
+    Ok(())
+}

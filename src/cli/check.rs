@@ -1,0 +1,109 @@
+//! `vestibule check`: the plan in words, or everything that is wrong with the file.
+
+use std::{borrow::Cow, path::PathBuf, process::ExitCode};
+
+use super::{BAD_CONFIG, Outcome, load};
+use crate::config::{
+    Plan, Report,
+    plan::{Action, Route, Site, SiteTls},
+};
+
+/// Judges the file and touches nothing else.
+pub fn check(named: Option<PathBuf>, json: bool) -> Outcome {
+    match load(named) {
+        Ok((path, plan, warnings)) if json => {
+            let value = serde_json::json!({
+                "ok": true,
+                "file": path,
+                "diagnostics": warnings.to_json(),
+                "sites": plan.sites.iter().map(site_json).collect::<Vec<_>>(),
+            });
+            println!("{value:#}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok((path, plan, warnings)) => {
+            print!("{}{}", words(&plan), warnings.render());
+            println!("{}: fine", path.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(report) if json => {
+            println!("{:#}", failed(&report));
+            Ok(ExitCode::from(BAD_CONFIG))
+        }
+        Err(report) => Err(report.into()),
+    }
+}
+
+fn failed(report: &Report) -> serde_json::Value {
+    serde_json::json!({ "ok": false, "file": report.file, "diagnostics": report.to_json() })
+}
+
+fn site_json(site: &Site) -> serde_json::Value {
+    let route =
+        |route: &Route| serde_json::json!({ "prefix": route.prefix, "kind": route.kind.as_str(), "does": does(route) });
+    serde_json::json!({
+        "host": site.host.as_str(),
+        "certificate": certificate(site),
+        "well_known": site.well_known.is_some(),
+        "routes": site.routes.iter().map(route).collect::<Vec<_>>(),
+    })
+}
+
+fn words(plan: &Plan) -> String {
+    let mut lines = Vec::new();
+    let addresses = |list: &[std::net::SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    lines.push(format!("listens on   {} (https)", addresses(&plan.listen.https)));
+    if !plan.listen.http.is_empty() {
+        lines
+            .push(format!("             {} (http: ACME, well-known, redirect to https)", addresses(&plan.listen.http)));
+    }
+    if let Some(matrix) = &plan.matrix {
+        lines.push(format!("server name  {}", matrix.server_name));
+        lines.push(format!("homeserver   {}", matrix.homeserver));
+        lines.push(format!("federation   {}", matrix.federation));
+        for url in &matrix.rtc_services {
+            lines.push(format!("calls        {url}"));
+        }
+    }
+    for site in &plan.sites {
+        lines.push(format!("\n{}  (certificate: {})", site.host, certificate(site)));
+        if let Some(documents) = &site.well_known {
+            for (name, document) in
+                [("client", &documents.client), ("server", &documents.server), ("support", &documents.support)]
+            {
+                let shown =
+                    document.as_ref().map_or(Cow::Borrowed("404"), |document| String::from_utf8_lossy(document));
+                lines.push(format!("  /.well-known/matrix/{name:8} {shown}"));
+            }
+        }
+        for route in &site.routes {
+            lines.push(format!("  {:28} {}", route.prefix, does(route)));
+        }
+        if !site.routes.iter().any(|route| route.prefix == "/") {
+            lines.push(format!("  {:28} 404", "everything else"));
+        }
+    }
+    lines.join("\n") + "\n\n"
+}
+
+fn certificate(site: &Site) -> String {
+    match &site.tls {
+        SiteTls::Acme => "ACME".into(),
+        SiteTls::Internal => "internal CA".into(),
+        SiteTls::Files { cert, .. } => format!("file {}", cert.display()),
+        SiteTls::Off => "none, plain HTTP".into(),
+    }
+}
+
+fn does(route: &Route) -> String {
+    let stripped = if route.strip_prefix { ", prefix taken off" } else { "" };
+    match &route.action {
+        Action::Proxy(upstream) => {
+            let servers: Vec<_> = upstream.servers.iter().map(ToString::to_string).collect();
+            format!("{} at {}{stripped}", route.kind.as_str(), servers.join(", "))
+        }
+        Action::Redirect(origin) => format!("redirect to {origin}"),
+        Action::Respond(answer) => format!("answers {}", answer.status.as_u16()),
+        Action::NotFound => "404".into(),
+    }
+}

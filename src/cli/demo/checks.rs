@@ -1,0 +1,215 @@
+//! What a client of the edge would notice, tried from outside: through sockets, by name, over TLS.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    body::{Body, Request, Response},
+    conn::{Fetch, Takeover},
+    upstream::{self, Env, Roots},
+};
+
+/// Tries everything, prints a table; whether all of it works.
+pub async fn run(plain: SocketAddr, secure: SocketAddr, root: &str) -> anyhow::Result<bool> {
+    let client = Client::new(plain, secure, root)?;
+    let mut passed = true;
+    let mut row = |what: &str, outcome: anyhow::Result<String>| match outcome {
+        Ok(seen) => println!("  ok    {what:46} {seen}"),
+        Err(error) => {
+            passed = false;
+            println!("  FAIL  {what:46} {error:#}");
+        }
+    };
+    println!("vestibule demo: a homeserver, a call service and an SFU behind one door\n");
+    row("well-known of the server name", client.well_known("example.localhost").await);
+    row("the same on the homeserver's name", client.well_known("matrix.localhost").await);
+    row("well-known over plain HTTP", client.plain_well_known().await);
+    row("everything else redirects to https", client.redirect().await);
+    row("the homeserver answers", client.versions().await);
+    row("its admin API is closed", client.admin_closed().await);
+    row("answers are compressed", client.compressed().await);
+    row("a preflight is answered", client.preflight().await);
+    row("the call service gives a token", client.call_token().await);
+    row("the SFU's WebSocket opens and echoes", client.websocket().await);
+    row("an upgrade without a token is refused", client.refused_upgrade().await);
+    row("a name that is not served is not served", client.unknown_name().await);
+    Ok(passed)
+}
+
+struct Client {
+    fetch: Fetch,
+    plain: u16,
+    secure: u16,
+}
+
+impl Client {
+    fn new(plain: SocketAddr, secure: SocketAddr, root: &str) -> anyhow::Result<Self> {
+        let env = Env {
+            workers: 1,
+            roots: Roots::only(root.as_bytes())?,
+            drain: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            tunnels: Arc::default(),
+            tunnel_idle: None,
+            body_stall: Some(Duration::from_secs(10)),
+        };
+        // Every name is here.
+        let here = move |_: &str, port| Some(if port == plain.port() { plain } else { secure });
+        let fetch = upstream::fetcher(env.roots.clone(), Duration::from_secs(10), Some(Arc::new(here)), &env);
+        Ok(Self { fetch, plain: plain.port(), secure: secure.port() })
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        url: String,
+        fields: &[(header::HeaderName, &'static str)],
+        body: &'static str,
+    ) -> anyhow::Result<Response> {
+        let mut request = Request::new(Body::full(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = url.parse()?;
+        for (name, value) in fields {
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        (self.fetch)(request).await.map_err(|error| match error.source {
+            Some(source) => anyhow::anyhow!(source).context(error.kind),
+            None => error.kind.into(),
+        })
+    }
+
+    async fn get(&self, host: &str, path: &str) -> anyhow::Result<(StatusCode, HeaderMap, Bytes)> {
+        let response = self.ask(Method::GET, format!("https://{host}:{}{path}", self.secure), &[], "").await?;
+        whole(response).await
+    }
+
+    async fn well_known(&self, host: &str) -> anyhow::Result<String> {
+        let (status, headers, body) = self.get(host, "/.well-known/matrix/client").await?;
+        ensure!(status == 200, "{status}");
+        ensure!(headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).is_some_and(|any| any == "*"), "no CORS");
+        let json: serde_json::Value = serde_json::from_slice(&body)?;
+        let url = json["org.matrix.msc4143.rtc_foci"][0]["livekit_service_url"].as_str().context("no rtc_foci")?;
+        Ok(url.to_owned())
+    }
+
+    async fn plain_well_known(&self) -> anyhow::Result<String> {
+        let url = format!("http://example.localhost:{}/.well-known/matrix/server", self.plain);
+        let (status, _, body) = whole(self.ask(Method::GET, url, &[], "").await?).await?;
+        ensure!(status == 200, "{status}");
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    async fn redirect(&self) -> anyhow::Result<String> {
+        let url = format!("http://matrix.localhost:{}/a%2Fb?c", self.plain);
+        let (status, headers, _) = whole(self.ask(Method::GET, url, &[], "").await?).await?;
+        let location = headers.get(header::LOCATION).context("no location")?.to_str()?.to_owned();
+        ensure!(
+            status == 308 && location == format!("https://matrix.localhost:{}/a%2Fb?c", self.secure),
+            "{status} {location}"
+        );
+        Ok(location)
+    }
+
+    async fn versions(&self) -> anyhow::Result<String> {
+        let (status, _, body) = self.get("matrix.localhost", "/_matrix/client/versions").await?;
+        ensure!(status == 200 && body.starts_with(b"{\"versions\""), "{status}");
+        Ok(format!("{} bytes", body.len()))
+    }
+
+    async fn admin_closed(&self) -> anyhow::Result<String> {
+        let (status, _, body) = self.get("matrix.localhost", "/_synapse/admin/v1/server_version").await?;
+        let json: serde_json::Value = serde_json::from_slice(&body)?;
+        ensure!(status == 404, "{status}");
+        Ok(json["errcode"].as_str().context("no Matrix error")?.to_owned())
+    }
+
+    async fn compressed(&self) -> anyhow::Result<String> {
+        let url = format!("https://example.localhost:{}/.well-known/matrix/client", self.secure);
+        let fields = [(header::ACCEPT_ENCODING, "gzip, br, zstd")];
+        let (_, headers, body) = whole(self.ask(Method::GET, url, &fields, "").await?).await?;
+        let coding = headers.get(header::CONTENT_ENCODING).context("no content-encoding")?.to_str()?;
+        Ok(format!("{coding}, {} bytes", body.len()))
+    }
+
+    async fn preflight(&self) -> anyhow::Result<String> {
+        let url = format!("https://matrix.localhost:{}/_matrix/client/v3/login", self.secure);
+        let fields = [(header::ORIGIN, "https://app.example"), (header::ACCESS_CONTROL_REQUEST_METHOD, "POST")];
+        let (status, headers, _) = whole(self.ask(Method::OPTIONS, url, &fields, "").await?).await?;
+        ensure!(status == 204 && headers.contains_key(header::ACCESS_CONTROL_ALLOW_HEADERS), "{status}");
+        Ok("204".to_owned())
+    }
+
+    async fn call_token(&self) -> anyhow::Result<String> {
+        let url = format!("https://jwt.matrixrtc.localhost:{}/sfu/get", self.secure);
+        let (status, _, body) = whole(self.ask(Method::POST, url, &[], "{}").await?).await?;
+        let json: serde_json::Value = serde_json::from_slice(&body)?;
+        ensure!(status == 200 && json["jwt"].is_string(), "{status}");
+        Ok(json["url"].as_str().unwrap_or_default().to_owned())
+    }
+
+    async fn upgrade(&self, query: &str) -> anyhow::Result<Response> {
+        let url = format!("https://matrixrtc.localhost:{}/rtc/v1{query}", self.secure);
+        let fields = [
+            (header::CONNECTION, "Upgrade"),
+            (header::UPGRADE, "websocket"),
+            (header::SEC_WEBSOCKET_VERSION, "13"),
+            (header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        self.ask(Method::GET, url, &fields, "").await
+    }
+
+    async fn websocket(&self) -> anyhow::Result<String> {
+        let response = self.upgrade("?access_token=demo").await?;
+        ensure!(response.status() == StatusCode::SWITCHING_PROTOCOLS, "{}", response.status());
+        let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).context("no accept key")?;
+        ensure!(accept == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "wrong accept key (RFC 6455 section 1.3)");
+        let takeover = response.extensions().get::<Takeover>().context("no stream")?.clone();
+        let (mut near, far) = tokio::io::duplex(4096);
+        let tunnel = takeover.run(Box::new(far), Bytes::new());
+        let talk = async {
+            near.write_all(b"\x81\x85\x01\x02\x03\x04igohn").await?;
+            let mut echo = [0; 7];
+            near.read_exact(&mut echo).await?;
+            drop(near);
+            anyhow::Ok(echo)
+        };
+        let (_, echo) = tokio::join!(tunnel, talk);
+        match &echo? {
+            b"\x81\x05hello" => Ok("hello".to_owned()),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    async fn refused_upgrade(&self) -> anyhow::Result<String> {
+        let (status, _, body) = whole(self.upgrade("").await?).await?;
+        ensure!(status == StatusCode::UNAUTHORIZED, "{status}");
+        Ok(format!("401, {}", String::from_utf8_lossy(&body)))
+    }
+
+    async fn unknown_name(&self) -> anyhow::Result<String> {
+        match self.get("unknown.localhost", "/").await {
+            Ok((status, ..)) => bail!("{status}"),
+            Err(error) if format!("{error:#}").to_lowercase().contains("unrecogni") => {
+                Ok("unrecognized_name".to_owned())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+async fn whole(response: Response) -> anyhow::Result<(StatusCode, HeaderMap, Bytes)> {
+    let (parts, mut body) = response.into_parts();
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Some(data) = frame?.data_ref() {
+            bytes.extend_from_slice(data);
+        }
+    }
+    Ok((parts.status, parts.headers, bytes.freeze()))
+}

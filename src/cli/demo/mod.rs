@@ -1,0 +1,139 @@
+//! `vestibule demo`: the whole edge on this machine, in front of stand-ins, judged by its own checks.
+
+mod checks;
+mod standins;
+
+use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::standins::StandIn;
+use super::{FAILED, Outcome};
+use crate::{
+    app::{Door, Edge},
+    cert,
+    clock::Clock,
+    config::{
+        self,
+        plan::{Limits, Timeouts},
+    },
+    serve,
+    telemetry::Metrics,
+};
+
+/// Runs the demo: until Ctrl-C, or with `check` until the table is there.
+pub fn run(check: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let passed = runtime.block_on(demo(check))?;
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+async fn demo(check: bool) -> anyhow::Result<bool> {
+    let storage = std::env::temp_dir().join(format!("vestibule-demo-{}", std::process::id()));
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let clock = Clock::system();
+    let settings = Arc::new(stand_in_settings(&clock));
+    let mut services = Vec::new();
+    for what in [StandIn::Synapse, StandIn::LkJwt, StandIn::Livekit] {
+        services.push(standins::start(what, settings.clone(), stop.clone(), &tasks).await?);
+    }
+    let (http, https) = (free_port()?, free_port()?);
+    let text = configuration(&storage, http, https, &services);
+    let (plan, _) =
+        config::parse("demo.toml", &text, ".".into(), &|_| None).map_err(|report| anyhow::anyhow!(report.render()))?;
+    let metrics = Metrics::new(clock.now());
+    let edge = Edge::start(plan, metrics.clone(), clock.clone()).await.context("the edge does not start")?;
+    let address = |wanted| edge.addresses().find(|(door, _)| *door == wanted).map(|(_, addr)| addr);
+    let (Some(plain), Some(secure)) = (address(Door::Plain), address(Door::Tls)) else {
+        anyhow::bail!("the edge does not listen");
+    };
+    let root = cert::root_pem(&cert::Store::new(storage.clone()), &clock)?;
+    let passed = checks::run(plain, secure, &root).await?;
+    if !check {
+        invite(secure, &storage, &root)?;
+        tokio::signal::ctrl_c().await?;
+        println!("\nstopping");
+    }
+    edge.drain().await;
+    stop.cancel();
+    tasks.close();
+    // The stand-ins have nothing to lose.
+    let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
+    let _ = std::fs::remove_dir_all(&storage);
+    Ok(passed)
+}
+
+fn invite(secure: SocketAddr, storage: &Path, root: &str) -> anyhow::Result<()> {
+    let file = storage.join("root.pem");
+    std::fs::write(&file, root)?;
+    let port = secure.port();
+    println!("\nServing until Ctrl-C. Try:");
+    println!("  curl --cacert {} https://matrix.localhost:{port}/_matrix/client/versions", file.display());
+    println!("  curl --cacert {} https://example.localhost:{port}/.well-known/matrix/client", file.display());
+    println!(
+        "or open https://example.localhost:{port}/.well-known/matrix/client in a browser (it will not know the CA)."
+    );
+    Ok(())
+}
+
+/// The thirteen lines, with the names and ports of this machine.
+fn configuration(storage: &Path, http: u16, https: u16, services: &[SocketAddr]) -> String {
+    format!(
+        r#"
+[listen]
+http = ["127.0.0.1:{http}"]
+https = ["127.0.0.1:{https}"]
+public_port = {https}
+[storage]
+path = {storage:?}
+[tls]
+certificates = "internal"
+[admin]
+listen = "off"
+[matrix]
+server_name = "example.localhost"
+[sites."matrix.localhost"]
+kind = "synapse"
+upstream = "http://{synapse}"
+[sites."jwt.matrixrtc.localhost"]
+kind = "lk-jwt"
+upstream = "http://{jwt}"
+[sites."matrixrtc.localhost"]
+kind = "livekit"
+upstream = "http://{livekit}"
+[sites."example.localhost"]
+redirect = "https://www.example.localhost"
+"#,
+        storage = storage.display().to_string(),
+        synapse = services[0],
+        jwt = services[1],
+        livekit = services[2],
+    )
+}
+
+/// A port that is free now. Derived URLs name it, so it must be known before the edge listens.
+fn free_port() -> std::io::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn stand_in_settings(clock: &Clock) -> serve::Settings {
+    let limits = Limits {
+        header_bytes: 64 * 1024,
+        header_count: 256,
+        request_target: 65_534,
+        connections: None,
+        connections_per_ip: None,
+        streams_per_connection: 1,
+    };
+    let minute = Some(Duration::from_secs(60));
+    let timeouts = Timeouts {
+        handshake: None,
+        header: minute,
+        keep_alive: Some(Duration::from_secs(300)),
+        body_stall: minute,
+        tunnel_idle: None,
+        drain: Duration::from_secs(1),
+    };
+    serve::Settings::new(&limits, &timeouts, clock.clone())
+}

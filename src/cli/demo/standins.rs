@@ -1,0 +1,174 @@
+//! The services behind the edge of `vestibule demo`: enough of Synapse, lk-jwt-service and LiveKit to see a request
+//! arrive. They are ordinary HTTP/1.1 servers on loopback, made of the same parts as the edge.
+
+use std::{future::Future, net::SocketAddr, sync::Arc};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderValue, Method, StatusCode, header};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    body::{Body, Request, Response},
+    conn::{BoxIo, ConnInfo, Takeover},
+    error::ProxyError,
+    serve,
+};
+
+/// Which service a stand-in stands in for.
+#[derive(Debug, Clone, Copy)]
+pub enum StandIn {
+    /// A homeserver that knows its versions.
+    Synapse,
+    /// The service that lets a client into a call.
+    LkJwt,
+    /// An SFU whose signalling echoes.
+    Livekit,
+}
+
+/// Starts one on a free port of loopback.
+///
+/// # Errors
+/// No port is free.
+pub async fn start(
+    what: StandIn,
+    settings: Arc<serve::Settings>,
+    stop: CancellationToken,
+    tasks: &TaskTracker,
+) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let local = listener.local_addr()?;
+    let connections = tasks.clone();
+    tasks.spawn(async move {
+        while let Some(Ok((io, peer))) = stop.run_until_cancelled(listener.accept()).await {
+            let conn = Arc::new(ConnInfo { peer, client: peer, local, tls: None });
+            let serving = serve::serve_connection(io, conn, what, settings.clone(), stop.clone(), connections.clone());
+            connections.spawn(serving);
+        }
+    });
+    Ok(local)
+}
+
+impl serve::Handler for StandIn {
+    fn handle(&self, request: Request, _: &Arc<ConnInfo>) -> impl Future<Output = Response> + Send {
+        let path = request.uri().path();
+        let answer = match (self, path) {
+            (Self::Synapse, "/health") => text(StatusCode::OK, "OK"),
+            (Self::Synapse, "/_matrix/client/versions") => versions(),
+            (Self::Synapse, "/_matrix/client/v3/login") => {
+                json(StatusCode::OK, &json!({ "flows": [{ "type": "m.login.password" }] }))
+            }
+            (Self::Synapse, _) => {
+                json(StatusCode::NOT_FOUND, &json!({ "errcode": "M_UNRECOGNIZED", "error": "Unrecognized request" }))
+            }
+            (Self::LkJwt, "/healthz") => Response::new(Body::empty()),
+            (Self::LkJwt, "/sfu/get" | "/get_token") if request.method() == Method::POST => {
+                json(StatusCode::OK, &json!({ "url": "wss://matrixrtc.localhost", "jwt": "a.token.of-the-demo" }))
+            }
+            (Self::LkJwt, "/sfu/get" | "/get_token") => text(StatusCode::METHOD_NOT_ALLOWED, ""),
+            (Self::Livekit, "/") => text(StatusCode::OK, "OK"),
+            (Self::Livekit, "/rtc" | "/rtc/v1") => echo(&request),
+            (Self::LkJwt | Self::Livekit, _) => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+        };
+        std::future::ready(answer)
+    }
+
+    fn refuse(&self, error: ProxyError, _: Option<&str>, _: &Arc<ConnInfo>) -> Response {
+        text(error.kind.status(), "")
+    }
+}
+
+fn versions() -> Response {
+    let features =
+        json!({ "org.matrix.msc4140": true, "org.matrix.msc4143": true, "org.matrix.simplified_msc3575": true });
+    let mut answer =
+        json(StatusCode::OK, &json!({ "versions": ["v1.11", "v1.12", "v1.13"], "unstable_features": features }));
+    answer.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    answer
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Response {
+    with(status, "application/json", value.to_string())
+}
+
+fn text(status: StatusCode, text: &'static str) -> Response {
+    with(status, "text/plain; charset=utf-8", text)
+}
+
+fn with(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// As LiveKit has it: 401 to a handshake without a token (domain.md section 2.4), an open socket with one.
+fn echo(request: &Request) -> Response {
+    let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else { return text(StatusCode::NOT_FOUND, "") };
+    if !request.uri().query().is_some_and(|query| query.contains("access_token=")) {
+        return text(StatusCode::UNAUTHORIZED, "no permissions to access the room");
+    }
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept_key(key));
+    response.extensions_mut().insert(Takeover::new(|io, early| {
+        Box::pin(async move {
+            // The client may be gone at any point; there is nobody to tell.
+            let _ = echo_frames(io, early).await;
+        })
+    }));
+    response
+}
+
+/// RFC 6455 section 4.2.2.
+pub fn accept_key(key: &HeaderValue) -> HeaderValue {
+    use base64::Engine as _;
+    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(key.as_bytes());
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let accept = base64::engine::general_purpose::STANDARD.encode(hash.finish());
+    HeaderValue::try_from(accept).expect("base64 is a valid value")
+}
+
+/// Sends every frame back unmasked (RFC 6455 section 5.2), a Close included, after which it ends.
+async fn echo_frames(mut io: BoxIo, early: Bytes) -> std::io::Result<()> {
+    let mut buf = BytesMut::from(&early[..]);
+    loop {
+        while let Some((frame, closes)) = take_frame(&mut buf) {
+            io.write_all(&frame).await?;
+            io.flush().await?;
+            if closes {
+                return io.shutdown().await;
+            }
+        }
+        if io.read_buf(&mut buf).await? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// The first whole frame, unmasked, and whether it is a Close. The demo's own frames are short, so lengths over 125 end
+/// the connection by closing it.
+fn take_frame(buf: &mut BytesMut) -> Option<(Vec<u8>, bool)> {
+    let [first, second, m0, m1, m2, m3] = *buf.first_chunk::<6>()?;
+    let len = usize::from(second & 0x7f);
+    if len > 125 {
+        return Some((vec![0x88, 2, 3, 241], true)); // 1009: message too big
+    }
+    if buf.len() < 6 + len {
+        return None;
+    }
+    buf.advance(6);
+    let payload = buf.split_to(len);
+    let mask = [m0, m1, m2, m3];
+    let mut frame = vec![first, second & 0x7f];
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    Some((frame, first & 0x0f == 8))
+}

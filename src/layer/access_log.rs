@@ -1,0 +1,318 @@
+//! One event per exchange, written when its last byte has gone or its client has: who, what, how long, how it ended.
+
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Version, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::{
+    body::{Body, BodyError, Request, Response},
+    config::plan::ClientIpLog,
+    conn::{ConnInfo, Takeover},
+    error::{Fault, Kind, ProxyError},
+    telemetry::{Metrics, redact_target},
+};
+
+/// Starts the record of every exchange.
+#[derive(Clone)]
+pub struct AccessLog {
+    write: bool,
+    client_ip: ClientIpLog,
+    metrics: Metrics,
+}
+
+impl AccessLog {
+    /// A log that counts, and writes if it is asked to.
+    #[must_use]
+    pub const fn new(write: bool, client_ip: ClientIpLog, metrics: Metrics) -> Self {
+        Self { write, client_ip, metrics }
+    }
+
+    /// Starts the record of an exchange.
+    #[must_use]
+    pub fn begin(&self, request: &mut Request, conn: &Arc<ConnInfo>, client: IpAddr, id: &str) -> Exchange {
+        let entry = self.write.then(|| {
+            let sent = Arc::new(AtomicU64::new(0));
+            count(request.body_mut(), &sent);
+            let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+            Box::new(Entry {
+                client: self.client_ip.apply(client),
+                host: host.unwrap_or_default().to_owned(),
+                target: path_and_query(request).to_owned(),
+                version: request.version(),
+                tls: conn.tls.as_ref().map(|tls| tls.version),
+                id: id.to_owned(),
+                bytes_in: sent,
+                bytes_out: Arc::default(),
+                upstream: None,
+            })
+        });
+        Exchange(Some(Open {
+            entry,
+            began: Instant::now(),
+            method: request.method().clone(),
+            site: Arc::from(""),
+            metrics: self.metrics.clone(),
+            ended: End::ClientLeft,
+            status: None,
+            head: None,
+        }))
+    }
+
+    /// Records what never became a request.
+    pub fn refused(&self, error: &ProxyError, target: Option<&str>, conn: &ConnInfo, id: &str) {
+        let status = error.kind.status();
+        self.metrics.answered(&Arc::from(""), &Method::default(), status, std::time::Duration::ZERO);
+        if self.write {
+            let client = self.client_ip.apply(conn.client.ip()).map(tracing::field::display);
+            let target = redact_target(target.unwrap_or_default());
+            info!(target: "access", client, %target, status = status.as_u16(), request_id = id, reason = error.kind.word(), ended_by = "client", "refused");
+        }
+    }
+}
+
+fn path_and_query(request: &Request) -> &str {
+    request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str)
+}
+
+/// What is written of an exchange, as far as it is known from its request.
+struct Entry {
+    client: Option<IpAddr>,
+    host: String,
+    target: String,
+    version: Version,
+    tls: Option<&'static str>,
+    id: String,
+    bytes_in: Arc<AtomicU64>,
+    bytes_out: Arc<AtomicU64>,
+    upstream: Option<Arc<str>>,
+}
+
+/// The record of one exchange. Dropped before [`finish`](Self::finish), it says that the client left.
+pub struct Exchange(Option<Open>);
+
+struct Open {
+    entry: Option<Box<Entry>>,
+    began: Instant,
+    method: Method,
+    site: Arc<str>,
+    metrics: Metrics,
+    ended: End,
+    status: Option<StatusCode>,
+    head: Option<std::time::Duration>,
+}
+
+/// How an exchange ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Complete,
+    Failed(Kind),
+    Cut(BodyError),
+    ClientLeft,
+}
+
+impl Exchange {
+    /// The site that the request is for.
+    pub fn at_site(&mut self, site: &Arc<str>) {
+        if let Some(open) = &mut self.0 {
+            open.site = site.clone();
+        }
+    }
+
+    /// The upstream that the request goes to.
+    pub fn to_upstream(&mut self, upstream: &Arc<str>) {
+        if let Some(entry) = self.0.as_mut().and_then(|open| open.entry.as_mut()) {
+            entry.upstream = Some(upstream.clone());
+        }
+    }
+
+    /// The head of the answer is known. The record is written when its body has ended.
+    #[must_use]
+    pub fn finish(mut self, mut response: Response, error: Option<&ProxyError>) -> Response {
+        let Some(mut open) = self.0.take() else { return response };
+        let head = open.began.elapsed();
+        open.metrics.answered(&open.site, &open.method, response.status(), head);
+        open.status = Some(response.status());
+        open.head = Some(head);
+        if let Some(error) = error {
+            open.ended = End::Failed(error.kind);
+        }
+        let Some(entry) = &open.entry else {
+            // Nothing will be written, so nothing has to be watched.
+            open.ended = End::Complete;
+            return response;
+        };
+        let bytes_out = entry.bytes_out.clone();
+        if let Some(tunnel) = response.extensions_mut().remove::<Takeover>() {
+            let takeover = Takeover::new(move |io, early| {
+                Box::pin(async move {
+                    // Named, so that the whole record moves in here and is written when the tunnel ends.
+                    let mut open = open;
+                    tunnel.run(io, early).await;
+                    open.complete();
+                })
+            });
+            response.extensions_mut().insert(takeover);
+            return response;
+        }
+        if open.method == Method::HEAD || response.body().is_empty() {
+            open.complete();
+            return response;
+        }
+        if let Some(bytes) = response.body().as_full() {
+            bytes_out.store(bytes.len() as u64, Ordering::Relaxed);
+        }
+        response.map(|inner| match inner.as_full() {
+            Some(_) => {
+                open.complete();
+                inner
+            }
+            None => Body::stream(Watched { inner, open }),
+        })
+    }
+}
+
+impl Open {
+    fn complete(&mut self) {
+        if self.ended == End::ClientLeft {
+            self.ended = End::Complete;
+        }
+    }
+
+    fn write(&self, entry: &Entry) {
+        let (status, ended_by, reason) = match (self.ended, self.status) {
+            (End::ClientLeft, None) => (499, "client", Some("client_gone")),
+            (End::ClientLeft, Some(status)) => (status.as_u16(), "client", Some("client_gone")),
+            (End::Complete, status) => (status.map_or(0, |status| status.as_u16()), "end", None),
+            (End::Failed(kind), status) => {
+                let ended_by = match kind.fault() {
+                    Fault::Client => "client",
+                    Fault::Upstream => "upstream",
+                    Fault::Proxy => "edge",
+                };
+                (status.map_or(0, |status| status.as_u16()), ended_by, Some(kind.word()))
+            }
+            (End::Cut(error), status) => {
+                let (by, word) = match error {
+                    BodyError::Stalled => ("limit", "body_stalled"),
+                    _ => ("upstream", "body_cut_short"),
+                };
+                (status.map_or(0, |status| status.as_u16()), by, Some(word))
+            }
+        };
+        let millis = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        info!(
+            target: "access",
+            client = entry.client.map(tracing::field::display),
+            protocol = ?entry.version,
+            tls = entry.tls,
+            method = %self.method,
+            host = entry.host,
+            target = %redact_target(&entry.target),
+            site = &*self.site,
+            upstream = entry.upstream.as_deref(),
+            status,
+            bytes_in = entry.bytes_in.load(Ordering::Relaxed),
+            bytes_out = entry.bytes_out.load(Ordering::Relaxed),
+            head_ms = self.head.map(millis),
+            total_ms = millis(self.began.elapsed()),
+            request_id = entry.id,
+            ended_by,
+            reason,
+            "{} {}",
+            status,
+            Cow::Borrowed(self.method.as_str()),
+        );
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.write(&entry);
+        }
+    }
+}
+
+/// An answer whose end is awaited.
+struct Watched {
+    inner: Body,
+    open: Open,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let (Some(data), Some(entry)) = (frame.data_ref(), &this.open.entry) {
+                    entry.bytes_out.fetch_add(data.len() as u64, Ordering::Relaxed);
+                }
+                if this.inner.is_end_stream() {
+                    this.open.complete();
+                }
+            }
+            Some(Err(error)) => this.open.ended = End::Cut(*error),
+            None => this.open.complete(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Counts the bytes of a request's body as they pass.
+fn count(body: &mut Body, total: &Arc<AtomicU64>) {
+    if !body.is_empty() {
+        let inner = std::mem::take(body);
+        *body = Body::stream(Counted { inner, total: total.clone() });
+    }
+}
+
+struct Counted {
+    inner: Body,
+    total: Arc<AtomicU64>,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
+            self.total.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

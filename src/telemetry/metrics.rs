@@ -1,0 +1,320 @@
+//! Numbers for Prometheus. Label values come from the configuration only, so that nobody outside can make a series.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use http::{Method, StatusCode};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, text::encode},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+
+/// Bounds of the latency histogram in seconds: from what the edge itself takes to what a long poll takes.
+const LATENCY: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    site: Arc<str>,
+    method: &'static str,
+    status: Class,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SiteLabels {
+    site: Arc<str>,
+}
+
+/// The first digit of a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Class(u16);
+
+impl EncodeLabelValue for Class {
+    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        use std::fmt::Write as _;
+        write!(encoder, "{}xx", self.0)
+    }
+}
+
+/// Numbers that others keep, read when somebody asks.
+#[derive(Debug, Default, Clone)]
+pub struct Snapshot {
+    /// Per upstream: name, server, whether it is up, requests in flight, idle connections, failed dials.
+    pub upstreams: Vec<(Arc<str>, String, bool, usize, usize, u64)>,
+    /// Per certificate.
+    pub certificates: Vec<Certificate>,
+    /// Connections open.
+    pub connections: usize,
+    /// Log lines lost.
+    pub log_dropped: u64,
+}
+
+/// A certificate as the metrics show it.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// The site.
+    pub host: String,
+    /// When it ends.
+    pub not_after: Option<SystemTime>,
+    /// When the next order is placed.
+    pub next: Option<SystemTime>,
+    /// Failures since the last success.
+    pub failures: u32,
+}
+
+type Source = Arc<dyn Fn() -> Snapshot + Send + Sync>;
+
+/// All numbers; cheap to clone.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    requests: Family<RequestLabels, Counter>,
+    latency: Family<SiteLabels, Histogram, fn() -> Histogram>,
+    refused: Counter,
+    handshakes_failed: Counter,
+    panics: Counter,
+    reloads: Counter,
+    reloads_failed: Counter,
+    last_reload: Gauge,
+    tunnels: Arc<AtomicUsize>,
+    saved: Arc<AtomicU64>,
+    started: SystemTime,
+    shed: AtomicI64,
+}
+
+impl Metrics {
+    /// Numbers that start at zero.
+    #[must_use]
+    pub fn new(started: SystemTime) -> Self {
+        Self(Arc::new(Inner {
+            requests: Family::default(),
+            latency: Family::new_with_constructor(|| Histogram::new(LATENCY)),
+            refused: Counter::default(),
+            handshakes_failed: Counter::default(),
+            panics: Counter::default(),
+            reloads: Counter::default(),
+            reloads_failed: Counter::default(),
+            last_reload: Gauge::default(),
+            tunnels: Arc::default(),
+            saved: Arc::default(),
+            started,
+            shed: AtomicI64::new(0),
+        }))
+    }
+
+    /// Counts an answer. `site` is a configured name, or empty where no site was found.
+    pub fn answered(&self, site: &Arc<str>, method: &Method, status: StatusCode, head: Duration) {
+        let labels =
+            RequestLabels { site: site.clone(), method: method_label(method), status: Class(status.as_u16() / 100) };
+        self.0.requests.get_or_create(&labels).inc();
+        self.0.latency.get_or_create(&SiteLabels { site: site.clone() }).observe(head.as_secs_f64());
+    }
+
+    /// A connection over a bound.
+    pub fn connection_refused(&self) {
+        self.0.refused.inc();
+        self.0.shed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections over a bound since the last call, for a line in the log now and then.
+    #[must_use]
+    pub fn take_shed(&self) -> i64 {
+        self.0.shed.swap(0, Ordering::Relaxed)
+    }
+
+    /// A handshake that led nowhere.
+    pub fn handshake_failed(&self) {
+        self.0.handshakes_failed.inc();
+    }
+
+    /// A task panicked.
+    pub fn panicked(&self) {
+        self.0.panics.inc();
+    }
+
+    /// A reload took effect, or changed nothing because the file was bad.
+    pub fn reloaded(&self, succeeded: bool, now: SystemTime) {
+        if succeeded {
+            self.0.reloads.inc();
+            self.0.last_reload.set(seconds(now));
+        } else {
+            self.0.reloads_failed.inc();
+        }
+    }
+
+    /// The gauge of open tunnels, kept by those who run them.
+    #[must_use]
+    pub fn tunnels(&self) -> Arc<AtomicUsize> {
+        self.0.tunnels.clone()
+    }
+
+    /// The counter of bytes that compression saved.
+    #[must_use]
+    pub fn saved(&self) -> Arc<AtomicU64> {
+        self.0.saved.clone()
+    }
+
+    /// The text that Prometheus scrapes (OpenMetrics 1.0).
+    #[must_use]
+    pub fn render(&self, source: &Source) -> String {
+        let inner = &self.0;
+        let mut registry = Registry::with_prefix("vestibule");
+        registry.register("requests", "Requests answered", inner.requests.clone());
+        registry.register("request_head_seconds", "Time from a request's head to its answer's", inner.latency.clone());
+        registry.register("connections_refused", "Connections over a bound", inner.refused.clone());
+        registry.register("handshakes_failed", "TLS handshakes that led nowhere", inner.handshakes_failed.clone());
+        registry.register("panics", "Tasks that panicked", inner.panics.clone());
+        registry.register("reloads", "Reloads that took effect", inner.reloads.clone());
+        registry.register(
+            "reloads_failed",
+            "Reloads that changed nothing because the file was bad",
+            inner.reloads_failed.clone(),
+        );
+        registry.register(
+            "last_reload_timestamp_seconds",
+            "When the configuration last took effect",
+            inner.last_reload.clone(),
+        );
+        let (tunnels, saved, started) = (inner.tunnels.clone(), inner.saved.clone(), seconds(inner.started));
+        registry.register_collector(Box::new(Kept { source: source.clone(), tunnels, saved, started }));
+        let mut out = String::new();
+        // Writing to a String fails for no reason that could be told here.
+        let _ = encode(&mut out, &registry);
+        out
+    }
+}
+
+/// A closed set, since a method is whatever a client writes.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+fn seconds(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Numbers that are kept elsewhere.
+struct Kept {
+    source: Source,
+    tunnels: Arc<AtomicUsize>,
+    saved: Arc<AtomicU64>,
+    started: i64,
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kept")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServerLabels {
+    upstream: String,
+    server: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostLabels {
+    host: String,
+}
+
+impl Collector for Kept {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let now = (self.source)();
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let mut gauge = |name: &str, help: &str, value: i64| {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(out.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge("connections_open", "Connections open", count(now.connections))?;
+        gauge("tunnels_open", "WebSockets open", count(self.tunnels.load(Ordering::Relaxed)))?;
+        gauge("start_timestamp_seconds", "When the process started", self.started)?;
+        // A counter of its own kind: what a body gained is known only when it has ended.
+        gauge(
+            "compression_saved_bytes",
+            "Bytes that did not have to be sent",
+            self.saved.load(Ordering::Relaxed).cast_signed(),
+        )?;
+        let dropped = ConstCounter::new(now.log_dropped);
+        dropped.encode(out.encode_descriptor("log_lines_dropped", "Log lines lost", None, dropped.metric_type())?)?;
+        for (name, help) in [
+            ("upstream_up", "Whether a server is believed to answer"),
+            ("upstream_in_flight", "Requests in flight"),
+            ("upstream_idle_connections", "Pooled connections"),
+            ("upstream_dial_failures", "Dials that failed"),
+        ] {
+            let mut family = out.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+            for (upstream, server, up, in_flight, idle, failures) in &now.upstreams {
+                let labels = ServerLabels { upstream: upstream.to_string(), server: server.clone() };
+                let value = match name {
+                    "upstream_up" => i64::from(*up),
+                    "upstream_in_flight" => count(*in_flight),
+                    "upstream_idle_connections" => count(*idle),
+                    _ => i64::try_from(*failures).unwrap_or(i64::MAX),
+                };
+                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help) in [
+            ("certificate_not_after_timestamp_seconds", "When a certificate ends"),
+            ("certificate_next_order_timestamp_seconds", "When the next order is placed"),
+            ("certificate_failures", "Failures since the last success"),
+        ] {
+            let mut family = out.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+            for certificate in &now.certificates {
+                let value = match name {
+                    "certificate_not_after_timestamp_seconds" => certificate.not_after.map_or(0, seconds),
+                    "certificate_next_order_timestamp_seconds" => certificate.next.map_or(0, seconds),
+                    _ => i64::from(certificate.failures),
+                };
+                ConstGauge::new(value).encode(family.encode_family(&HostLabels { host: certificate.host.clone() })?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_make_no_series() {
+        let metrics = Metrics::new(UNIX_EPOCH);
+        let site: Arc<str> = "example.org".into();
+        for n in 0..1_000 {
+            let method = Method::from_bytes(format!("M{n}").as_bytes()).unwrap();
+            metrics.answered(&site, &method, StatusCode::OK, Duration::from_millis(3));
+        }
+        let source: Source = Arc::new(|| Snapshot {
+            upstreams: vec![("a".into(), "http://a".into(), true, 1, 2, 3)],
+            ..Snapshot::default()
+        });
+        let text = metrics.render(&source);
+        let series = text.lines().filter(|line| line.starts_with("vestibule_requests_total")).count();
+        assert_eq!(series, 1, "{text}");
+        assert!(text.contains(r#"vestibule_upstream_up{upstream="a",server="http://a"} 1"#), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

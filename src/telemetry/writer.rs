@@ -1,0 +1,152 @@
+//! A writer that never blocks: lines go into a bounded queue, a thread writes them out.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that may wait: a second of a busy server's access log, some 4 MiB.
+const QUEUE: usize = 16 * 1024;
+
+/// Lines that are gathered into one write.
+const BATCH: usize = 64;
+
+/// Makes a writer for each line.
+#[derive(Clone)]
+pub struct Lines {
+    queue: SyncSender<Vec<u8>>,
+    dropped: Dropped,
+}
+
+/// Counts lines that found the queue full.
+#[derive(Debug, Clone, Default)]
+pub struct Dropped(Arc<AtomicU64>);
+
+impl Dropped {
+    /// How many so far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Waits for the queue to empty when dropped.
+pub struct Flush {
+    queue: Option<SyncSender<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        // An empty line is the sign to stop; the subscriber keeps senders of its own until the process ends.
+        if let Some(queue) = self.queue.take() {
+            let _ = queue.send(Vec::new());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts the thread that writes to `out`.
+pub fn start(out: impl Write + Send + 'static) -> (Lines, Flush, Dropped) {
+    let (queue, lines) = sync_channel(QUEUE);
+    let dropped = Dropped::default();
+    let thread = thread::Builder::new().name("log".into()).spawn(move || write_out(out, &lines)).ok();
+    let flush = Flush { queue: Some(queue.clone()), thread };
+    (Lines { queue, dropped: dropped.clone() }, flush, dropped)
+}
+
+fn write_out(mut out: impl Write, lines: &Receiver<Vec<u8>>) {
+    while let Ok(mut batch) = lines.recv() {
+        let mut last = batch.is_empty();
+        for line in lines.try_iter().take(BATCH) {
+            last |= line.is_empty();
+            batch.extend_from_slice(&line);
+        }
+        // Where standard error is closed there is nobody to tell.
+        let _ = out.write_all(&batch).and_then(|()| out.flush());
+        if last {
+            return;
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { bytes: Vec::with_capacity(512), lines: self.clone() }
+    }
+}
+
+/// One line in the making.
+pub struct Line {
+    bytes: Vec<u8>,
+    lines: Lines,
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.bytes.is_empty() {
+            return;
+        }
+        if let Err(TrySendError::Full(_)) = self.lines.queue.try_send(std::mem::take(&mut self.bytes)) {
+            self.lines.dropped.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Slow(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_dropped_and_counted() {
+        let out = Slow::default();
+        let blocked = out.0.lock().unwrap();
+        let (lines, flush, dropped) = start(out.clone());
+        let more = QUEUE + 10 * BATCH;
+        for n in 0..more {
+            writeln!(lines.make_writer(), "{n}").unwrap();
+        }
+        assert!(dropped.count() > 0);
+        drop(blocked);
+        drop(flush);
+        let written = out.0.lock().unwrap().split(|b| *b == b'\n').count() - 1;
+        assert_eq!(written as u64 + dropped.count(), more as u64);
+    }
+}
