@@ -1,3 +1,15 @@
-//! The black-box tests of the program. One binary, so that one link serves them all.
+//! The black-box tests of the program: one binary, so that one link serves them all.
 
+mod support;
+
+mod cli;
 mod config;
+mod errors;
+mod forwarding;
+mod http2;
+mod life;
+mod matrix;
+mod smuggling;
+mod streaming;
+mod tls;
+mod websocket;

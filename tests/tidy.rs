@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ROOMS: [&str; 9] = ["listen", "tls", "serve", "route", "layer", "upstream", "cert", "admin", "doctor"];
+const ROOMS: [&str; 8] = ["listen", "tls", "serve", "route", "layer", "upstream", "cert", "admin"];
 
 /// In order: each may use those before it. `body` and `conn` name each other's types, so they count as one step.
 const VOCABULARY: [&[&str]; 5] = [&["clock", "error"], &["conn", "body"], &["wire"], &["config"], &["telemetry"]];

@@ -118,7 +118,9 @@ impl<IO: Io, H: Handler> Server<IO, H> {
     async fn read_head(&self) -> Option<Head> {
         let mut scanned = 0;
         loop {
-            match self.stream.lock().take_head(&mut scanned, &self.settings.head) {
+            // Named, so that the lock is free again in the arms below.
+            let taken = self.stream.lock().take_head(&mut scanned, &self.settings.head);
+            match taken {
                 Ok(Some(head)) => return Some(self.parse(&head)),
                 Ok(None) => {}
                 Err(error) => return Some(Err((refusal(error), self.stream.lock().target()))),

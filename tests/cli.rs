@@ -1,0 +1,67 @@
+//! The command line: exit codes, and words for people and programs.
+
+use crate::support::edge::program;
+
+fn check(text: &str, json: bool) -> (Option<i32>, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vestibule.toml");
+    std::fs::write(&path, text).unwrap();
+    let mut arguments = vec!["check", "--config", path.to_str().unwrap()];
+    arguments.extend(json.then_some("--json"));
+    let output = program(&arguments);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+const GOOD: &str = "[matrix]\nserver_name = \"example.org\"\n[sites.\"example.org\"]\n\
+                    [sites.\"matrix.example.org\"]\nkind = \"synapse\"\nupstream = \"http://synapse:8008\"\n";
+
+#[test]
+fn check_says_the_plan_or_everything_that_is_wrong() {
+    let (code, said, _) = check(GOOD, false);
+    assert_eq!(code, Some(0));
+    for words in ["homeserver   https://matrix.example.org", "federation   matrix.example.org:443", "\"m.server\""] {
+        assert!(said.contains(words), "{said}");
+    }
+    let bad = GOOD.replace("upstream", "upstraem").replace("server_name", "servername");
+    let (code, _, said) = check(&bad, false);
+    assert_eq!(code, Some(78));
+    for words in [
+        "did you mean `upstream`?",
+        "did you mean `server_name`?",
+        "`matrix.server_name` is missing",
+        "needs an upstream",
+    ] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+}
+
+#[test]
+fn check_speaks_json() {
+    let (code, said, _) = check(GOOD, true);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &json["ok"]), (Some(0), &true.into()));
+    let (code, said, _) = check("[listen]\nhtps = []\n", true);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &json["ok"]), (Some(78), &false.into()));
+    let first = &json["diagnostics"].as_array().unwrap().iter().find(|d| d["line"] == 2).unwrap();
+    assert_eq!((&first["column"], &first["help"]), (&1.into(), &"did you mean `https`?".into()));
+}
+
+#[test]
+fn exit_codes_are_those_of_the_contract() {
+    assert_eq!(program(&["check", "--config", "/nonexistent.toml"]).status.code(), Some(78));
+    assert_eq!(program(&["run", "--config", "/nonexistent.toml"]).status.code(), Some(78));
+    assert_eq!(program(&["nonsense"]).status.code(), Some(2));
+    assert_eq!(program(&["completions", "bash"]).status.code(), Some(0));
+    let schema = program(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();
+    assert_eq!(schema["properties"]["listen"]["properties"]["threads"]["type"], "integer");
+}
+
+#[test]
+fn the_demo_passes_its_own_checks() {
+    let output = program(&["demo", "--check"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.matches("  ok ").count() == 12, "{said}");
+}

@@ -1,0 +1,226 @@
+//! What makes it a Matrix front door: well-known documents, kinds of sites, the guide's layouts.
+
+use crate::support::{Client, Edge, Origin, origin};
+
+async fn guide() -> (Edge, Origin, Origin, Origin) {
+    let (synapse, jwt, livekit) =
+        (Origin::echoing_targets().await, Origin::echoing_targets().await, Origin::echoing_targets().await);
+    let edge = Edge::start(&format!(
+        r#"
+[matrix]
+server_name = "example.org"
+[sites."matrix.example.org"]
+kind     = "synapse"
+upstream = "{}"
+[sites."jwt.matrixrtc.example.org"]
+kind     = "lk-jwt"
+upstream = "{}"
+[sites."matrixrtc.example.org"]
+kind     = "livekit"
+upstream = "{}"
+[sites."example.org"]
+redirect = "https://www.example.org"
+"#,
+        synapse.url(),
+        jwt.url(),
+        livekit.url()
+    ));
+    (edge, synapse, jwt, livekit)
+}
+
+#[tokio::test]
+async fn the_guides_four_names_work() {
+    let (edge, _synapse, _jwt, _livekit) = guide().await;
+    for (host, target, status, body) in [
+        ("matrix.example.org", "/_matrix/client/versions", 200, "/_matrix/client/versions"),
+        ("matrix.example.org", "/_synapse/client/pick_idp", 200, "/_synapse/client/pick_idp"),
+        ("jwt.matrixrtc.example.org", "/sfu/get", 200, "/sfu/get"),
+        ("jwt.matrixrtc.example.org", "/get_token", 200, "/get_token"),
+        ("matrixrtc.example.org", "/", 200, "/"),
+        ("matrixrtc.example.org", "/rtc/v1/validate?access_token=x", 200, "/rtc/v1/validate?access_token=x"),
+    ] {
+        let answer = Client::tls(&edge, host).await.get(host, target).await;
+        assert_eq!((answer.status, answer.text().as_str()), (status, body), "{host}{target}");
+    }
+    let answer = Client::tls(&edge, "example.org").await.get("example.org", "/a?b").await;
+    assert_eq!((answer.status, answer.field("location").unwrap().as_str()), (308, "https://www.example.org/a?b"));
+}
+
+#[tokio::test]
+async fn paths_that_are_nobodys_business_are_closed() {
+    let (edge, synapse, jwt, livekit) = guide().await;
+    for (host, target) in [
+        ("matrix.example.org", "/"),
+        ("matrix.example.org", "/_synapse/admin/v1/server_version"),
+        ("matrix.example.org", "/_synapse/metrics"),
+        ("matrix.example.org", "/_synapse/mas/x"),
+        ("matrix.example.org", "/_synapse/replication/x"),
+        ("matrix.example.org", "//_synapse/admin/v1/server_version"),
+        ("matrix.example.org", "/_matrixx"),
+        ("jwt.matrixrtc.example.org", "/"),
+        ("jwt.matrixrtc.example.org", "/sfu/get/x"),
+        ("matrixrtc.example.org", "/debug/pprof"),
+        ("matrixrtc.example.org", "/rtcx"),
+    ] {
+        let answer = Client::tls(&edge, host).await.get(host, target).await;
+        assert_eq!(answer.status, 404, "{host}{target}");
+        assert_eq!(answer.field("access-control-allow-origin").as_deref(), Some("*"));
+        if host != "matrixrtc.example.org" {
+            assert_eq!(answer.json()["errcode"], "M_UNRECOGNIZED");
+        }
+    }
+    assert_eq!(synapse.seen().len() + jwt.seen().len() + livekit.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn the_one_host_layout_strips_its_prefixes() {
+    let (synapse, jwt, livekit) =
+        (Origin::echoing_targets().await, Origin::echoing_targets().await, Origin::echoing_targets().await);
+    let edge = Edge::start(&format!(
+        r#"
+[matrix]
+server_name = "example.org"
+[sites."example.org"]
+[sites."matrix.example.org"]
+kind     = "synapse"
+upstream = "{}"
+[sites."matrix.example.org".routes]
+"/livekit/jwt" = {{ kind = "lk-jwt",  upstream = "{}", strip_prefix = true }}
+"/livekit/sfu" = {{ kind = "livekit", upstream = "{}", strip_prefix = true }}
+"#,
+        synapse.url(),
+        jwt.url(),
+        livekit.url()
+    ));
+    let host = "matrix.example.org";
+    for (target, body) in [
+        ("/livekit/jwt/sfu/get", "/sfu/get"),
+        ("/livekit/jwt/healthz?x", "/healthz?x"),
+        ("/livekit/sfu", "/"),
+        ("/livekit/sfu/rtc/v1?a=%2F&a", "/rtc/v1?a=%2F&a"),
+        ("/twirp/livekit.RoomService/ListRooms", "/twirp/livekit.RoomService/ListRooms"),
+        ("/_matrix/client/versions", "/_matrix/client/versions"),
+    ] {
+        let answer = Client::tls(&edge, host).await.get(host, target).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, body), "{target}");
+    }
+    let client = Client::tls(&edge, host).await.get(host, "/.well-known/matrix/client").await;
+    let url = client.json()["org.matrix.msc4143.rtc_foci"][0]["livekit_service_url"].clone();
+    assert_eq!(url, "https://matrix.example.org/livekit/jwt");
+    assert_eq!(livekit.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn well_known_documents_are_answered_everywhere_and_first() {
+    let (edge, synapse, _jwt, _livekit) = guide().await;
+    for host in ["example.org", "matrix.example.org"] {
+        for secure in [true, false] {
+            for (method, name, status) in [
+                ("GET", "client", 200),
+                ("HEAD", "client", 200),
+                ("GET", "server?x=y", 200),
+                ("GET", "support", 404),
+                ("OPTIONS", "client", 204),
+                ("POST", "server", 405),
+            ] {
+                let request = format!(
+                    "{method} /.well-known/matrix/{name} HTTP/1.1\r\nHost: {host}\r\nOrigin: https://app\r\n\r\n"
+                );
+                let answer = if secure {
+                    Client::tls(&edge, host).await.ask(&request).await
+                } else {
+                    Client::plain(edge.http()).await.ask(&request).await
+                };
+                assert_eq!(answer.status, status, "{secure} {request}");
+                for field in ["origin", "methods", "headers"] {
+                    assert!(answer.field(&format!("access-control-allow-{field}")).is_some(), "{request}");
+                }
+                if status == 200 {
+                    assert_eq!(answer.field("content-type").as_deref(), Some("application/json"));
+                    assert_eq!(answer.field("cache-control").as_deref(), Some("public, max-age=3600"));
+                    assert!(answer.field("etag").is_some());
+                }
+            }
+        }
+    }
+    assert_eq!(synapse.seen().len(), 0);
+    // Where there is no document, the redirect can be followed by a browser.
+    let other = Client::plain(edge.http()).await.get("matrixrtc.example.org", "/.well-known/matrix/client").await;
+    assert_eq!((other.status, other.field("access-control-allow-origin").as_deref()), (308, Some("*")));
+}
+
+#[tokio::test]
+async fn preflights_are_answered() {
+    let (edge, synapse, jwt, _) = guide().await;
+    let request =
+        "OPTIONS /_matrix/client/v3/login HTTP/1.1\r\nHost: matrix.example.org\r\nOrigin: https://app\r\n\r\n";
+    let answer = Client::tls(&edge, "matrix.example.org").await.ask(request).await;
+    assert_eq!((answer.status, synapse.seen().len()), (204, 0));
+    assert!(answer.field("access-control-allow-headers").unwrap().contains("Authorization"));
+    // The stand-in answers OPTIONS without CORS, as a service that is not there would.
+    let request = "OPTIONS /sfu/get HTTP/1.1\r\nHost: jwt.matrixrtc.example.org\r\nOrigin: https://app\r\n\r\n";
+    let answer = Client::tls(&edge, "jwt.matrixrtc.example.org").await.ask(request).await;
+    assert_eq!((answer.status, jwt.seen().len()), (204, 1));
+    assert_eq!(answer.field("access-control-max-age").as_deref(), Some("86400"));
+}
+
+#[tokio::test]
+async fn what_synapse_would_choke_on_is_told() {
+    let (edge, synapse, _jwt, _livekit) = guide().await;
+    let host = "matrix.example.org";
+    let fields = format!("Host: {host}\r\nOrigin: https://app\r\n");
+    for (request, status, errcode) in [
+        (
+            format!("POST /_matrix/media/v3/upload HTTP/1.1\r\n{fields}Content-Length: 67108865\r\n\r\n"),
+            413,
+            "M_TOO_LARGE",
+        ),
+        (format!("PUT /_matrix/client/v3/x HTTP/1.1\r\n{fields}Content-Length: 16777217\r\n\r\n"), 413, "M_TOO_LARGE"),
+        (
+            format!("POST /_matrix/media/v3/upload HTTP/1.1\r\n{fields}Transfer-Encoding: chunked\r\n\r\n"),
+            411,
+            "M_UNKNOWN",
+        ),
+        (format!("GET /_matrix/{} HTTP/1.1\r\n{fields}\r\n", "a".repeat(17_000)), 414, "M_UNKNOWN"),
+        (format!("GET /_matrix/x HTTP/1.1\r\n{fields}X: {}\r\n\r\n", "a".repeat(17_000)), 431, "M_UNKNOWN"),
+    ] {
+        let answer = Client::tls(&edge, host).await.ask(&request).await;
+        assert_eq!(answer.status, status, "{}", &request[..60]);
+        assert_eq!(answer.json()["errcode"], errcode);
+        assert_eq!(answer.field("access-control-allow-origin").as_deref(), Some("*"));
+    }
+    assert_eq!(synapse.seen().len(), 0, "nothing of it reached Synapse");
+}
+
+#[tokio::test]
+async fn transports_are_filled_in_and_tokens_are_checked() {
+    let synapse = Origin::answering(|request| {
+        let good = request.contains("Bearer good") || request.contains("bearer good");
+        match request.split(' ').nth(1).unwrap() {
+            "/_matrix/client/v3/account/whoami" if good => origin::ok("{}"),
+            "/_matrix/client/v3/account/whoami" => {
+                origin::answer("401 Unauthorized", &[], r#"{"errcode":"M_UNKNOWN_TOKEN"}"#)
+            }
+            _ => origin::answer("404 Not Found", &[], r#"{"errcode":"M_UNRECOGNIZED","error":"x"}"#),
+        }
+    })
+    .await;
+    let edge = Edge::start(&format!(
+        "[matrix]\nserver_name = \"matrix.example.org\"\nrtc_service = \"https://jwt.example.org\"\n\
+         [sites.\"matrix.example.org\"]\nkind = \"synapse\"\nupstream = \"{}\"\n",
+        synapse.url()
+    ));
+    let host = "matrix.example.org";
+    for path in ["unstable/org.matrix.msc4143", "v1"] {
+        for (token, status) in [("good", 200), ("bad", 401)] {
+            let request = format!(
+                "GET /_matrix/client/{path}/rtc/transports HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n"
+            );
+            let answer = Client::tls(&edge, host).await.ask(&request).await;
+            assert_eq!(answer.status, status, "{path} {token}");
+            if status == 200 {
+                assert_eq!(answer.json()["rtc_transports"][0]["livekit_service_url"], "https://jwt.example.org");
+            }
+        }
+    }
+}

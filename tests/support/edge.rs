@@ -1,0 +1,174 @@
+//! The built program, on ports that the system chooses, with a storage of its own.
+
+use std::{
+    collections::HashMap,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// How long anything may take that is expected to happen. Never waited for when it does.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running edge; killed when dropped.
+pub struct Edge {
+    child: Child,
+    folder: TempDir,
+    addresses: HashMap<String, SocketAddr>,
+    log: Arc<Mutex<String>>,
+}
+
+impl Edge {
+    /// Starts the program with `sites` below a preamble that fits a test: port 0, the internal CA, one worker's worth of
+    /// noise.
+    pub fn start(sites: &str) -> Self {
+        Self::with("", sites)
+    }
+
+    /// The same, with `listen` in place of the default addresses where it sets any.
+    pub fn with(listen: &str, sites: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Self::config(folder.path(), listen, sites);
+        std::fs::write(folder.path().join("vestibule.toml"), config).unwrap();
+        Self::run(folder)
+    }
+
+    /// The text of a configuration in `folder`.
+    pub fn config(folder: &Path, listen: &str, sites: &str) -> String {
+        let folder = folder.display();
+        format!(
+            "[listen]\nhttp = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\nthreads = 2\n{listen}\n\
+             [storage]\npath = \"{folder}/state\"\n[tls]\ncertificates = \"internal\"\n\
+             [admin]\nlisten = \"unix:{folder}/admin.sock\"\n{sites}\n"
+        )
+    }
+
+    fn run(folder: TempDir) -> Self {
+        let mut child = command(folder.path()).arg("run").stderr(Stdio::piped()).spawn().unwrap();
+        let (ready, is_ready) = mpsc::channel();
+        let log = Arc::new(Mutex::new(String::new()));
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let kept = log.clone();
+        std::thread::spawn(move || {
+            let mut addresses = HashMap::new();
+            for line in lines.map_while(Result::ok) {
+                let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                if event["message"] == "listening"
+                    && let Ok(addr) = event["addr"].as_str().unwrap_or_default().parse::<SocketAddr>()
+                {
+                    addresses.insert(event["listener"].as_str().unwrap_or_default().to_owned(), addr);
+                }
+                if event["message"] == "ready" {
+                    let _ = ready.send(std::mem::take(&mut addresses));
+                }
+                let mut kept = kept.lock().unwrap();
+                kept.push_str(&line);
+                kept.push('\n');
+            }
+        });
+        let Ok(addresses) = is_ready.recv_timeout(PATIENCE) else {
+            let _ = child.kill();
+            panic!("the edge did not start:\n{}", log.lock().unwrap());
+        };
+        Self { child, folder, addresses, log }
+    }
+
+    /// The TLS address.
+    pub fn https(&self) -> SocketAddr {
+        self.addresses["https"]
+    }
+
+    /// The plain address.
+    pub fn http(&self) -> SocketAddr {
+        self.addresses["http"]
+    }
+
+    /// The root of its internal CA.
+    pub fn root(&self) -> String {
+        let text = std::fs::read_to_string(self.path("state/internal-ca.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["certificate"].as_str().unwrap().to_owned()
+    }
+
+    /// A file in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits for a line of the log.
+    pub fn wait_for_log(&self, what: &str) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = self.log().lines().find(|line| line.contains(what)) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < until, "no {what:?} in the log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Runs another command of the program on the same file.
+    pub fn command(&self, arguments: &[&str]) -> std::process::Output {
+        command(self.folder.path()).args(arguments).output().unwrap()
+    }
+
+    /// Replaces the file.
+    pub fn rewrite(&self, listen: &str, sites: &str) {
+        let config = Self::config(self.folder.path(), listen, sites);
+        std::fs::write(self.path("new.toml"), config).unwrap();
+        std::fs::rename(self.path("new.toml"), self.path("vestibule.toml")).unwrap();
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "the edge does not stop:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The open descriptors of the process.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the edge said:\n{}", self.log());
+        }
+    }
+}
+
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
+    command.env_clear().env("RUST_BACKTRACE", "0").args(["--config", folder.join("vestibule.toml").to_str().unwrap()]);
+    command
+}
+
+/// The program without a configuration of its own.
+pub fn program(arguments: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_vestibule")).args(arguments).output().unwrap()
+}
