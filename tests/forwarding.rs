@@ -38,13 +38,11 @@ async fn targets_go_upstream_byte_for_byte() {
 #[tokio::test]
 async fn the_client_is_announced_once_and_cannot_lie() {
     let (edge, upstream) = edge().await;
-    let request = format!(
-        "GET / HTTP/1.1\r\nHost: A.Example.org:8443\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 7.7.7.7\r\n\
+    let request = "GET / HTTP/1.1\r\nHost: A.Example.org:8443\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-For: 7.7.7.7\r\n\
          X-Forwarded-Proto: http\r\nX-Forwarded-Host: evil\r\nX-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n\
          CF-Connecting-IP: 6.6.6.6\r\nTrue-Client-IP: 6.6.6.6\r\nX-Client-IP: 6.6.6.6\r\nProxy: x\r\nX-Matrix-Origin: evil\r\n\
          X_Forwarded_For: 6.6.6.6\r\nConnection: X-Secret, keep-alive\r\nX-Secret: 1\r\nKeep-Alive: 5\r\nTE: gzip, trailers\r\n\
-         Upgrade: h2c\r\nProxy-Authorization: x\r\nX-Kept: 1\r\nCookie: a=b\r\n\r\n"
-    );
+         Upgrade: h2c\r\nProxy-Authorization: x\r\nX-Kept: 1\r\nCookie: a=b\r\n\r\n".to_string();
     let answer = Client::tls(&edge, HOST).await.ask(&request).await;
     assert_eq!(answer.status, 200);
     let seen = upstream.seen().remove(0).to_lowercase();

@@ -55,14 +55,14 @@ pub struct Client<IO> {
 impl Client<TcpStream> {
     /// Plain HTTP.
     pub async fn plain(addr: SocketAddr) -> Self {
-        Client { io: TcpStream::connect(addr).await.unwrap(), read: Vec::new() }
+        Self { io: TcpStream::connect(addr).await.unwrap(), read: Vec::new() }
     }
 }
 
 impl Client<TlsStream<TcpStream>> {
     /// HTTP/1.1 over TLS, for this name.
     pub async fn tls(edge: &Edge, name: &str) -> Self {
-        Client { io: tls(edge, name, &["http/1.1"]).await.unwrap(), read: Vec::new() }
+        Self { io: tls(edge, name, &["http/1.1"]).await.unwrap(), read: Vec::new() }
     }
 }
 

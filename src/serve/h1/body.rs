@@ -46,7 +46,8 @@ impl<IO: Io> HttpBody for Incoming<IO> {
         if this.done {
             return Poll::Ready(None);
         }
-        let piece = match this.stream.lock().poll_body(cx) {
+        let polled = this.stream.lock().poll_body(cx);
+        let piece = match polled {
             Poll::Ready(piece) => piece,
             Poll::Pending if this.stall.poll(cx).is_ready() => {
                 this.done = true;

@@ -161,7 +161,8 @@ impl<IO: Io> Outgoing<'_, IO> {
         while written < self.small.len() || self.data.has_remaining() || !self.tail.is_empty() {
             let mut n = poll_fn(|cx| {
                 let slices = [IoSlice::new(&self.small[written..]), IoSlice::new(&self.data), IoSlice::new(self.tail)];
-                match self.stream.lock().poll_write_vectored(cx, &slices) {
+                let written = self.stream.lock().poll_write_vectored(cx, &slices);
+                match written {
                     Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
                     Poll::Ready(_) => Poll::Ready(Err(Cut)),
                     Poll::Pending => self.stall.poll(cx).map(|()| Err(Cut)),
@@ -181,9 +182,12 @@ impl<IO: Io> Outgoing<'_, IO> {
     }
 
     async fn flush(&mut self) -> Result<(), Cut> {
-        let flushed = poll_fn(|cx| match self.stream.lock().poll_flush(cx) {
-            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_gone| Cut)),
-            Poll::Pending => self.stall.poll(cx).map(|()| Err(Cut)),
+        let flushed = poll_fn(|cx| {
+            let flushed = self.stream.lock().poll_flush(cx);
+            match flushed {
+                Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_gone| Cut)),
+                Poll::Pending => self.stall.poll(cx).map(|()| Err(Cut)),
+            }
         });
         flushed.await?;
         self.stall.moved();

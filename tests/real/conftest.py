@@ -1,0 +1,240 @@
+"""A real Synapse, a stand-in for the call services, and the edge in front of them, as processes of this test run."""
+
+import asyncio
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = ROOT / "target" / "debug" / "vestibule"
+TOOLS = ROOT / "target" / "tools"
+
+# Every name of example.org is this machine.
+_getaddrinfo = socket.getaddrinfo
+
+
+def _here(host, *args, **kwargs):
+    name = host.decode() if isinstance(host, bytes) else host
+    if isinstance(name, str) and name.endswith("example.org"):
+        host = "127.0.0.1"
+    return _getaddrinfo(host, *args, **kwargs)
+
+
+socket.getaddrinfo = _here
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(what, ready, seconds=90):
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if ready():
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < until, f"{what} does not come up"
+        time.sleep(0.05)
+
+
+class Synapse:
+    """A homeserver of its own, with SQLite and without the limits that tests would meet."""
+
+    def __init__(self, folder, settings=""):
+        self.port = free_port()
+        self.folder = folder
+        config = folder / "homeserver.yaml"
+        run = [sys.executable, "-m", "synapse.app.homeserver", "-c", str(config)]
+        subprocess.run(
+            [*run, "--server-name", "example.org", "--generate-config", "--report-stats=no", "--data-directory", str(folder)],
+            check=True, capture_output=True,
+        )
+        rates = "\n".join(
+            f"{name}: {{ per_second: 1000, burst_count: 1000 }}"
+            for name in ("rc_message", "rc_registration", "rc_joins_per_room", "rc_delayed_event_mgmt")
+        )
+        (folder / "more.yaml").write_text(f"""
+listeners:
+  - {{ port: {self.port}, type: http, bind_addresses: ["127.0.0.1"], x_forwarded: true, resources: [{{ names: [client, federation] }}] }}
+enable_registration: true
+enable_registration_without_verification: true
+bcrypt_rounds: 4
+max_upload_size: 60M
+trusted_key_servers: []
+suppress_key_server_warning: true
+public_baseurl: https://synapse-itself.example.org/
+rc_login: {{ address: {{ per_second: 1000, burst_count: 1000 }}, account: {{ per_second: 1000, burst_count: 1000 }} }}
+{rates}
+{settings}
+""")
+        self.log = open(folder / "synapse.out", "w")
+        self.process = subprocess.Popen([*run, "-c", str(folder / "more.yaml")], stdout=self.log, stderr=self.log, cwd=folder)
+        health = f"http://127.0.0.1:{self.port}/health"
+        wait_for("Synapse", lambda: self.alive() and urllib.request.urlopen(health, timeout=5).status == 200)
+
+    def alive(self):
+        assert self.process.poll() is None, (self.folder / "synapse.out").read_text()[-4000:]
+        return True
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+
+
+class CallServices:
+    """Stand-ins that answer as lk-jwt-service and LiveKit do; the WebSocket is a real library's."""
+
+    def __init__(self):
+        from websockets.asyncio.server import serve
+
+        self.requests = []
+        started = threading.Event()
+
+        async def talk(socket):
+            async for message in socket:
+                await socket.send(message)
+
+        def answer(connection, request):
+            self.requests.append(request.path)
+            if request.path.split("?")[0] == "/rtc/v1" and "Upgrade" in request.headers:
+                return None if "access_token=" in request.path else connection.respond(401, "no permissions to access the room\n")
+            if request.path == "/healthz":
+                return connection.respond(200, "")
+            return connection.respond(200, "OK")
+
+        async def main():
+            async with serve(talk, "127.0.0.1", 0, process_request=answer, max_size=2**24) as server:
+                self.port = server.sockets[0].getsockname()[1]
+                self.loop = asyncio.get_running_loop()
+                self.ended = asyncio.Event()
+                started.set()
+                await self.ended.wait()
+
+        self.thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+        self.thread.start()
+        assert started.wait(10)
+
+    def stop(self):
+        self.loop.call_soon_threadsafe(self.ended.set)
+        self.thread.join(10)
+
+
+class Edge:
+    """The built program."""
+
+    def __init__(self, folder, sites, listen=""):
+        self.http, self.https = free_port(), free_port()
+        self.folder = folder
+        config = folder / "vestibule.toml"
+        config.write_text(f"""
+[listen]
+http = ["127.0.0.1:{self.http}"]
+https = ["127.0.0.1:{self.https}"]
+public_port = {self.https}
+{listen}
+[storage]
+path = "{folder}/state"
+[tls]
+certificates = "internal"
+[admin]
+listen = "unix:{folder}/admin.sock"
+{sites}
+""")
+        self.err = folder / "edge.err"
+        self.process = subprocess.Popen([BINARY, "run", "--config", config], stderr=open(self.err, "w"))
+        wait_for("the edge", lambda: self.process.poll() is None and '"ready"' in self.err.read_text(), 20)
+        self.root = folder / "root.pem"
+        self.root.write_bytes(subprocess.run([BINARY, "ca", "--config", config], check=True, capture_output=True).stdout)
+
+    def url(self, host):
+        return f"https://{host}:{self.https}"
+
+    def log(self):
+        return self.err.read_text()
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(15)
+
+
+THREE_NAMES = """
+[matrix]
+server_name = "example.org"
+[sites."matrix.example.org"]
+kind     = "synapse"
+upstream = "http://127.0.0.1:{synapse}"
+[sites."jwt.matrixrtc.example.org"]
+kind     = "lk-jwt"
+upstream = "http://127.0.0.1:{calls}"
+[sites."matrixrtc.example.org"]
+kind     = "livekit"
+upstream = "http://127.0.0.1:{calls}"
+[sites."example.org"]
+redirect = "https://www.example.org"
+[sites."app.example.org".routes]
+"/" = {{ respond = {{ content_type = "text/html", body = "<!doctype html><title>app</title>" }} }}
+"""
+
+ONE_HOST = """
+[matrix]
+server_name = "example.org"
+[sites."example.org"]
+[sites."matrix.example.org"]
+kind     = "synapse"
+upstream = "http://127.0.0.1:{synapse}"
+[sites."matrix.example.org".routes]
+"/livekit/jwt" = {{ kind = "lk-jwt",  upstream = "http://127.0.0.1:{calls}", strip_prefix = true }}
+"/livekit/sfu" = {{ kind = "livekit", upstream = "http://127.0.0.1:{calls}", strip_prefix = true }}
+"""
+
+
+@pytest.fixture(scope="session")
+def synapse(tmp_path_factory):
+    server = Synapse(tmp_path_factory.mktemp("synapse"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def calls():
+    services = CallServices()
+    yield services
+    services.stop()
+
+
+@pytest.fixture(scope="session")
+def edge(tmp_path_factory, synapse, calls):
+    server = Edge(tmp_path_factory.mktemp("edge"), THREE_NAMES.format(synapse=synapse.port, calls=calls.port))
+    yield server
+    assert server.stop() == 0, server.log()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def one_host(tmp_path_factory, synapse, calls):
+    server = Edge(tmp_path_factory.mktemp("one-host"), ONE_HOST.format(synapse=synapse.port, calls=calls.port))
+    yield server
+    assert server.stop() == 0
+
+
+def node(script, *arguments, root):
+    """Runs a script of this folder with the packages of npm; what it prints is JSON."""
+    target = TOOLS / "npm" / script
+    target.write_text((pathlib.Path(__file__).parent / script).read_text())
+    environment = {**os.environ, "NODE_EXTRA_CA_CERTS": str(root)}
+    done = subprocess.run(["node", target, *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(re.search(r"^JSON (.*)$", done.stdout, re.MULTILINE).group(1))
