@@ -52,6 +52,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// After the last GOAWAY of an idle or draining connection, how long the peer has to leave.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// How long a stream is held whose body nobody wants.
+const HOLD: Duration = Duration::from_secs(1);
+
 /// An answer that waits for its peer this many times `body_stall` is given up, even if others of the connection move.
 const PATIENCE: u32 = 10;
 
@@ -240,7 +243,8 @@ impl<H: Handler> Exchange<H> {
         } else if body.is_end_stream() {
             Body::empty()
         } else {
-            Body::stream(Upload { inner: body, stall: Patience::new(self.settings.body_stall) })
+            let stall = Patience::new(self.settings.body_stall);
+            Body::stream(Upload { inner: Some(body), stall, tasks: self.tasks.clone() })
         };
         Ok(Request::from_parts(parts, body))
     }
@@ -277,8 +281,10 @@ fn websocket_key() -> HeaderValue {
 
 /// The body of a request.
 struct Upload {
-    inner: Incoming,
+    /// Taken only by drop.
+    inner: Option<Incoming>,
     stall: Patience,
+    tasks: TaskTracker,
 }
 
 impl HttpBody for Upload {
@@ -286,21 +292,42 @@ impl HttpBody for Upload {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.inner).poll_frame(cx) {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        match Pin::new(inner).poll_frame(cx) {
             Poll::Ready(frame) => {
-                self.stall.moved();
+                this.stall.moved();
                 Poll::Ready(frame.map(|frame| frame.map_err(|_reset| BodyError::Truncated)))
             }
-            Poll::Pending => self.stall.poll(cx).map(|()| Some(Err(BodyError::Stalled))),
+            Poll::Pending => this.stall.poll(cx).map(|()| Some(Err(BodyError::Stalled))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(SizeHint::default, HttpBody::size_hint)
+    }
+}
+
+impl Drop for Upload {
+    /// Nobody wants the rest. Dropped at once, hyper would send RST_STREAM(NO_ERROR) right behind the answer (RFC 9113
+    /// section 8.1), and clients that still write take it for a failure and forget the answer (curl before 8). So the
+    /// stream is held for a moment: its window fills, the client reads why, and most stop by themselves. What is held
+    /// is bounded by the window of the connection.
+    fn drop(&mut self) {
+        let Some(mut inner) = self.inner.take() else { return };
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let over = inner.is_end_stream()
+            || matches!(Pin::new(&mut inner).poll_frame(&mut cx), Poll::Ready(None | Some(Err(_))));
+        if !over {
+            self.tasks.spawn(async move {
+                sleep(HOLD).await;
+                drop(inner);
+            });
+        }
     }
 }
 
