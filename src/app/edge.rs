@@ -16,6 +16,7 @@ use crate::{
     cert,
     clock::Clock,
     config::plan::Plan,
+    conn::Fetch,
     listen::{BindError, Permits, connection_limit},
     telemetry::{self, Metrics, Snapshot},
     tls::{Acceptor, TlsError},
@@ -24,6 +25,9 @@ use crate::{
 
 /// How often pooled connections that nobody uses are looked for.
 const TIDY: Duration = Duration::from_secs(30);
+
+/// How long a CA may take for one answer. Bounded, since a hanging one must not hold up the next.
+const CA_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is kept of the time to drain for the last steps: writing out the log, joining threads.
 const RESERVE: Duration = Duration::from_millis(300);
@@ -37,6 +41,9 @@ pub enum StartError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// `acme.ca_file` cannot be used.
+    #[error("acme.ca_file")]
+    Roots(#[from] upstream::RootsError),
     /// The system has no thread or descriptor left.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -72,7 +79,6 @@ impl Edge {
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
         let store = cert::Store::new(plan.storage.clone());
         let certificates = Arc::new(cert::Manager::new(store, clock.clone(), background.clone(), stop.clone()));
-        certificates.apply(&plan.sites);
         let env = upstream::Env {
             workers: plan.listen.threads.get(),
             roots: upstream::Roots::system(),
@@ -82,6 +88,7 @@ impl Edge {
             tunnel_idle: plan.timeouts.tunnel_idle,
             body_stall: plan.timeouts.body_stall,
         };
+        certificates.apply(&plan.sites, &plan.acme, &acme_client(&plan, &env)?);
         let generation = Generation::new(&plan, &env, http01(&certificates), &metrics, clock.clone());
         let resolver = certificates.resolver();
         let knows = certificates.resolver();
@@ -143,10 +150,11 @@ impl Edge {
         }
         self.env.tunnel_idle = plan.timeouts.tunnel_idle;
         self.env.body_stall = plan.timeouts.body_stall;
+        let client = acme_client(&plan, &self.env)?;
         let metrics = &self.pipeline.metrics;
         let http01 = http01(&self.certificates);
         let generation = Generation::new(&plan, &self.env, http01, metrics, self.clock.clone());
-        self.certificates.apply(&plan.sites);
+        self.certificates.apply(&plan.sites, &plan.acme, &client);
         self.pipeline.permits.set(connection_limit(plan.limits.connections), plan.limits.connections_per_ip);
         self.pipeline.current.store(Arc::new(generation));
         self.plan = plan;
@@ -247,8 +255,18 @@ fn wanted(plan: &Plan) -> impl Iterator<Item = (Door, SocketAddr)> {
     plain.chain(plan.listen.https.iter().map(|addr| (Door::Tls, *addr)))
 }
 
-fn http01(_certificates: &Arc<cert::Manager>) -> Http01 {
-    Arc::new(|_, _| None)
+fn http01(certificates: &Arc<cert::Manager>) -> Http01 {
+    let certificates = certificates.clone();
+    Arc::new(move |token, from| certificates.http01(token, from))
+}
+
+/// How ACME directories are reached.
+fn acme_client(plan: &Plan, env: &upstream::Env) -> Result<Fetch, StartError> {
+    let roots = match &plan.acme.ca_file {
+        Some(path) => upstream::Roots::with_file(path)?,
+        None => env.roots.clone(),
+    };
+    Ok(upstream::fetcher(roots, CA_PATIENCE, None, env))
 }
 
 fn upstreams(current: &Generation) -> Vec<(Arc<str>, String, bool, usize, usize, u64)> {

@@ -2,9 +2,13 @@
 //!
 //! One task looks after each name. What it finds it puts into the [`Resolver`], which handshakes read without a lock.
 
+mod acme;
+mod challenge;
 mod files;
 mod internal;
+mod issue;
 mod resolver;
+mod schedule;
 mod store;
 
 pub use self::{
@@ -15,6 +19,7 @@ pub use self::{
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -24,13 +29,17 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     sign::CertifiedKey,
 };
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{
     clock::Clock,
-    config::plan::{Site, SiteTls},
+    config::plan::{Acme, Site, SiteTls},
+    conn::Fetch,
 };
+
+use self::{challenge::Challenges, issue::Issuer};
 
 /// Looks after the certificates of all sites.
 pub struct Manager {
@@ -39,6 +48,7 @@ pub struct Manager {
     clock: Clock,
     tasks: TaskTracker,
     stop: CancellationToken,
+    challenges: Arc<Challenges>,
     names: Mutex<HashMap<Arc<str>, Name>>,
 }
 
@@ -47,6 +57,7 @@ struct Name {
     source: SiteTls,
     stop: CancellationToken,
     status: Arc<Mutex<Status>>,
+    renew: Arc<Notify>,
 }
 
 /// What is known of a name's certificate.
@@ -105,7 +116,26 @@ impl Manager {
     #[must_use]
     pub fn new(store: Store, clock: Clock, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let resolver = Arc::new(Resolver::default());
-        Self { resolver, store: Arc::new(store), clock, tasks, stop, names: Mutex::default() }
+        let challenges = Arc::new(Challenges::new(resolver.clone()));
+        Self { resolver, store: Arc::new(store), clock, tasks, stop, challenges, names: Mutex::default() }
+    }
+
+    /// The answer to a request for the token of an HTTP-01 challenge.
+    #[must_use]
+    pub fn http01(&self, token: &str, from: IpAddr) -> Option<String> {
+        self.challenges.http01(token, from)
+    }
+
+    /// Orders a new certificate for a name now, whatever the schedule says; whether there is such a name.
+    #[must_use]
+    pub fn renew(&self, host: &str) -> bool {
+        match self.names().get(host) {
+            Some(name) if name.source == SiteTls::Acme => {
+                name.renew.notify_one();
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The certificates, for handshakes.
@@ -114,8 +144,16 @@ impl Manager {
         self.resolver.clone()
     }
 
-    /// Looks after the names of these sites from now on. What stays is not touched; what is gone is given up.
-    pub fn apply(&self, sites: &[Site]) {
+    /// Looks after the names of these sites from now on. What stays is not touched, orders in flight included; what is
+    /// gone is given up. `acme` and `fetch` are for the names that are new.
+    pub fn apply(&self, sites: &[Site], acme: &Acme, fetch: &Fetch) {
+        let issuer = Arc::new(Issuer {
+            plan: acme.clone(),
+            store: self.store.clone(),
+            challenges: self.challenges.clone(),
+            fetch: fetch.clone(),
+            clock: self.clock.clone(),
+        });
         let mut names = self.names();
         names.retain(|host, name| {
             let stays = sites.iter().any(|site| site.host.as_str() == &**host && site.tls == name.source);
@@ -125,7 +163,7 @@ impl Manager {
             stays
         });
         for site in sites.iter().filter(|site| site.tls != SiteTls::Off) {
-            names.entry(site.host.shared()).or_insert_with(|| self.begin(site));
+            names.entry(site.host.shared()).or_insert_with(|| self.begin(site, &issuer));
         }
         self.resolver.retain(|host| names.contains_key(host));
     }
@@ -142,7 +180,7 @@ impl Manager {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, site: &Site) -> Name {
+    fn begin(&self, site: &Site, issuer: &Arc<Issuer>) -> Name {
         let stop = self.stop.child_token();
         let source = match site.tls {
             SiteTls::Internal => "internal",
@@ -158,11 +196,13 @@ impl Manager {
             status: Arc::new(Mutex::new(status)),
             stop: stop.clone(),
         };
-        let name = Name { source: site.tls.clone(), stop, status: keeper.status.clone() };
+        let renew = Arc::new(Notify::new());
+        let name = Name { source: site.tls.clone(), stop, status: keeper.status.clone(), renew: renew.clone() };
         match &site.tls {
             SiteTls::Files { cert, key } => files::keep(keeper, cert.clone(), key.clone(), &self.tasks),
             SiteTls::Internal => internal::keep(keeper, self.store.clone(), &self.tasks),
-            SiteTls::Acme | SiteTls::Off => {}
+            SiteTls::Acme => acme::keep(keeper, self.store.clone(), issuer.clone(), renew, &self.tasks),
+            SiteTls::Off => {}
         }
         name
     }
@@ -195,6 +235,13 @@ impl Keeper {
         let mut status = lock(&self.status);
         status.failures += 1;
         status.last_error = Some(chain(error));
+    }
+
+    /// Notes what is remembered from before.
+    fn note(&self, failures: u32, last_error: Option<String>) {
+        let mut status = lock(&self.status);
+        status.failures = failures;
+        status.last_error = last_error;
     }
 
     fn next(&self, at: SystemTime) {

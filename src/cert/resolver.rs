@@ -1,6 +1,12 @@
 //! The certificate of a name, for a handshake: a map behind one atomic pointer.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -14,7 +20,14 @@ type Map = HashMap<Arc<str>, Arc<CertifiedKey>>;
 #[derive(Debug, Default)]
 pub struct Resolver {
     names: ArcSwap<Map>,
-    challenges: ArcSwap<Map>,
+    challenges: ArcSwap<HashMap<Arc<str>, Arc<Offered>>>,
+}
+
+/// A certificate that proves a name, and how many have come to see it.
+#[derive(Debug)]
+struct Offered {
+    key: Arc<CertifiedKey>,
+    seen: AtomicUsize,
 }
 
 impl Resolver {
@@ -32,6 +45,25 @@ impl Resolver {
         });
     }
 
+    pub(super) fn offer(&self, host: &Arc<str>, key: Arc<CertifiedKey>) {
+        let offered = Arc::new(Offered { key, seen: AtomicUsize::new(0) });
+        self.challenges.rcu(|map| {
+            let mut map = HashMap::clone(map);
+            map.insert(host.clone(), offered.clone());
+            map
+        });
+    }
+
+    /// Takes the proof back; how many have seen it.
+    pub(super) fn withdraw(&self, host: &str) -> usize {
+        let before = self.challenges.rcu(|map| {
+            let mut map = HashMap::clone(map);
+            map.remove(host);
+            map
+        });
+        before.get(host).map_or(0, |offered| offered.seen.load(Ordering::Relaxed))
+    }
+
     pub(super) fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.names.rcu(|map| {
             let mut map = Map::clone(map);
@@ -45,7 +77,12 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.trim_end_matches('.');
         let validation = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == b"acme-tls/1"));
-        let map = if validation { self.challenges.load() } else { self.names.load() };
+        if validation {
+            let offered = self.challenges.load().get(name.to_ascii_lowercase().as_str()).cloned()?;
+            offered.seen.fetch_add(1, Ordering::Relaxed);
+            return Some(offered.key.clone());
+        }
+        let map = self.names.load();
         match map.get(name) {
             None if name.bytes().any(|b| b.is_ascii_uppercase()) => {
                 map.get(name.to_ascii_lowercase().as_str()).cloned()

@@ -1,0 +1,290 @@
+//! A name whose certificate is ordered: holds the newest, and orders the next in its time. Never gives up, never hurries
+//! the CA, and serves what it has meanwhile, even if it has expired.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use serde_json::{Value, json};
+use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::{
+    CertError, Certificate, Keeper, Store, chain,
+    issue::{Issued, Issuer},
+    schedule::{self, Action, Facts},
+};
+
+/// After this many failures in a row at one CA, the next one of the list is asked.
+const TRIES_PER_CA: u32 = 3;
+
+/// A storage that cannot be written is tried again after this.
+const STORAGE_RETRY: Duration = Duration::from_secs(60);
+
+/// Keeps a name. What is in the storage is served before this returns.
+pub fn keep(keeper: Keeper, store: Arc<Store>, issuer: Arc<Issuer>, renew: Arc<Notify>, tasks: &TaskTracker) {
+    let mut name =
+        Name { file: format!("certificates/{}.json", keeper.host), keeper, store, issuer, state: State::default() };
+    name.load();
+    tasks.spawn(async move {
+        let stop = name.keeper.stop.clone();
+        stop.run_until_cancelled(name.run(renew)).await;
+    });
+}
+
+struct Name {
+    file: String,
+    keeper: Keeper,
+    store: Arc<Store>,
+    issuer: Arc<Issuer>,
+    state: State,
+}
+
+/// What is kept of a name, in one file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct State {
+    chain: String,
+    key: String,
+    /// The directory that issued it.
+    directory: String,
+    window: Option<(SystemTime, SystemTime)>,
+    facts: Facts,
+    failures: u32,
+    last_error: Option<String>,
+}
+
+impl Name {
+    async fn run(&mut self, renew: Arc<Notify>) {
+        loop {
+            self.suggestion().await;
+            let now = self.keeper.clock.now();
+            match schedule::next(&self.state.facts, now) {
+                Action::Order => self.order().await,
+                Action::Wait(until) => {
+                    self.keeper.next(until);
+                    let wait = until.duration_since(now).unwrap_or_default().min(schedule::ASK_AGAIN);
+                    tokio::select! {
+                        () = sleep(wait) => {}
+                        () = renew.notified() => self.order().await,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes what is in the storage. A damaged file is set aside, and is as good as none.
+    fn load(&mut self) {
+        let loaded = match self.store.load(&self.file) {
+            Ok(None) => return,
+            Ok(Some(text)) => State::from_json(&text),
+            Err(error) => {
+                warn!(site = &*self.keeper.host, error = chain(&error), "the stored certificate cannot be read");
+                return;
+            }
+        };
+        let usable = loaded.and_then(|state| {
+            if state.chain.is_empty() {
+                Some((state, None))
+            } else {
+                state.certificate().ok().map(|certificate| (state, Some(certificate)))
+            }
+        });
+        let Some((mut state, certificate)) = usable else {
+            let aside =
+                self.store.set_aside(&self.file).map_or_else(|error| chain(&error), |path| path.display().to_string());
+            warn!(
+                site = &*self.keeper.host,
+                moved_to = aside,
+                "the stored certificate is damaged; a new one is ordered"
+            );
+            return;
+        };
+        if let Some(certificate) = certificate {
+            state.facts.validity = Some((certificate.not_before, certificate.not_after));
+            self.keeper.install(&certificate);
+        }
+        self.keeper.note(state.failures, state.last_error.clone());
+        self.state = state;
+    }
+
+    /// Asks the CA when it wants the certificate renewed; the instant picked from its window is kept across restarts, so
+    /// that many restarts do not draw the earliest of many.
+    async fn suggestion(&mut self) {
+        let (Some((_, end)), Ok(certificate)) = (self.state.facts.validity, self.state.certificate()) else { return };
+        let leaf = certificate.key.end_entity_cert().map(|leaf| leaf.to_vec());
+        let Ok(leaf) = leaf else { return };
+        let Some(window) = self.issuer.suggestion(&self.state.directory, &leaf).await else { return };
+        if self.state.window == Some(window) {
+            return;
+        }
+        let picked = schedule::pick(window, end, self.keeper.clock.now(), random());
+        self.state.window = Some(window);
+        self.state.facts.renew_at = picked;
+        if let Err(error) = self.save() {
+            warn!(site = &*self.keeper.host, error = chain(&error), "the renewal time cannot be stored");
+        }
+    }
+
+    async fn order(&mut self) {
+        let (store, lock_name) = (self.store.clone(), format!("order-{}", self.keeper.host));
+        let locked = spawn_blocking(move || store.lock(&lock_name)).await;
+        let _lock = match locked {
+            Ok(Ok(lock)) => lock,
+            Ok(Err(error)) => return self.storage_fails(error.into()).await,
+            // The blocking thread panicked; there will be another.
+            Err(_) => return,
+        };
+        // Another process on this storage may have been quicker.
+        let before = self.state.chain.clone();
+        self.load();
+        let forced = before == self.state.chain;
+        if !forced && schedule::next(&self.state.facts, self.keeper.clock.now()) != Action::Order {
+            return;
+        }
+        // Nothing is ordered that could not be kept.
+        if let Err(error) = self.save() {
+            return self.storage_fails(error).await;
+        }
+        match self.place().await {
+            Ok((issued, directory)) => self.succeeded(issued, directory).await,
+            Err(error) => self.failed(error),
+        }
+    }
+
+    async fn place(&mut self) -> Result<(Issued, String), super::issue::IssueError> {
+        let directories = &self.issuer.plan.directories;
+        let index = usize::try_from(self.state.failures / TRIES_PER_CA).unwrap_or_default() % directories.len();
+        let directory = directories[index].clone();
+        let host = self.keeper.host.clone();
+        // After a failure the CA's staging side is asked first: what fails there costs nothing.
+        if let (Some(staging), 1..) = (&directory.staging, self.state.failures) {
+            self.issuer.order(staging, &host, None).await?;
+        }
+        let leaf =
+            self.state.certificate().ok().and_then(|old| old.key.end_entity_cert().ok().map(|leaf| leaf.to_vec()));
+        let replaces = leaf.filter(|_| self.state.directory == directory.url);
+        info!(site = &*host, directory = directory.url, "ordering a certificate");
+        let issued = self.issuer.order(&directory.url, &host, replaces.as_deref()).await?;
+        Ok((issued, directory.url))
+    }
+
+    async fn succeeded(&mut self, issued: Issued, directory: String) {
+        let state = State { chain: issued.chain, key: issued.key, directory, ..State::default() };
+        let certificate = match state.certificate() {
+            Ok(certificate) => certificate,
+            Err(error) => {
+                let text = format!("what the CA issued cannot be used: {}", chain(&error));
+                return self.failed(super::issue::IssueError { text, retry_at: None });
+            }
+        };
+        self.state = state;
+        self.state.facts.validity = Some((certificate.not_before, certificate.not_after));
+        self.keeper.install(&certificate);
+        info!(site = &*self.keeper.host, directory = self.state.directory, "certificate issued");
+        if let Err(error) = self.save() {
+            self.storage_fails(error).await;
+        }
+    }
+
+    fn failed(&mut self, error: super::issue::IssueError) {
+        let now = self.keeper.clock.now();
+        self.state.failures += 1;
+        let back_off = now + schedule::back_off(self.state.failures, random());
+        let again = error.retry_at.map_or(back_off, |at| at.max(back_off));
+        self.state.facts.not_before = Some(again);
+        let wait = again.duration_since(now).unwrap_or_default().as_secs();
+        warn!(
+            site = &*self.keeper.host,
+            failures = self.state.failures,
+            next_try_s = wait,
+            reason = error.text,
+            "no certificate"
+        );
+        self.state.last_error = Some(error.text);
+        self.keeper.note(self.state.failures, self.state.last_error.clone());
+        self.keeper.next(again);
+        if let Err(error) = self.save() {
+            warn!(site = &*self.keeper.host, error = chain(&error), "the failure cannot be stored");
+        }
+    }
+
+    async fn storage_fails(&self, error: CertError) {
+        warn!(site = &*self.keeper.host, error = chain(&error), "nothing is ordered, since it could not be kept");
+        self.keeper.failed(&error);
+        sleep(STORAGE_RETRY).await;
+    }
+
+    fn save(&self) -> Result<(), CertError> {
+        Ok(self.store.save(&self.file, &self.state.to_json().to_string())?)
+    }
+}
+
+impl State {
+    fn certificate(&self) -> Result<Certificate, CertError> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(self.chain.as_bytes())
+            .collect::<Result<_, _>>()
+            .map_err(|_| CertError::X509)?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| CertError::X509)?;
+        Certificate::new(chain, key)
+    }
+
+    fn to_json(&self) -> Value {
+        let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        json!({
+            "version": 1,
+            "chain": self.chain,
+            "key": self.key,
+            "directory": self.directory,
+            "window": self.window.map(|(from, to)| [seconds(from), seconds(to)]),
+            "renew_at": self.facts.renew_at.map(seconds),
+            "not_before": self.facts.not_before.map(seconds),
+            "failures": self.failures,
+            "last_error": self.last_error,
+        })
+    }
+
+    fn from_json(text: &str) -> Option<Self> {
+        let json: Value = serde_json::from_str(text).ok()?;
+        let at = |value: &Value| value.as_u64().map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        let text = |key: &str| json[key].as_str().map(str::to_owned);
+        Some(Self {
+            chain: text("chain")?,
+            key: text("key")?,
+            directory: text("directory")?,
+            window: at(&json["window"][0]).zip(at(&json["window"][1])),
+            facts: Facts { validity: None, renew_at: at(&json["renew_at"]), not_before: at(&json["not_before"]) },
+            failures: json["failures"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
+            last_error: text("last_error"),
+        })
+    }
+}
+
+/// Any number from 0 to 1 that others do not draw as well.
+fn random() -> f64 {
+    f64::from(u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_survives_the_file() {
+        let at = |n| UNIX_EPOCH + Duration::from_secs(n);
+        let state = State {
+            chain: "c".into(),
+            key: "k".into(),
+            directory: "https://ca".into(),
+            window: Some((at(1), at(2))),
+            facts: Facts { validity: None, renew_at: Some(at(3)), not_before: Some(at(4)) },
+            failures: 5,
+            last_error: Some("six".into()),
+        };
+        assert_eq!(State::from_json(&state.to_json().to_string()), Some(state));
+        assert_eq!(State::from_json("{\"chain\":1}"), None);
+    }
+}
