@@ -44,6 +44,8 @@ pub trait State: Send + Sync + 'static {
     fn upstreams(&self) -> serde_json::Value;
     /// `/status`: all of it.
     fn status(&self) -> serde_json::Value;
+    /// `POST /renew/HOST`: whether there is such a name, and it is ordered for.
+    fn renew(&self, host: &str) -> bool;
     /// `POST /reload`: what happened, or what is wrong with the file.
     fn reload(&self) -> BoxFuture<'static, Result<String, String>>;
 }
@@ -176,12 +178,23 @@ async fn page(method: &Method, path: &str, headers: &HeaderMap, state: &dyn Stat
             Ok(said) => Page::text(StatusCode::OK, said),
             Err(problem) => Page::text(StatusCode::UNPROCESSABLE_ENTITY, problem),
         },
+        (&Method::POST, path) if path.starts_with("/renew/") => {
+            let host = path.trim_start_matches("/renew/").to_ascii_lowercase();
+            if state.renew(&host) {
+                Page::text(
+                    StatusCode::ACCEPTED,
+                    format!("a new certificate for {host} is being ordered; see /certificates\n"),
+                )
+            } else {
+                Page::text(StatusCode::NOT_FOUND, format!("no certificate is ordered for {host}\n"))
+            }
+        }
         (_, "/health" | "/ready" | "/metrics" | "/certificates" | "/upstreams" | "/status" | "/reload") => {
             Page::text(StatusCode::METHOD_NOT_ALLOWED, "POST for /reload, GET for the rest\n")
         }
         _ => Page::text(
             StatusCode::NOT_FOUND,
-            "/health /ready /metrics /certificates /upstreams /status, POST /reload\n",
+            "/health /ready /metrics /certificates /upstreams /status, POST /reload /renew/HOST\n",
         ),
     }
 }
@@ -217,6 +230,9 @@ mod tests {
         fn status(&self) -> serde_json::Value {
             serde_json::json!({})
         }
+        fn renew(&self, host: &str) -> bool {
+            host == "a.example.org"
+        }
         fn reload(&self) -> BoxFuture<'static, Result<String, String>> {
             Box::pin(async { Err("no\n".to_owned()) })
         }
@@ -233,6 +249,8 @@ mod tests {
             ("GET", "/ready", 503),
             ("POST", "/reload", 422),
             ("GET", "/reload", 405),
+            ("POST", "/renew/A.example.org", 202),
+            ("POST", "/renew/b.example.org", 404),
             ("GET", "/nothing", 404),
         ] {
             let listen = listen.clone();

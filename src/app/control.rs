@@ -282,6 +282,10 @@ impl admin::State for Door {
         })
     }
 
+    fn renew(&self, host: &str) -> bool {
+        self.certificates.renew(host)
+    }
+
     fn reload(&self) -> futures_util::future::BoxFuture<'static, Result<String, String>> {
         let orders = self.orders.clone();
         Box::pin(async move {

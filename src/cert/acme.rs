@@ -155,7 +155,7 @@ impl Name {
         }
     }
 
-    async fn place(&mut self) -> Result<(Issued, String), super::issue::IssueError> {
+    async fn place(&self) -> Result<(Issued, String), super::issue::IssueError> {
         let directories = &self.issuer.plan.directories;
         let index = usize::try_from(self.state.failures / TRIES_PER_CA).unwrap_or_default() % directories.len();
         let directory = directories[index].clone();

@@ -53,7 +53,8 @@ impl Challenges {
 
     /// Takes a token back; what happened meanwhile, in words.
     pub fn withdraw_http01(&self, token: &str) -> String {
-        match lock(&self.tokens).remove(token).map(|token| token.seen_from.len()) {
+        let removed = lock(&self.tokens).remove(token);
+        match removed.map(|token| token.seen_from.len()) {
             Some(0) | None => {
                 "no request for the challenge reached us: is port 80 open, and does the name lead here?".into()
             }

@@ -25,6 +25,16 @@ pub fn reload(named: Option<PathBuf>) -> Outcome {
     Ok(ExitCode::from(FAILED))
 }
 
+/// `vestibule renew HOST`.
+pub fn renew(named: Option<PathBuf>, host: &str) -> Outcome {
+    let (status, said) = admin::call(&door(named)?, "POST", &format!("/renew/{host}"))?;
+    if status == 202 {
+        print!("{said}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(anyhow!("{}", said.trim_end()).into())
+}
+
 /// `vestibule healthcheck`.
 pub fn healthcheck(named: Option<PathBuf>) -> Outcome {
     match admin::call(&door(named)?, "GET", "/health")? {

@@ -53,6 +53,11 @@ enum Command {
     Ca,
     /// Make the running edge read its file again
     Reload,
+    /// Make the running edge order a new certificate for a name now
+    Renew {
+        /// The name
+        host: String,
+    },
     /// Show what the running edge is doing
     Status {
         /// For a program
@@ -82,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Demo { check } => demo::run(check),
         Command::Ca => ca(cli.config),
         Command::Reload => ask::reload(cli.config),
+        Command::Renew { host } => ask::renew(cli.config, &host),
         Command::Status { json } => ask::status(cli.config, json),
         Command::Healthcheck => ask::healthcheck(cli.config),
         Command::Schema => {

@@ -182,6 +182,16 @@ def test_a_failure_explains_itself_and_holds_up_nobody(stage):
     assert edge.served("bad.example.org") is None
 
 
+def test_a_certificate_is_renewed_by_hand(stage):
+    ca, edge = stage(hosts=["example.org"])
+    wait_for("a certificate", lambda: edge.served("example.org"), 60)
+    first = edge.served("example.org")
+    command = [BINARY, "--config", edge.folder / "vestibule.toml", "renew"]
+    assert subprocess.run([*command, "example.org"], capture_output=True).returncode == 0
+    wait_for("another certificate", lambda: edge.served("example.org") != first, 60)
+    assert subprocess.run([*command, "other.example.org"], capture_output=True).returncode == 1
+
+
 def test_what_our_listeners_saw_is_told(stage):
     ca, edge = stage(hosts=["example.org"], blocked="http-01", more='challenges = ["http-01"]')
     wait_for("the reason", lambda: edge.status()["example.org"]["failures"] > 0, 90)
