@@ -5,6 +5,7 @@
 mod support;
 
 mod cli;
+mod compression;
 mod config;
 mod errors;
 mod forwarding;

@@ -104,9 +104,18 @@ class CallServices:
         self.requests = []
         started = threading.Event()
 
+        self.open = 0
+
         async def talk(socket):
-            async for message in socket:
-                await socket.send(message)
+            self.open += 1
+            try:
+                async for message in socket:
+                    if message == "close 4002":
+                        await socket.close(4002, "they go")
+                        return
+                    await socket.send(message)
+            finally:
+                self.open -= 1
 
         def answer(connection, request):
             self.requests.append(request.path)
@@ -117,7 +126,7 @@ class CallServices:
             return connection.respond(200, "OK")
 
         async def main():
-            async with serve(talk, "127.0.0.1", 0, process_request=answer, max_size=2**24) as server:
+            async with serve(talk, "127.0.0.1", 0, process_request=answer, max_size=2**25) as server:
                 self.port = server.sockets[0].getsockname()[1]
                 self.loop = asyncio.get_running_loop()
                 self.ended = asyncio.Event()
