@@ -3,7 +3,11 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -127,6 +131,54 @@ pub struct ExtendedConnect;
 /// An HTTP client that is handed to rooms which must fetch something (an ACME directory, a probe) without knowing the
 /// room that does it. The URI is absolute; the connection is not kept.
 pub type Fetch = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response, ProxyError>> + Send + Sync>;
+
+/// How long the phases of reaching an upstream took, for the access log. Put into the extensions of a request by whoever
+/// wants to know, filled by whoever dials; a request on a kept connection dials nothing.
+#[derive(Debug, Default)]
+pub struct Phases {
+    dns: AtomicU64,
+    connect: AtomicU64,
+    tls: AtomicU64,
+}
+
+/// A part of reaching an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Resolving its name.
+    Dns,
+    /// Opening a connection.
+    Connect,
+    /// Shaking hands.
+    Tls,
+}
+
+impl Phases {
+    /// Nothing has taken any time yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { dns: AtomicU64::new(0), connect: AtomicU64::new(0), tls: AtomicU64::new(0) }
+    }
+
+    const fn cell(&self, phase: Phase) -> &AtomicU64 {
+        match phase {
+            Phase::Dns => &self.dns,
+            Phase::Connect => &self.connect,
+            Phase::Tls => &self.tls,
+        }
+    }
+
+    /// Adds to a phase.
+    pub fn add(&self, phase: Phase, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.cell(phase).fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// How long a phase took; nothing, if there was none.
+    #[must_use]
+    pub fn get(&self, phase: Phase) -> Option<Duration> {
+        Some(self.cell(phase).load(Ordering::Relaxed)).filter(|micros| *micros > 0).map(Duration::from_micros)
+    }
+}
 
 thread_local! {
     static WORKER: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };

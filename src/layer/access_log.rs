@@ -20,7 +20,7 @@ use tracing::info;
 use crate::{
     body::{Body, BodyError, Request, Response},
     config::plan::ClientIpLog,
-    conn::{ConnInfo, Takeover},
+    conn::{ConnInfo, Phase, Phases, Takeover},
     error::{Fault, Kind, ProxyError},
     telemetry::{Metrics, redact_target},
 };
@@ -46,6 +46,8 @@ impl AccessLog {
         let entry = self.write.then(|| {
             let sent = Arc::new(AtomicU64::new(0));
             count(request.body_mut(), &sent);
+            let phases = Arc::new(Phases::default());
+            request.extensions_mut().insert(phases.clone());
             let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
             Box::new(Entry {
                 client: self.client_ip.apply(client),
@@ -57,6 +59,7 @@ impl AccessLog {
                 bytes_in: sent,
                 bytes_out: Arc::default(),
                 upstream: None,
+                phases,
             })
         });
         Exchange(Some(Open {
@@ -98,6 +101,7 @@ struct Entry {
     bytes_in: Arc<AtomicU64>,
     bytes_out: Arc<AtomicU64>,
     upstream: Option<Arc<str>>,
+    phases: Arc<Phases>,
 }
 
 /// The record of one exchange. Dropped before [`finish`](Self::finish), it says that the client left.
@@ -226,6 +230,9 @@ impl Open {
             status,
             bytes_in = entry.bytes_in.load(Ordering::Relaxed),
             bytes_out = entry.bytes_out.load(Ordering::Relaxed),
+            dns_ms = entry.phases.get(Phase::Dns).map(millis),
+            connect_ms = entry.phases.get(Phase::Connect).map(millis),
+            tls_ms = entry.phases.get(Phase::Tls).map(millis),
             head_ms = self.head.map(millis),
             total_ms = millis(self.began.elapsed()),
             request_id = entry.id,

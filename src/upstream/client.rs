@@ -7,6 +7,7 @@ use std::{
     cell::RefCell,
     future::{Future as _, poll_fn},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use crate::{
     body::{Body, BodyError, Request, Response},
     clock::Patience,
     config::plan,
-    conn::{Interim, Takeover},
+    conn::{Interim, Phases, Takeover},
     error::{BoxError, Kind, ProxyError},
     wire::{self, BodyDecoder, Framing, HeadLimits, Piece, ResponseHead, WireError, head_len},
 };
@@ -53,6 +54,7 @@ pub struct Outgoing {
     framing: Framing,
     websocket: bool,
     expects_continue: bool,
+    phases: Option<Arc<Phases>>,
 }
 
 /// The answer.
@@ -86,7 +88,14 @@ impl Outgoing {
         }
         let websocket = parts.headers.contains_key(header::UPGRADE);
         let expects_continue = parts.headers.contains_key(header::EXPECT) && !body.is_empty();
-        Self { parts, body: Some(body), framing, websocket, expects_continue }
+        let phases = parts.extensions.get::<Arc<Phases>>().cloned();
+        Self { parts, body: Some(body), framing, websocket, expects_continue, phases }
+    }
+
+    /// Where the time of a dial is noted.
+    pub fn phases(&self) -> &Phases {
+        static NOBODY_ASKS: Phases = Phases::new();
+        self.phases.as_deref().unwrap_or(&NOBODY_ASKS)
     }
 
     /// What stands in for a request whose body is with its upload already.

@@ -22,11 +22,14 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream, lookup_host},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::config::plan::Server;
+use crate::{
+    config::plan::Server,
+    conn::{Phase, Phases},
+};
 
 /// After this long the next address is tried beside the first (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -169,15 +172,21 @@ pub enum Socket {
 ///
 /// # Errors
 /// See [`DialError`].
-pub async fn dial(server: &Server, limit: Duration, roots: &Roots) -> Result<Link, DialError> {
-    timeout(limit, open(server, roots)).await.map_err(|_| DialError::TimedOut)?.map(Link::new)
+pub async fn dial(server: &Server, limit: Duration, roots: &Roots, phases: &Phases) -> Result<Link, DialError> {
+    timeout(limit, open(server, roots, phases)).await.map_err(|_| DialError::TimedOut)?.map(Link::new)
 }
 
-async fn open(server: &Server, roots: &Roots) -> Result<Socket, DialError> {
+async fn open(server: &Server, roots: &Roots, phases: &Phases) -> Result<Socket, DialError> {
     match server {
         Server::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix).map_err(DialError::Io),
-        Server::Http { host, port } => tcp(host, *port).await.map(Socket::Tcp).map_err(DialError::Io),
-        Server::Https { host, port } => tls(tcp(host, *port).await.map_err(DialError::Io)?, host, roots).await,
+        Server::Http { host, port } => tcp(host, *port, phases).await.map(Socket::Tcp).map_err(DialError::Io),
+        Server::Https { host, port } => {
+            let stream = tcp(host, *port, phases).await.map_err(DialError::Io)?;
+            let began = Instant::now();
+            let socket = tls(stream, host, roots).await;
+            phases.add(Phase::Tls, began.elapsed());
+            socket
+        }
     }
 }
 
@@ -192,8 +201,17 @@ pub async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, Di
 }
 
 /// Connects to the first address of a name that accepts. The next one starts when one fails or takes its time.
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+async fn tcp(host: &str, port: u16, phases: &Phases) -> io::Result<TcpStream> {
+    let began = Instant::now();
     let mut addresses = lookup_host((host, port)).await?;
+    phases.add(Phase::Dns, began.elapsed());
+    let began = Instant::now();
+    let connected = any_of(&mut addresses).await;
+    phases.add(Phase::Connect, began.elapsed());
+    connected
+}
+
+async fn any_of(addresses: &mut impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut dials = FuturesUnordered::new();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {

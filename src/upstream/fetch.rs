@@ -12,7 +12,7 @@ use super::{
 use crate::{
     body::{Request, Response},
     config::plan,
-    conn::Fetch,
+    conn::{Fetch, Phases},
     error::{Kind, ProxyError},
 };
 
@@ -70,10 +70,10 @@ async fn dial(
     let (host, port, secure) = match server {
         plan::Server::Http { host, port } => (host, *port, false),
         plan::Server::Https { host, port } => (host, *port, true),
-        plan::Server::Unix(_) => return Ok(connect::dial(server, limit, roots).await?),
+        plan::Server::Unix(_) => return Ok(connect::dial(server, limit, roots, &Phases::default()).await?),
     };
     let Some(address) = at.and_then(|at| at(host, port)) else {
-        return Ok(connect::dial(server, limit, roots).await?);
+        return Ok(connect::dial(server, limit, roots, &Phases::default()).await?);
     };
     let tcp: TcpStream = connect::tcp_to(address).await.map_err(connect::DialError::Io)?;
     let socket = if secure { connect::tls(tcp, host, roots).await? } else { Socket::Tcp(tcp) };

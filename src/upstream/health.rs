@@ -11,6 +11,7 @@ use super::{Lease, Upstream, client, connect};
 use crate::{
     body::{Body, Request},
     config::plan::{self, Server},
+    conn::Phases,
 };
 
 /// How long an answer to a probe may take; a service that needs longer to say that it is well is not.
@@ -38,7 +39,9 @@ pub async fn probe(upstream: Upstream, stop: CancellationToken) {
 async fn ask(upstream: &Upstream, index: usize, health: &plan::Health) -> bool {
     let inner = &upstream.0;
     let server = &inner.endpoints[index].server;
-    let Ok(link) = connect::dial(server, inner.plan.connect_timeout, &inner.env.roots).await else { return false };
+    let Ok(link) = connect::dial(server, inner.plan.connect_timeout, &inner.env.roots, &Phases::default()).await else {
+        return false;
+    };
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = health.path.clone();
     request.headers_mut().insert(header::HOST, host(server));

@@ -36,6 +36,7 @@ use self::{
 use crate::{
     body::{Request, Response},
     config::plan,
+    conn::Phases,
     error::{Kind, ProxyError},
 };
 
@@ -145,7 +146,7 @@ impl Upstream {
         let inner = &self.0;
         let mut may_reuse = true;
         loop {
-            let (index, link, reused) = self.link(may_reuse).await?;
+            let (index, link, reused) = self.link(may_reuse, outgoing.phases()).await?;
             let lease = Lease::new(inner.clone(), index);
             match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
                 Ok(Answered(response)) => return Ok(response),
@@ -183,7 +184,7 @@ impl Upstream {
 
     /// A connection to the endpoint whose turn it is. The dial goes on until one answers or `retry_connect` is over:
     /// a service that restarts is away for a moment, and nobody has to know.
-    async fn link(&self, may_reuse: bool) -> Result<(usize, Link, bool), ProxyError> {
+    async fn link(&self, may_reuse: bool, phases: &Phases) -> Result<(usize, Link, bool), ProxyError> {
         let give_up = Instant::now() + self.0.plan.retry_connect;
         let mut pauses = DIAL_PAUSES.into_iter();
         loop {
@@ -194,7 +195,7 @@ impl Upstream {
                 if may_reuse && let Some(link) = endpoint.pool.take() {
                     return Ok((index, link, true));
                 }
-                match connect::dial(&endpoint.server, self.0.plan.connect_timeout, &self.0.env.roots).await {
+                match connect::dial(&endpoint.server, self.0.plan.connect_timeout, &self.0.env.roots, phases).await {
                     Ok(link) => {
                         self.answers(endpoint);
                         return Ok((index, link, false));
