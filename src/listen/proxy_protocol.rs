@@ -112,10 +112,13 @@ fn parse_v1(bytes: &[u8]) -> Result<Option<(Header, usize)>, ProxyProtocolError>
     if family == "UNKNOWN" {
         return Ok(Some((Header::Local, end + 2)));
     }
-    let (source, _target, port, _target_port) = (words.next(), words.next(), words.next(), words.next());
-    let (Some(source), Some(port), None) = (source, port, words.next()) else {
+    let words: Vec<&str> = words.collect();
+    let [source, _target, port, target_port] = words[..] else {
         return Err(malformed("the line has not six words"));
     };
+    if target_port.parse::<u16>().is_err() {
+        return Err(malformed("no port"));
+    }
     let ip: IpAddr = match family {
         "TCP4" => source.parse::<Ipv4Addr>().map(Into::into).map_err(|_| malformed("no IPv4 address"))?,
         "TCP6" => source.parse::<Ipv6Addr>().map(Into::into).map_err(|_| malformed("no IPv6 address"))?,
