@@ -247,4 +247,16 @@ mod tests {
     fn what_is_missing_is_said() {
         assert_eq!(expand("a = \"${B}\"\nb = \"${C} $x\"").1.len(), 3);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in r#"([\[\]{}"'=.#$\\ \n]|sites|listen|http|upstream|matrix|\$\{A\}|[a-z]|[0-9]|é){0,60}"#) {
+            let parsed = crate::config::parse("t", &text, PathBuf::new(), &|_| None);
+            let report = match parsed {
+                Ok((_, report)) => report,
+                Err(report) => *report,
+            };
+            let _ = report.render();
+        }
+    }
 }

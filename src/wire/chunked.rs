@@ -145,6 +145,8 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Piece>, WireError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Feeds `wire` in steps of `step` bytes; the content, the trailers, and what was left.
@@ -218,5 +220,20 @@ mod tests {
         assert!(read(&line, 64).is_err());
         let many = [b"1;aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\na\r\n".as_slice(); 1000].concat();
         assert!(read(&many, 64).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn the_cut_of_the_bytes_changes_nothing(pieces in prop::collection::vec(prop::sample::select(
+            vec!["5\r\nhello\r\n", "0\r\n\r\n", "1;x\r\na\r\n", "A: b\r\n", "\n", "\r\n", "0\r\n", "ff", "\r", "2\r\n", ";", "g"]), 0..12), step in 1usize..9)
+        {
+            let wire = pieces.concat().into_bytes();
+            let whole = read(&wire, wire.len().max(1));
+            let cut = read(&wire, step);
+            match (whole, cut) {
+                (Ok((content, trailers, left)), Ok(other)) => prop_assert_eq!((content, trailers, left), other),
+                (whole, cut) => prop_assert_eq!(whole.is_err(), cut.is_err()),
+            }
+        }
     }
 }

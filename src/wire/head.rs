@@ -259,6 +259,8 @@ fn keep_alive(headers: &HeaderMap, old: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 128, target: 65_534 };
@@ -400,6 +402,61 @@ mod tests {
             "ICY 200 OK\r\n\r\n",
         ] {
             assert!(framing(Method::GET, bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Bytes that look like requests more often than chance would have it.
+    fn nearly_a_request() -> impl Strategy<Value = Vec<u8>> {
+        let pieces = prop::sample::select(vec![
+            "GET / HTTP/1.1",
+            "POST /a?b HTTP/1.1",
+            "HTTP/1.0",
+            "\r\n",
+            "\r\n",
+            "\n",
+            "\r",
+            " ",
+            "\t",
+            ":",
+            "Host: a",
+            "Host:",
+            "Content-Length: 5",
+            "Content-Length: 6",
+            "Transfer-Encoding: chunked",
+            "Transfer-Encoding: gzip",
+            "Connection: close",
+            "X_Y: z",
+            "\0",
+            "\u{e9}",
+            "*",
+            "#",
+            "a",
+            "\r\n\r\n",
+        ]);
+        prop::collection::vec(pieces, 0..24).prop_map(|pieces| pieces.concat().into_bytes())
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_is_read_the_same_way_when_it_is_written_again(bytes in nearly_a_request()) {
+            let Ok(head) = request_bytes(&bytes) else { return Ok(()) };
+            let mut again = Vec::new();
+            let mut headers = head.headers.clone();
+            if head.framing == Framing::Chunked {
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            crate::wire::request_head(&mut again, &head.method, head.target.to_string().as_bytes(), &headers);
+            let second = request_bytes(&again).unwrap();
+            prop_assert_eq!(second.framing, head.framing);
+            prop_assert_eq!(second.target, head.target);
+            prop_assert_eq!(second.headers, head.headers);
+            prop_assert!(!again.windows(2).any(|pair| pair[1] == b'\n' && pair[0] != b'\r'));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = request_bytes(&[&bytes, b"\r\n\r\n".as_slice()].concat());
+            let _ = parse_response(&Bytes::from(bytes), &Method::GET, &LIMITS);
         }
     }
 }

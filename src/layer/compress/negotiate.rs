@@ -188,4 +188,17 @@ mod tests {
         assert_eq!(negotiate(&headers, &[Encoding::Gzip]), Some(Encoding::Gzip));
         assert_eq!(negotiate(&headers, &[]), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_field_makes_it_panic_or_choose_what_is_refused(field in "[a-z*;=q0-9., \t-]{0,40}") {
+            let refused = format!("{field}, gzip;q=0, br;q=0, zstd;q=0");
+            let first = chosen(&[&refused]);
+            // Said before with a weight, a coding may still be chosen; never one that was not named at all.
+            if let Some(coding) = first {
+                let named = field.contains(coding) || field.contains('*') || (coding == "gzip" && field.contains("gzip"));
+                proptest::prop_assert!(named, "{coding} from {field:?}");
+            }
+        }
+    }
 }
