@@ -130,3 +130,34 @@ async fn the_operator_is_told() {
     door.read_to_string(&mut page).await.unwrap();
     assert!(page.contains(r#"vestibule_requests_total{site="a.example.org",method="GET",status="2xx"} 1"#), "{page}");
 }
+
+#[tokio::test]
+async fn who_has_nothing_to_do_does_nothing() {
+    for admin in ["unix", "off"] {
+        let config = responding("one");
+        let edge = Edge::start(&config);
+        if admin == "off" {
+            // The door is gone at the next start; this one is about to be replaced by it.
+            let text = std::fs::read_to_string(edge.path("vestibule.toml")).unwrap();
+            let off: String = text
+                .lines()
+                .map(|line| {
+                    if line.starts_with("listen = \"unix") { "listen = \"off\"\n".into() } else { format!("{line}\n") }
+                })
+                .collect();
+            std::fs::write(edge.path("off.toml"), off).unwrap();
+        }
+        let edge = if admin == "off" { Edge::from_file(edge) } else { edge };
+        let mut idle = Vec::new();
+        for _ in 0..20 {
+            let mut client = Client::tls(&edge, HOST).await;
+            assert_eq!(client.get(HOST, "/").await.status, 200);
+            idle.push(client);
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let before = edge.ticks();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let used = edge.ticks() - before;
+        assert!(used < 20, "{used} ticks in two seconds of nothing (admin {admin})");
+    }
+}

@@ -116,10 +116,11 @@ impl Control {
                     Signal::Reload => drop(self.reload().await),
                 },
                 _ = looks.tick() => self.look().await,
-                order = self.orders.recv() => if let Some(Order::Reload(reply)) = order {
+                // Without a door there are no orders; as a pattern, the branch then rests instead of spinning.
+                Some(Order::Reload(reply)) = self.orders.recv() => {
                     // Whoever asked may have left.
                     let _ = reply.send(self.reload().await);
-                },
+                }
             }
         }
         self.end(signals).await

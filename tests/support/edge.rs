@@ -48,6 +48,15 @@ impl Edge {
         )
     }
 
+    /// Ends an edge and starts one with its `off.toml` in its folder.
+    pub fn from_file(mut old: Self) -> Self {
+        let _ = old.child.kill();
+        let _ = old.child.wait();
+        std::fs::rename(old.path("off.toml"), old.path("vestibule.toml")).unwrap();
+        let folder = std::mem::replace(&mut old.folder, tempfile::tempdir().unwrap());
+        Self::run(folder)
+    }
+
     fn run(folder: TempDir) -> Self {
         let mut child = command(folder.path()).arg("run").stderr(Stdio::piped()).spawn().unwrap();
         let (ready, is_ready) = mpsc::channel();
@@ -144,6 +153,13 @@ impl Edge {
             assert!(Instant::now() < until, "the edge does not stop:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The processor time that it has used so far, in clock ticks (a hundred a second).
+    pub fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
     /// The open descriptors of the process.
