@@ -139,6 +139,17 @@ pub struct Phases {
     dns: AtomicU64,
     connect: AtomicU64,
     tls: AtomicU64,
+    /// Bytes that a tunnel has moved, counted while it does.
+    tunnelled: Tunnelled,
+}
+
+/// Bytes that have gone through a tunnel.
+#[derive(Debug, Default)]
+pub struct Tunnelled {
+    /// From the client.
+    pub upwards: AtomicU64,
+    /// To the client.
+    pub downwards: AtomicU64,
 }
 
 /// A part of reaching an upstream.
@@ -156,7 +167,14 @@ impl Phases {
     /// Nothing has taken any time yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { dns: AtomicU64::new(0), connect: AtomicU64::new(0), tls: AtomicU64::new(0) }
+        let tunnelled = Tunnelled { upwards: AtomicU64::new(0), downwards: AtomicU64::new(0) };
+        Self { dns: AtomicU64::new(0), connect: AtomicU64::new(0), tls: AtomicU64::new(0), tunnelled }
+    }
+
+    /// What a tunnel that grew out of the request has moved.
+    #[must_use]
+    pub const fn tunnelled(&self) -> &Tunnelled {
+        &self.tunnelled
     }
 
     const fn cell(&self, phase: Phase) -> &AtomicU64 {

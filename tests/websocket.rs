@@ -69,6 +69,9 @@ async fn an_upgrade_needs_no_configuration_and_loses_no_byte() {
         client.io.shutdown().await.unwrap();
         assert!(client.ends().await);
     }
+    let line = edge.wait_for_log("\"status\":101");
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((event["bytes_in"].as_u64(), event["bytes_out"].as_u64()), (Some(200_000), Some(200_007)), "{line}");
     let seen = upstream.seen().remove(0).to_lowercase();
     assert!(seen.contains("sec-websocket-extensions: permessage-deflate; client_max_window_bits"));
 }

@@ -165,6 +165,7 @@ impl Exchange {
                     // Named, so that the whole record moves in here and is written when the tunnel ends.
                     let mut open = open;
                     tunnel.run(io, early).await;
+                    open.count_tunnel();
                     open.complete();
                 })
             });
@@ -193,6 +194,13 @@ impl Open {
         if self.ended == End::ClientLeft {
             self.ended = End::Complete;
         }
+    }
+
+    fn count_tunnel(&self) {
+        let Some(entry) = &self.entry else { return };
+        let moved = entry.phases.tunnelled();
+        entry.bytes_in.fetch_add(moved.upwards.load(Ordering::Relaxed), Ordering::Relaxed);
+        entry.bytes_out.fetch_add(moved.downwards.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     fn write(&self, entry: &Entry) {

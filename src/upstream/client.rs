@@ -135,7 +135,7 @@ pub async fn exchange(
         }
     };
     Ok(Answered(match head.status {
-        StatusCode::SWITCHING_PROTOCOLS => upgraded(head, exchange.link, env, lease),
+        StatusCode::SWITCHING_PROTOCOLS => upgraded(head, exchange.link, env, lease, outgoing.phases.clone()),
         _ => exchange.respond(head, env, lease),
     }))
 }
@@ -240,8 +240,9 @@ impl Exchange {
 }
 
 /// The answer to an upgrade, with the tunnel that waits for its client side.
-fn upgraded(head: ResponseHead, mut link: Link, env: &Env, lease: Lease) -> Response {
-    let settings = tunnel::Settings { idle: env.tunnel_idle, drain: env.drain.clone(), open: env.tunnels.clone() };
+fn upgraded(head: ResponseHead, mut link: Link, env: &Env, lease: Lease, phases: Option<Arc<Phases>>) -> Response {
+    let settings =
+        tunnel::Settings { idle: env.tunnel_idle, drain: env.drain.clone(), open: env.tunnels.clone(), phases };
     let early = std::mem::take(&mut link.read).freeze();
     let takeover = Takeover::new(move |client, from_client| {
         Box::pin(async move {

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::connect::Socket;
-use crate::conn::BoxIo;
+use crate::conn::{BoxIo, Phases};
 
 /// The thread's buffer: a tunnel in which nothing moves owns none.
 const SCRATCH: usize = 64 * 1024;
@@ -53,6 +53,8 @@ pub struct Settings {
     pub drain: CancellationToken,
     /// How many are open.
     pub open: Arc<AtomicUsize>,
+    /// Where bytes are counted, if somebody wants to know.
+    pub phases: Option<Arc<Phases>>,
 }
 
 /// Runs a tunnel to its end. `from_client` and `from_service` have been read already.
@@ -74,6 +76,10 @@ pub async fn run(client: BoxIo, from_client: Bytes, service: Socket, from_servic
     });
     if drained.await {
         tunnel.say_goodbye().await;
+    }
+    if let Some(phases) = &settings.phases {
+        phases.tunnelled().upwards.store(tunnel.upwards.bytes, Ordering::Relaxed);
+        phases.tunnelled().downwards.store(tunnel.downwards.bytes, Ordering::Relaxed);
     }
 }
 
@@ -150,6 +156,8 @@ struct Direction {
     stop: bool,
     state: State,
     moved: bool,
+    /// How many have come in.
+    bytes: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -166,7 +174,8 @@ impl Direction {
     fn new(early: Bytes, close: &'static [u8]) -> Self {
         let mut frames = Frames::default();
         frames.pass(&early, false);
-        Self { pending: BytesMut::from(early), frames, close, stop: false, state: State::Open, moved: false }
+        let bytes = early.len() as u64;
+        Self { bytes, pending: BytesMut::from(early), frames, close, stop: false, state: State::Open, moved: false }
     }
 
     const fn has_moved(&mut self) -> bool {
@@ -230,6 +239,7 @@ impl Direction {
                 Err(error) => return Poll::Ready(Err(error)),
             }
             self.moved = true;
+            self.bytes += buf.filled().len() as u64;
             if self.state != State::Open {
                 return Poll::Ready(Ok(()));
             }
@@ -351,7 +361,7 @@ mod tests {
         let (far, _) = listener.accept().await.unwrap();
         let (near, client) = duplex(1024);
         let drain = CancellationToken::new();
-        let settings = Settings { idle, drain: drain.clone(), open: Arc::default() };
+        let settings = Settings { idle, drain: drain.clone(), open: Arc::default(), phases: None };
         let early = Bytes::from_static(b"\x82\x03abc");
         let running = run(Box::new(client), Bytes::new(), Socket::Tcp(service), early, settings);
         #[expect(clippy::disallowed_methods, reason = "the test waits for it")]

@@ -126,7 +126,7 @@ class CallServices:
             return connection.respond(200, "OK")
 
         async def main():
-            async with serve(talk, "127.0.0.1", 0, process_request=answer, max_size=2**25) as server:
+            async with serve(talk, "127.0.0.1", 0, process_request=answer, max_size=2**25, ping_interval=None) as server:
                 self.port = server.sockets[0].getsockname()[1]
                 self.loop = asyncio.get_running_loop()
                 self.ended = asyncio.Event()
@@ -230,6 +230,23 @@ def edge(tmp_path_factory, synapse, calls):
     server = Edge(tmp_path_factory.mktemp("edge"), THREE_NAMES.format(synapse=synapse.port, calls=calls.port))
     yield server
     assert server.stop() == 0, server.log()[-4000:]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def idle_websocket(edge):
+    """A WebSocket that is open during the whole run and says nothing for two minutes at least."""
+    import ssl
+
+    from websockets.sync.client import connect
+
+    context = ssl.create_default_context(cafile=str(edge.root))
+    url = edge.url("matrixrtc.example.org").replace("https", "wss") + "/rtc/v1?access_token=x"
+    with connect(url, ssl=context, ping_interval=None) as socket_:
+        began = time.monotonic()
+        yield
+        time.sleep(max(0, 120 - (time.monotonic() - began)))
+        socket_.send("still here")
+        assert socket_.recv(timeout=10) == "still here"
 
 
 @pytest.fixture(scope="session")
