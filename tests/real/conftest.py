@@ -61,7 +61,7 @@ class Synapse:
         run = [sys.executable, "-m", "synapse.app.homeserver", "-c", str(config)]
         subprocess.run(
             [*run, "--server-name", "example.org", "--generate-config", "--report-stats=no", "--data-directory", str(folder)],
-            check=True, capture_output=True,
+            check=True, capture_output=True, cwd=folder,
         )
         rates = "\n".join(
             f"{name}: {{ per_second: 1000, burst_count: 1000 }}"
