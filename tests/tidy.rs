@@ -21,7 +21,7 @@ const VOCABULARY: [&[&str]; 5] = [&["clock", "error"], &["conn", "body"], &["wir
 const DOORS: &[(&str, &[&str])] = &[
     ("rustls", &["tls/", "cert/", "upstream/connect.rs"]),
     ("tokio_rustls", &["tls/", "upstream/connect.rs"]),
-    ("instant_acme", &["cert/issue.rs"]),
+    ("instant_acme", &["cert/issue/"]),
     ("hyper", &["serve/h2.rs"]),
     ("hyper_util", &["serve/h2.rs"]),
     ("toml", &["config/"]),

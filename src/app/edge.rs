@@ -280,5 +280,6 @@ fn certificate(status: cert::Status) -> telemetry::Certificate {
         not_after: status.not_after,
         next: status.next,
         failures: status.failures,
+        causes: cert::Cause::ALL.iter().map(|cause| cause.as_str()).zip(status.causes).collect(),
     }
 }

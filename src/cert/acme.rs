@@ -15,11 +15,13 @@ use tracing::{info, warn};
 
 use super::{
     CertError, Certificate, Keeper, Store, chain,
-    issue::{Issued, Issuer},
+    issue::{Cause, IssueError, Issued, Issuer, Pending},
     schedule::{self, Action, Facts},
 };
+use crate::config::plan::Directory;
 
-/// After this many failures in a row at one CA, the next one of the list is asked.
+/// After this many failures in a row at one CA, the next one of the list is asked first. A CA that is broken or has had
+/// enough of us is passed over at once.
 const TRIES_PER_CA: u32 = 3;
 
 /// A storage that cannot be written is tried again after this.
@@ -55,21 +57,33 @@ struct State {
     facts: Facts,
     failures: u32,
     last_error: Option<String>,
+    /// The order that an earlier run did not finish.
+    pending: Option<Pending>,
 }
 
 impl Name {
     async fn run(&mut self, renew: Arc<Notify>) {
+        let mut ask_at = self.keeper.clock.now();
         loop {
-            self.suggestion().await;
+            if self.keeper.clock.now() >= ask_at {
+                ask_at += self.suggestion().await;
+            }
             let now = self.keeper.clock.now();
             match schedule::next(&self.state.facts, now) {
-                Action::Order => self.order().await,
+                Action::Order => {
+                    self.order().await;
+                    // Another certificate, another window.
+                    ask_at = self.keeper.clock.now();
+                }
                 Action::Wait(until) => {
                     self.keeper.next(until);
-                    let wait = until.duration_since(now).unwrap_or_default().min(schedule::ASK_AGAIN);
+                    let wait = until.min(ask_at).duration_since(now).unwrap_or_default();
                     tokio::select! {
                         () = sleep(wait) => {}
-                        () = renew.notified() => self.order().await,
+                        () = renew.notified() => {
+                            self.order().await;
+                            ask_at = self.keeper.clock.now();
+                        }
                     }
                 }
             }
@@ -94,8 +108,10 @@ impl Name {
             }
         });
         let Some((mut state, certificate)) = usable else {
-            let aside =
-                self.store.set_aside(&self.file).map_or_else(|error| chain(&error), |path| path.display().to_string());
+            let aside = self
+                .store
+                .set_aside(&self.file, "damaged")
+                .map_or_else(|error| chain(&error), |path| path.display().to_string());
             warn!(
                 site = &*self.keeper.host,
                 moved_to = aside,
@@ -111,22 +127,30 @@ impl Name {
         self.state = state;
     }
 
-    /// Asks the CA when it wants the certificate renewed; the instant picked from its window is kept across restarts, so
-    /// that many restarts do not draw the earliest of many.
-    async fn suggestion(&mut self) {
-        let (Some((_, end)), Ok(certificate)) = (self.state.facts.validity, self.state.certificate()) else { return };
-        let leaf = certificate.key.end_entity_cert().map(|leaf| leaf.to_vec());
-        let Ok(leaf) = leaf else { return };
-        let Some(window) = self.issuer.suggestion(&self.state.directory, &leaf).await else { return };
-        if self.state.window == Some(window) {
-            return;
+    /// Asks the CA when it wants the certificate renewed, and says in how long to ask again. The instant picked from its
+    /// window is kept across restarts, so that many restarts do not draw the earliest of many.
+    async fn suggestion(&mut self) -> Duration {
+        let (Some((_, end)), Ok(certificate)) = (self.state.facts.validity, self.state.certificate()) else {
+            return schedule::ASK_AGAIN;
+        };
+        let Ok(leaf) = certificate.key.end_entity_cert().map(|leaf| leaf.to_vec()) else { return schedule::ASK_AGAIN };
+        let Some((window, again)) = self.issuer.suggestion(&self.state.directory, &leaf).await else {
+            return schedule::ASK_AGAIN;
+        };
+        if self.state.window != Some(window) {
+            let now = self.keeper.clock.now();
+            self.state.facts.renew_at = schedule::pick(window, end, now, random());
+            self.state.window = Some(window);
+            info!(
+                site = &*self.keeper.host,
+                makes_sense = self.state.facts.renew_at.is_some(),
+                "the CA says when to renew"
+            );
+            if let Err(error) = self.save() {
+                warn!(site = &*self.keeper.host, error = chain(&error), "the renewal time cannot be stored");
+            }
         }
-        let picked = schedule::pick(window, end, self.keeper.clock.now(), random());
-        self.state.window = Some(window);
-        self.state.facts.renew_at = picked;
-        if let Err(error) = self.save() {
-            warn!(site = &*self.keeper.host, error = chain(&error), "the renewal time cannot be stored");
-        }
+        schedule::ask_again(again)
     }
 
     async fn order(&mut self) {
@@ -155,21 +179,48 @@ impl Name {
         }
     }
 
-    async fn place(&self) -> Result<(Issued, String), super::issue::IssueError> {
-        let directories = &self.issuer.plan.directories;
-        let index = usize::try_from(self.state.failures / TRIES_PER_CA).unwrap_or_default() % directories.len();
-        let directory = directories[index].clone();
+    /// Asks one CA after the other, from the one whose turn it is; further only where the fault is the CA's.
+    async fn place(&mut self) -> Result<(Issued, String), IssueError> {
+        let issuer = self.issuer.clone();
+        let directories = &issuer.plan.directories;
+        let first = usize::try_from(self.state.failures / TRIES_PER_CA).unwrap_or_default();
+        let mut failed: Option<IssueError> = None;
+        for directory in (first..first + directories.len()).map(|index| &directories[index % directories.len()]) {
+            match self.place_at(&issuer, directory).await {
+                Ok(issued) => return Ok((issued, directory.url.clone())),
+                Err(error) => {
+                    let ends = !error.cause.is_theirs();
+                    failed = Some(match failed {
+                        Some(earlier) => earlier.and(error),
+                        None => error,
+                    });
+                    if ends {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| IssueError::new(Cause::Ca, "there is no CA to ask".into())))
+    }
+
+    async fn place_at(&mut self, issuer: &Issuer, directory: &Directory) -> Result<Issued, IssueError> {
         let host = self.keeper.host.clone();
         // After a failure the CA's staging side is asked first: what fails there costs nothing.
         if let (Some(staging), 1..) = (&directory.staging, self.state.failures) {
-            self.issuer.order(staging, &host, None).await?;
+            issuer.order(staging, &host, None, None, &mut |_| {}).await?;
         }
         let leaf =
             self.state.certificate().ok().and_then(|old| old.key.end_entity_cert().ok().map(|leaf| leaf.to_vec()));
         let replaces = leaf.filter(|_| self.state.directory == directory.url);
+        let pending = self.state.pending.clone().filter(|pending| pending.directory == directory.url);
         info!(site = &*host, directory = directory.url, "ordering a certificate");
-        let issued = self.issuer.order(&directory.url, &host, replaces.as_deref()).await?;
-        Ok((issued, directory.url))
+        let mut keep = |pending| {
+            self.state.pending = Some(pending);
+            if let Err(error) = self.save() {
+                warn!(site = &*self.keeper.host, error = chain(&error), "the order cannot be stored, and goes on");
+            }
+        };
+        issuer.order(&directory.url, &host, replaces.as_deref(), pending, &mut keep).await
     }
 
     async fn succeeded(&mut self, issued: Issued, directory: String) {
@@ -178,7 +229,7 @@ impl Name {
             Ok(certificate) => certificate,
             Err(error) => {
                 let text = format!("what the CA issued cannot be used: {}", chain(&error));
-                return self.failed(super::issue::IssueError { text, retry_at: None });
+                return self.failed(IssueError::new(Cause::Ca, text));
             }
         };
         self.state = state;
@@ -190,7 +241,7 @@ impl Name {
         }
     }
 
-    fn failed(&mut self, error: super::issue::IssueError) {
+    fn failed(&mut self, error: IssueError) {
         let now = self.keeper.clock.now();
         self.state.failures += 1;
         let back_off = now + schedule::back_off(self.state.failures, random());
@@ -204,7 +255,12 @@ impl Name {
             reason = error.text,
             "no certificate"
         );
+        if !error.cause.is_theirs() {
+            // What the CA has refused is of no further use.
+            self.state.pending = None;
+        }
         self.state.last_error = Some(error.text);
+        self.keeper.count(error.cause);
         self.keeper.note(self.state.failures, self.state.last_error.clone());
         self.keeper.next(again);
         if let Err(error) = self.save() {
@@ -215,6 +271,7 @@ impl Name {
     async fn storage_fails(&self, error: CertError) {
         warn!(site = &*self.keeper.host, error = chain(&error), "nothing is ordered, since it could not be kept");
         self.keeper.failed(&error);
+        self.keeper.count(Cause::Storage);
         sleep(STORAGE_RETRY).await;
     }
 
@@ -244,6 +301,9 @@ impl State {
             "not_before": self.facts.not_before.map(seconds),
             "failures": self.failures,
             "last_error": self.last_error,
+            "pending": self.pending.as_ref().map(|order| {
+                json!({ "directory": order.directory, "url": order.url, "key": order.key })
+            }),
         })
     }
 
@@ -259,7 +319,15 @@ impl State {
             facts: Facts { validity: None, renew_at: at(&json["renew_at"]), not_before: at(&json["not_before"]) },
             failures: json["failures"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
             last_error: text("last_error"),
+            pending: Pending::from_json(&json["pending"]),
         })
+    }
+}
+
+impl Pending {
+    fn from_json(json: &Value) -> Option<Self> {
+        let text = |key: &str| json[key].as_str().map(str::to_owned);
+        Some(Self { directory: text("directory")?, url: text("url")?, key: text("key")? })
     }
 }
 
@@ -283,6 +351,7 @@ mod tests {
             facts: Facts { validity: None, renew_at: Some(at(3)), not_before: Some(at(4)) },
             failures: 5,
             last_error: Some("six".into()),
+            pending: Some(Pending { directory: "https://ca".into(), url: "https://ca/7".into(), key: "k".into() }),
         };
         assert_eq!(State::from_json(&state.to_json().to_string()), Some(state));
         assert_eq!(State::from_json("{\"chain\":1}"), None);

@@ -76,7 +76,7 @@ fn root(store: &Store, clock: &Clock) -> Result<Root, CertError> {
         if let Some(root) = parse(&text) {
             return Ok(root);
         }
-        let aside = store.set_aside(FILE)?;
+        let aside = store.set_aside(FILE, "damaged")?;
         warn!(moved_to = %aside.display(), "the internal CA was damaged; a new one is made");
     }
     let root = make(clock)?;

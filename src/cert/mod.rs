@@ -13,6 +13,7 @@ mod store;
 
 pub use self::{
     internal::root_pem,
+    issue::Cause,
     resolver::Resolver,
     store::{Store, StoreError},
 };
@@ -75,6 +76,8 @@ pub struct Status {
     pub failures: u32,
     /// The last of them, in words.
     pub last_error: Option<String>,
+    /// Failures of this process by their cause, in the order of [`Cause::ALL`].
+    pub causes: [u64; Cause::ALL.len()],
 }
 
 /// A certificate that cannot be used.
@@ -187,8 +190,15 @@ impl Manager {
             SiteTls::Files { .. } => "file",
             SiteTls::Acme | SiteTls::Off => "acme",
         };
-        let status =
-            Status { host: site.host.shared(), source, not_after: None, next: None, failures: 0, last_error: None };
+        let status = Status {
+            host: site.host.shared(),
+            source,
+            not_after: None,
+            next: None,
+            failures: 0,
+            last_error: None,
+            causes: [0; Cause::ALL.len()],
+        };
         let keeper = Keeper {
             host: site.host.shared(),
             resolver: self.resolver.clone(),
@@ -235,6 +245,11 @@ impl Keeper {
         let mut status = lock(&self.status);
         status.failures += 1;
         status.last_error = Some(chain(error));
+    }
+
+    fn count(&self, cause: Cause) {
+        let index = Cause::ALL.iter().position(|one| *one == cause).unwrap_or_default();
+        lock(&self.status).causes[index] += 1;
     }
 
     /// Notes what is remembered from before.

@@ -6,8 +6,14 @@ use std::time::{Duration, SystemTime};
 /// limit of failed validations an hour.
 const BACK_OFF_MINUTES: [u64; 11] = [1, 2, 2, 5, 10, 20, 30, 60, 120, 240, 360];
 
-/// How often the CA is asked whether it wants a certificate renewed earlier (RFC 9773 section 4.3.2 lets it say).
+/// How often a CA is asked when it wants a certificate renewed that does not say how often (RFC 9773 section 4.3.2).
 pub const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
+
+/// When the CA is asked again that said when it wants to be: within sane bounds, as RFC 9773 section 4.3.2 advises.
+#[must_use]
+pub fn ask_again(wanted: Duration) -> Duration {
+    wanted.clamp(Duration::from_secs(60), Duration::from_secs(24 * 3600))
+}
 
 /// What is known of a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

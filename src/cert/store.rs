@@ -62,14 +62,14 @@ impl Store {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| failed("write", folder, source))
     }
 
-    /// Moves a damaged file out of the way; where it is now.
+    /// Moves a file out of the way that is of no use any more; where it is now. `why` becomes part of its name.
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn set_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
+    pub fn set_aside(&self, name: &str, why: &str) -> Result<PathBuf, StoreError> {
         let path = self.dir.join(name);
-        let aside = (1..).map(|n| self.dir.join(format!("{name}.damaged-{n}"))).find(|path| !path.exists());
-        let aside = aside.unwrap_or_else(|| self.dir.join(format!("{name}.damaged")));
+        let mut names = (1_u32..).map(|n| self.dir.join(format!("{name}.{why}-{n}")));
+        let aside = names.find(|path| !path.exists()).unwrap_or_else(|| self.dir.join(format!("{name}.{why}")));
         fs::rename(&path, &aside).map_err(|source| failed("move", &path, source))?;
         Ok(aside)
     }
@@ -126,7 +126,7 @@ mod tests {
         let mode = |path: &str| fs::metadata(folder.path().join(path)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("state/a"), mode("state/a/b.json")), (0o700, 0o600));
         assert_eq!(fs::read_dir(folder.path().join("state/a")).unwrap().count(), 1, "nothing is left beside it");
-        let aside = store.set_aside("a/b.json").unwrap();
+        let aside = store.set_aside("a/b.json", "damaged").unwrap();
         assert_eq!((store.load("a/b.json").unwrap(), fs::read_to_string(aside).unwrap().as_str()), (None, "two"));
     }
 

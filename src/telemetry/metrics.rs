@@ -13,6 +13,7 @@ use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, text::encode},
     metrics::{
+        MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::{ConstGauge, Gauge},
@@ -71,6 +72,8 @@ pub struct Certificate {
     pub next: Option<SystemTime>,
     /// Failures since the last success.
     pub failures: u32,
+    /// Failures of this process, by a word for their cause.
+    pub causes: Vec<(&'static str, u64)>,
 }
 
 type Source = Arc<dyn Fn() -> Snapshot + Send + Sync>;
@@ -239,6 +242,12 @@ struct HostLabels {
     host: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabels {
+    host: String,
+    cause: &'static str,
+}
+
 impl Collector for Kept {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let now = (self.source)();
@@ -264,7 +273,7 @@ impl Collector for Kept {
             ("upstream_idle_connections", "Pooled connections"),
             ("upstream_dial_failures", "Dials that failed"),
         ] {
-            let mut family = out.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+            let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for (upstream, server, up, in_flight, idle, failures) in &now.upstreams {
                 let labels = ServerLabels { upstream: upstream.to_string(), server: server.clone() };
                 let value = match name {
@@ -276,23 +285,35 @@ impl Collector for Kept {
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
             }
         }
-        for (name, help) in [
-            ("certificate_not_after_timestamp_seconds", "When a certificate ends"),
-            ("certificate_next_order_timestamp_seconds", "When the next order is placed"),
-            ("certificate_failures", "Failures since the last success"),
-        ] {
-            let mut family = out.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
-            for certificate in &now.certificates {
-                let value = match name {
-                    "certificate_not_after_timestamp_seconds" => certificate.not_after.map_or(0, seconds),
-                    "certificate_next_order_timestamp_seconds" => certificate.next.map_or(0, seconds),
-                    _ => i64::from(certificate.failures),
-                };
-                ConstGauge::new(value).encode(family.encode_family(&HostLabels { host: certificate.host.clone() })?)?;
-            }
-        }
-        Ok(())
+        certificates(&mut out, &now.certificates)
     }
+}
+
+fn certificates(out: &mut DescriptorEncoder<'_>, all: &[Certificate]) -> Result<(), std::fmt::Error> {
+    for (name, help) in [
+        ("certificate_not_after_timestamp_seconds", "When a certificate ends"),
+        ("certificate_next_order_timestamp_seconds", "When the next order is placed"),
+        ("certificate_failures", "Failures since the last success"),
+    ] {
+        let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for certificate in all {
+            let value = match name {
+                "certificate_not_after_timestamp_seconds" => certificate.not_after.map_or(0, seconds),
+                "certificate_next_order_timestamp_seconds" => certificate.next.map_or(0, seconds),
+                _ => i64::from(certificate.failures),
+            };
+            ConstGauge::new(value).encode(family.encode_family(&HostLabels { host: certificate.host.clone() })?)?;
+        }
+    }
+    let help = "Orders that failed, by cause";
+    let mut family = out.encode_descriptor("certificate_order_failures", help, None, MetricType::Counter)?;
+    for certificate in all {
+        for (cause, failures) in &certificate.causes {
+            let labels = CauseLabels { host: certificate.host.clone(), cause };
+            ConstCounter::new(*failures).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
