@@ -124,11 +124,38 @@ async fn the_operator_is_told() {
     let event: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!((event["status"].as_u64(), event["method"].as_str()), (Some(200), Some("GET")), "{line}");
     assert!(!edge.log().contains("S3CRET"));
-    let mut door = tokio::net::UnixStream::connect(edge.path("admin.sock")).await.unwrap();
-    door.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-    let mut page = String::new();
-    door.read_to_string(&mut page).await.unwrap();
+    let page = edge.page("/metrics").await;
     assert!(page.contains(r#"vestibule_requests_total{site="a.example.org",method="GET",status="2xx"} 1"#), "{page}");
+}
+
+#[tokio::test]
+async fn no_secret_reaches_a_log_at_any_level() {
+    let upstream = Origin::answering(|request| match request {
+        request if request.starts_with("GET /cut") => Vec::new(),
+        _ => origin::answer("200 OK", &[("set-cookie", "s=S3CRET"), ("location", "/?loginToken=S3CRET")], "fine"),
+    })
+    .await;
+    let url = upstream.url();
+    let edge = Edge::start(&format!("[log]\nlevel = \"trace\"\n[sites.\"{HOST}\"]\nupstream = \"{url}\"\n"));
+    let fields = "Authorization: Bearer S3CRET\r\nCookie: a=S3CRET\r\nX-Matrix-User: S3CRET\r\n\
+                  Proxy-Authorization: S3CRET\r\nSec-WebSocket-Protocol: S3CRET";
+    for target in [
+        "/?access_token=S3CRET",
+        "/a?x=1&loginToken=S3CRET&y=2",
+        "/rtc/v1?join_request=S3CRET",
+        "/a?access%5Ftoken=S3CRET",
+        "/a?ACCESS_TOKEN=S3CRET",
+        "/cut?access_token=S3CRET",
+    ] {
+        for host in [HOST, "stranger.example.org"] {
+            let mut client = Client::tls(&edge, HOST).await;
+            client.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n\r\n")).await;
+            client.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nBad Field: S3CRET\r\n\r\n")).await;
+            assert!(client.ends().await);
+        }
+    }
+    edge.wait_for_log("/cut?access_token=REDACTED");
+    // What the log holds is looked at when the edge is dropped.
 }
 
 #[tokio::test]

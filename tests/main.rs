@@ -12,6 +12,7 @@ mod forwarding;
 mod http2;
 mod life;
 mod matrix;
+mod reload;
 mod smuggling;
 mod streaming;
 mod tls;

@@ -30,6 +30,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["telemetry/"]),
     ("prometheus_client", &["telemetry/"]),
     ("sd_notify", &["app/"]),
+    ("listenfd", &["listen/"]),
     ("anyhow", &["cli/"]),
 ];
 

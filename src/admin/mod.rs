@@ -32,10 +32,14 @@ const LIMITS: HeadLimits = HeadLimits { bytes: 8 * 1024, fields: 64, target: 102
 /// How long a question and its answer may take; a reload waits for files and sockets only.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The formats of `/metrics`.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 /// What the pages show.
 pub trait State: Send + Sync + 'static {
-    /// `/metrics`, as OpenMetrics text.
-    fn metrics(&self) -> String;
+    /// `/metrics`: as OpenMetrics text, or as the older text format of Prometheus.
+    fn metrics(&self, openmetrics: bool) -> String;
     /// What keeps the edge from being ready; nothing, if it is.
     fn unready(&self) -> Vec<String>;
     /// `/certificates`.
@@ -166,11 +170,12 @@ async fn page(method: &Method, path: &str, headers: &HeaderMap, state: &dyn Stat
             reasons if reasons.is_empty() => Page::text(StatusCode::OK, "ready\n"),
             reasons => Page::text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
         },
-        (&Method::GET, "/metrics") => Page {
-            status: StatusCode::OK,
-            content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            body: state.metrics().into(),
-        },
+        (&Method::GET, "/metrics") => {
+            let accepts = |value: &HeaderValue| value.to_str().is_ok_and(|list| list.contains("openmetrics-text"));
+            let openmetrics = headers.get_all(header::ACCEPT).iter().any(accepts);
+            let content_type = if openmetrics { OPENMETRICS } else { CLASSIC };
+            Page { status: StatusCode::OK, content_type, body: state.metrics(openmetrics).into() }
+        }
         (&Method::GET, "/certificates") => Page::json(&state.certificates()),
         (&Method::GET, "/upstreams") => Page::json(&state.upstreams()),
         (&Method::GET, "/status") => Page::json(&state.status()),
@@ -215,7 +220,7 @@ mod tests {
     struct Fine;
 
     impl State for Fine {
-        fn metrics(&self) -> String {
+        fn metrics(&self, _openmetrics: bool) -> String {
             "# EOF\n".to_owned()
         }
         fn unready(&self) -> Vec<String> {

@@ -24,7 +24,7 @@ use crate::{
     admin,
     clock::Clock,
     config::{self, Plan},
-    telemetry::{Logging, Metrics},
+    telemetry::{self, Logging, Metrics},
 };
 
 /// How often the file is looked at. Its content is what counts, so that every way of replacing it is seen: in place, by
@@ -144,7 +144,9 @@ impl Control {
     async fn reload(&mut self) -> Result<String, String> {
         self.seen = content(&self.path);
         let began = Instant::now();
-        notify(&[sd_notify::NotifyState::Reloading]);
+        // With `Type=notify-reload` systemd wants to know when (sd_notify(3)).
+        let now = sd_notify::NotifyState::monotonic_usec_now();
+        notify(&[sd_notify::NotifyState::Reloading, now.unwrap_or(sd_notify::NotifyState::Reloading)]);
         let outcome = match config::load(&self.path) {
             Err(report) => Err(report.render()),
             Ok((plan, _)) if plan == self.plan => {
@@ -217,7 +219,7 @@ fn content(path: &Path) -> Option<u64> {
 /// What the operator's door shows and does.
 struct Door {
     metrics: Metrics,
-    snapshot: Arc<dyn Fn() -> crate::telemetry::Snapshot + Send + Sync>,
+    snapshot: Arc<dyn Fn() -> telemetry::Snapshot + Send + Sync>,
     upstreams: Arc<dyn Fn() -> Vec<crate::upstream::Status> + Send + Sync>,
     certificates: Arc<crate::cert::Manager>,
     orders: mpsc::Sender<Order>,
@@ -226,8 +228,9 @@ struct Door {
 }
 
 impl admin::State for Door {
-    fn metrics(&self) -> String {
-        self.metrics.render(&self.snapshot)
+    fn metrics(&self, openmetrics: bool) -> String {
+        let text = self.metrics.render(&self.snapshot);
+        if openmetrics { text } else { telemetry::classic(&text) }
     }
 
     fn unready(&self) -> Vec<String> {

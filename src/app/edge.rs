@@ -17,7 +17,7 @@ use crate::{
     clock::Clock,
     config::plan::Plan,
     conn::Fetch,
-    listen::{BindError, Permits, connection_limit},
+    listen::{BindError, Inherited, Permits, connection_limit},
     telemetry::{self, Metrics, Snapshot},
     tls::{Acceptor, TlsError},
     upstream,
@@ -100,7 +100,9 @@ impl Edge {
             tasks,
             metrics,
         });
-        let workers = (0..plan.listen.threads.get()).map(|index| Worker::start(index, pipeline.clone()));
+        let inherited = Arc::new(Inherited::from_env());
+        let workers = 0..plan.listen.threads.get();
+        let workers = workers.map(|index| Worker::start(index, pipeline.clone(), inherited.clone()));
         let workers = workers.collect::<Result<Vec<_>, _>>().map_err(StartError::Thread)?;
         let open = HashMap::new();
         let probes = CancellationToken::new();
@@ -109,6 +111,8 @@ impl Edge {
         for (door, addr) in wanted {
             edge.open(door, addr).await?;
         }
+        let used: Vec<_> = edge.open.keys().map(|(_, addr)| *addr).collect();
+        inherited.unused(&used).for_each(|addr| warn!(%addr, "an inherited socket is for no address of listen"));
         edge.watch_upstreams();
         Ok(edge)
     }

@@ -16,7 +16,7 @@ use tracing::error;
 use super::pipeline::{self, Door, Pipeline};
 use crate::{
     conn,
-    listen::{BindError, Listener},
+    listen::{BindError, Inherited, Listener},
 };
 
 /// A worker as the control thread sees it. Dropping it ends its thread with whatever still runs there.
@@ -35,12 +35,12 @@ impl Worker {
     ///
     /// # Errors
     /// The system has no thread or no poll descriptor left.
-    pub fn start(index: usize, pipeline: Arc<Pipeline>) -> io::Result<Self> {
+    pub fn start(index: usize, pipeline: Arc<Pipeline>, inherited: Arc<Inherited>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             conn::set_worker(index);
-            runtime.block_on(obey(inbox, pipeline));
+            runtime.block_on(obey(inbox, pipeline, &inherited));
         })?;
         Ok(Self { commands: Some(commands), thread: Some(thread) })
     }
@@ -78,12 +78,12 @@ impl Drop for Worker {
     }
 }
 
-async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc<Pipeline>) {
+async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc<Pipeline>, inherited: &Inherited) {
     let mut open = HashMap::<SocketAddr, CancellationToken>::new();
     while let Some(command) = inbox.recv().await {
         match command {
             Command::Open { door, addr, reply } => {
-                let bound = Listener::bind(addr);
+                let bound = Listener::bind(addr, inherited);
                 let answer = bound.map(|listener| {
                     let addr = listener.local_addr();
                     let stop = pipeline.drain.child_token();
@@ -105,7 +105,9 @@ async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc<Pipelin
 
 async fn accept(listener: Listener, door: Door, stop: CancellationToken, pipeline: Arc<Pipeline>) {
     let local = listener.local_addr();
+    let serve = |io, peer| drop(pipeline.tasks.spawn(pipeline::run(io, peer, local, door, pipeline.clone())));
     while let Some((io, peer)) = stop.run_until_cancelled(listener.accept()).await {
-        pipeline.tasks.spawn(pipeline::run(io, peer, local, door, pipeline.clone()));
+        serve(io, peer);
     }
+    listener.retire(serve).await;
 }

@@ -1,9 +1,11 @@
 //! Sockets: listening, accepting, and how many connections there may be.
 
+mod inherited;
 mod permits;
 pub mod proxy_protocol;
 mod socket;
 
+pub use inherited::Inherited;
 pub use permits::{Permit, Permits, connection_limit};
 pub use socket::BindError;
 
@@ -13,30 +15,40 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::sleep,
+    task::unconstrained,
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::{info, warn};
 
 /// Pause before the next try when the system has no descriptor or memory for another connection.
 const BREATH: Duration = Duration::from_millis(50);
 
+/// How long a handshake that has begun is waited for when we stop listening: a round trip to the other side of the world.
+const ON_THE_WAY: Duration = Duration::from_millis(300);
+
 /// A bound address. Each worker has one of its own for every address; the kernel spreads connections among them.
 #[derive(Debug)]
 pub struct Listener {
     inner: TcpListener,
     local: SocketAddr,
+    /// Opened by this process, and gone with it.
+    ours: bool,
 }
 
 impl Listener {
-    /// Binds an address, on the runtime that is running.
+    /// Binds an address, or takes the socket for it that was handed to us, on the runtime that is running.
     ///
     /// # Errors
     /// The address is taken, not ours, or not permitted.
-    pub fn bind(addr: SocketAddr) -> Result<Self, BindError> {
-        let inner = socket::bind(addr).and_then(TcpListener::from_std);
-        let bound = inner.and_then(|inner| inner.local_addr().map(|local| Self { inner, local }));
+    pub fn bind(addr: SocketAddr, inherited: &Inherited) -> Result<Self, BindError> {
+        let bound = inherited.get(addr).and_then(|handed| {
+            let ours = handed.is_none();
+            let inner = TcpListener::from_std(handed.map_or_else(|| socket::bind(addr), Ok)?)?;
+            Ok(Self { local: inner.local_addr()?, inner, ours })
+        });
         bound.map_err(|source| BindError { addr, source })
     }
 
@@ -44,6 +56,26 @@ impl Listener {
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Stops listening without refusing anybody: no new connection is begun, and those that are on their way are handed
+    /// to `take`. With a process that listens beside us or after us, nobody notices. A socket that was handed to us keeps
+    /// its queue for whom it is handed to next.
+    pub async fn retire(self, mut take: impl FnMut(TcpStream, SocketAddr)) {
+        if !self.ours {
+            return;
+        }
+        if socket::deafen(&self.inner).is_ok() {
+            let until = Instant::now() + ON_THE_WAY;
+            while let Ok((stream, peer)) = timeout_at(until, self.accept()).await {
+                take(stream, peer);
+            }
+        }
+        // Outside of the runtime's budget for a task: "not now" has to mean that nobody waits.
+        while let Some(Ok((stream, peer))) = unconstrained(self.inner.accept()).now_or_never() {
+            let _ = socket::tune(&stream);
+            take(stream, plain(peer));
+        }
     }
 
     /// The next connection. Never fails: whatever the system lacks now it may have in a moment.

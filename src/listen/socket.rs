@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
 /// Connections that wait to be accepted: a restart of a busy server brings thousands of clients back at once. The kernel
@@ -43,6 +43,24 @@ pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Makes a listening socket deaf to new connections and leaves it to those whose handshake is under way: a classic BPF
+/// program that drops a SYN. Its sender asks again after a second (RFC 6298 section 2) and then finds whoever listens
+/// here next; a socket that is simply closed resets everybody who was on the way into its queue.
+pub fn deafen(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_SET: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    /// Where the flags are in a TCP header, and which of them is SYN (RFC 9293 section 3.1).
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    SockRef::from(socket).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(JUMP_IF_SET, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
 }
 
 /// What a client's connection needs.

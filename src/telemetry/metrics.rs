@@ -1,6 +1,7 @@
 //! Numbers for Prometheus. Label values come from the configuration only, so that nobody outside can make a series.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
@@ -242,6 +243,29 @@ struct HostLabels {
     host: String,
 }
 
+/// OpenMetrics 1.0 as the older text format (0.0.4), for whoever does not ask for the newer one: there a counter's
+/// family has the name of its series, and nothing marks the end.
+#[must_use]
+pub fn classic(openmetrics: &str) -> String {
+    let typed = openmetrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"));
+    let counters: HashSet<&str> = typed.collect();
+    let mut text = String::with_capacity(openmetrics.len() + 512);
+    for line in openmetrics.lines().filter(|line| *line != "# EOF") {
+        let described = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE "));
+        match described.and_then(|rest| rest.split_once(' ')) {
+            Some((name, rest)) if counters.contains(name) => {
+                text.push_str(&line[..7]);
+                text.push_str(name);
+                text.push_str("_total ");
+                text.push_str(rest);
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabels {
     host: String,
@@ -271,19 +295,23 @@ impl Collector for Kept {
             ("upstream_up", "Whether a server is believed to answer"),
             ("upstream_in_flight", "Requests in flight"),
             ("upstream_idle_connections", "Pooled connections"),
-            ("upstream_dial_failures", "Dials that failed"),
         ] {
             let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (upstream, server, up, in_flight, idle, failures) in &now.upstreams {
+            for (upstream, server, up, in_flight, idle, _) in &now.upstreams {
                 let labels = ServerLabels { upstream: upstream.to_string(), server: server.clone() };
                 let value = match name {
                     "upstream_up" => i64::from(*up),
                     "upstream_in_flight" => count(*in_flight),
-                    "upstream_idle_connections" => count(*idle),
-                    _ => i64::try_from(*failures).unwrap_or(i64::MAX),
+                    _ => count(*idle),
                 };
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
             }
+        }
+        let mut family =
+            out.encode_descriptor("upstream_dial_failures", "Dials that failed", None, MetricType::Counter)?;
+        for (upstream, server, .., failures) in &now.upstreams {
+            let labels = ServerLabels { upstream: upstream.to_string(), server: server.clone() };
+            ConstCounter::new(*failures).encode(family.encode_family(&labels)?)?;
         }
         certificates(&mut out, &now.certificates)
     }
@@ -337,5 +365,9 @@ mod tests {
         assert_eq!(series, 1, "{text}");
         assert!(text.contains(r#"vestibule_upstream_up{upstream="a",server="http://a"} 1"#), "{text}");
         assert!(text.ends_with("# EOF\n"));
+        let old = classic(&text);
+        assert!(old.contains("# TYPE vestibule_requests_total counter\nvestibule_requests_total{"), "{old}");
+        assert!(old.contains("# HELP vestibule_requests_total ") && !old.contains("EOF"), "{old}");
+        assert!(old.contains("# TYPE vestibule_upstream_up gauge\n"), "{old}");
     }
 }

@@ -145,8 +145,8 @@ class CallServices:
 class Edge:
     """The built program."""
 
-    def __init__(self, folder, sites, listen=""):
-        self.http, self.https = free_port(), free_port()
+    def __init__(self, folder, sites, listen="", ports=None, within=(), environment=None, pass_fds=()):
+        self.http, self.https = ports or (free_port(), free_port())
         self.folder = folder
         config = folder / "vestibule.toml"
         config.write_text(f"""
@@ -164,7 +164,8 @@ listen = "unix:{folder}/admin.sock"
 {sites}
 """)
         self.err = folder / "edge.err"
-        self.process = subprocess.Popen([BINARY, "run", "--config", config], stderr=open(self.err, "w"))
+        self.process = subprocess.Popen([*within, BINARY, "run", "--config", config], stderr=open(self.err, "w"),
+                                        env={**os.environ, **(environment or {})}, pass_fds=pass_fds)
         wait_for("the edge", lambda: self.process.poll() is None and '"ready"' in self.err.read_text(), 20)
         self.root = folder / "root.pem"
         self.root.write_bytes(subprocess.run([BINARY, "ca", "--config", config], check=True, capture_output=True).stdout)
@@ -230,6 +231,17 @@ def edge(tmp_path_factory, synapse, calls):
     server = Edge(tmp_path_factory.mktemp("edge"), THREE_NAMES.format(synapse=synapse.port, calls=calls.port))
     yield server
     assert server.stop() == 0, server.log()[-4000:]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_in_any_log(tmp_path_factory):
+    """After everything: no log of any edge of this run holds what only its owner may know."""
+    yield
+    # Synapse's access tokens, the JWTs of calls, login tokens and passwords of these tests.
+    secret = re.compile(r"syt_\w|eyJ[\w-]{8}|loginToken=[^&\" ]{4}|access_token=[^&\" ]{4}|a long password")
+    for log in tmp_path_factory.getbasetemp().rglob("edge.err*"):
+        for line in log.read_text().splitlines():
+            assert not secret.search(line.replace("=REDACTED", "")), f"{log}: {line}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,14 +62,28 @@ impl Client<TcpStream> {
 impl Client<TlsStream<TcpStream>> {
     /// HTTP/1.1 over TLS, for this name.
     pub async fn tls(edge: &Edge, name: &str) -> Self {
-        Self { io: tls(edge, name, &["http/1.1"]).await.unwrap(), read: Vec::new() }
+        Self::tls_at(edge.https(), &edge.root(), name).await
+    }
+
+    /// The same where only an address and the root of the CA are known.
+    pub async fn tls_at(addr: SocketAddr, root: &str, name: &str) -> Self {
+        Self { io: handshake(addr, root, name, &["http/1.1"]).await.unwrap(), read: Vec::new() }
     }
 }
 
 /// Shakes hands for a name, offering these protocols.
 pub async fn tls(edge: &Edge, name: &str, protocols: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+    handshake(edge.https(), &edge.root(), name, protocols).await
+}
+
+async fn handshake(
+    addr: SocketAddr,
+    root: &str,
+    name: &str,
+    protocols: &[&str],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(edge.root().as_bytes()).unwrap()).unwrap();
+    roots.add(CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -77,7 +91,7 @@ pub async fn tls(edge: &Edge, name: &str, protocols: &[&str]) -> std::io::Result
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let tcp = TcpStream::connect(edge.https()).await?;
+    let tcp = TcpStream::connect(addr).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.to_owned()).unwrap(), tcp).await
 }
 

@@ -11,9 +11,13 @@ use std::{
 };
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// How long anything may take that is expected to happen. Never waited for when it does.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What tests send wherever a secret may stand; no log of any edge of the whole run may hold it.
+pub const SECRET: &str = "S3CRET";
 
 /// A running edge; killed when dropped.
 pub struct Edge {
@@ -54,6 +58,19 @@ impl Edge {
         let _ = old.child.wait();
         std::fs::rename(old.path("off.toml"), old.path("vestibule.toml")).unwrap();
         let folder = std::mem::replace(&mut old.folder, tempfile::tempdir().unwrap());
+        Self::run(folder)
+    }
+
+    /// Another process beside this one, with the same addresses and storage, and with these sites.
+    pub fn successor(&self, sites: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        std::fs::copy(self.path("state/internal-ca.json"), state.join("internal-ca.json")).unwrap();
+        let config = Self::config(folder.path(), "", sites)
+            .replace("http = [\"127.0.0.1:0\"]", &format!("http = [\"{}\"]", self.http()))
+            .replace("https = [\"127.0.0.1:0\"]", &format!("https = [\"{}\"]", self.https()));
+        std::fs::write(folder.path().join("vestibule.toml"), config).unwrap();
         Self::run(folder)
     }
 
@@ -125,6 +142,15 @@ impl Edge {
         }
     }
 
+    /// A page of the operator's door, with its head.
+    pub async fn page(&self, path: &str) -> String {
+        let mut door = tokio::net::UnixStream::connect(self.path("admin.sock")).await.unwrap();
+        door.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+        let mut page = String::new();
+        door.read_to_string(&mut page).await.unwrap();
+        page
+    }
+
     /// Runs another command of the program on the same file.
     pub fn command(&self, arguments: &[&str]) -> std::process::Output {
         command(self.folder.path()).args(arguments).output().unwrap()
@@ -173,7 +199,12 @@ impl Drop for Edge {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- the edge said:\n{}", self.log());
+            let log = self.log();
+            let last: Vec<_> = log.lines().rev().take(100).collect();
+            eprintln!("--- the last that the edge said:");
+            last.iter().rev().for_each(|line| eprintln!("{line}"));
+        } else {
+            assert!(!self.log().contains(SECRET), "a secret is in the log:\n{}", self.log());
         }
     }
 }

@@ -13,11 +13,12 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use self::{
@@ -32,6 +33,9 @@ use crate::{
     error::{Kind, ProxyError},
     wire::{self, Framing, RequestHead, WireError},
 };
+
+/// How long a drain waits for the request of somebody who has just connected: it is on its way.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// A client's stream that has become a tunnel.
 pub struct Upgrade<IO> {
@@ -97,10 +101,15 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         let patience = if first { self.settings.header } else { self.settings.keep_alive };
         if self.stream.lock().is_empty() {
             let mut first_byte = pin!(deadline(patience.map(|limit| Instant::now() + limit), self.stream.fill()));
+            let grace = if first { FIRST_REQUEST } else { Duration::ZERO };
+            let mut leaving = pin!(async {
+                draining.await;
+                sleep(grace).await;
+            });
             let arrived = poll_fn(|cx| match first_byte.as_mut().poll(cx) {
                 // What has arrived is served even when the drain begins at the same moment.
                 Poll::Ready(read) => Poll::Ready(read.is_some_and(|read| read.is_ok_and(|n| n > 0))),
-                Poll::Pending => draining.as_mut().poll(cx).map(|()| false),
+                Poll::Pending => leaving.as_mut().poll(cx).map(|()| false),
             });
             if !arrived.await {
                 self.stream.shutdown().await;

@@ -1,0 +1,49 @@
+//! Sockets that were opened before this process began, by systemd (`sd_listen_fds(3)`): while one process follows another
+//! their queue stays, so that nobody is refused.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+};
+
+use listenfd::ListenFd;
+use tracing::warn;
+
+/// The listening sockets that were handed to this process.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
+
+impl Inherited {
+    /// Those of the environment (`LISTEN_FDS`, `LISTEN_PID`). What is no TCP listener is named in the log and left alone.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let mut handed = ListenFd::from_env();
+        let mut found = Vec::new();
+        for index in 0..handed.len() {
+            let socket = handed.take_tcp_listener(index).ok().flatten();
+            let usable = socket.and_then(|socket| {
+                socket.set_nonblocking(true).ok()?;
+                Some((socket.local_addr().ok()?, socket))
+            });
+            match usable {
+                Some(socket) => found.push(socket),
+                None => warn!(index, "an inherited socket is no TCP listener and is not used"),
+            }
+        }
+        Self(found)
+    }
+
+    /// Another handle of the socket for an address, if there is one.
+    ///
+    /// # Errors
+    /// The system has no descriptor left.
+    pub fn get(&self, addr: SocketAddr) -> io::Result<Option<TcpListener>> {
+        let found = self.0.iter().find(|(local, _)| *local == addr);
+        found.map(|(_, socket)| socket.try_clone()).transpose()
+    }
+
+    /// The addresses that nobody asks for.
+    pub fn unused(&self, used: &[SocketAddr]) -> impl Iterator<Item = SocketAddr> {
+        self.0.iter().map(|(addr, _)| *addr).filter(|addr| !used.contains(addr))
+    }
+}
