@@ -4,6 +4,7 @@
 
 mod support;
 
+mod attacks;
 mod cli;
 mod compression;
 mod config;
@@ -14,6 +15,7 @@ mod life;
 mod matrix;
 mod reload;
 mod smuggling;
+mod soak;
 mod streaming;
 mod tls;
 mod websocket;

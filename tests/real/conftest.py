@@ -98,7 +98,7 @@ rc_login: {{ address: {{ per_second: 1000, burst_count: 1000 }}, account: {{ per
 class CallServices:
     """Stand-ins that answer as lk-jwt-service and LiveKit do; the WebSocket is a real library's."""
 
-    def __init__(self):
+    def __init__(self, address="127.0.0.1"):
         from websockets.asyncio.server import serve
 
         self.requests = []
@@ -126,7 +126,7 @@ class CallServices:
             return connection.respond(200, "OK")
 
         async def main():
-            async with serve(talk, "127.0.0.1", 0, process_request=answer, max_size=2**25, ping_interval=None) as server:
+            async with serve(talk, address, 0, process_request=answer, max_size=2**25, ping_interval=None) as server:
                 self.port = server.sockets[0].getsockname()[1]
                 self.loop = asyncio.get_running_loop()
                 self.ended = asyncio.Event()

@@ -186,6 +186,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {
         }
     }
 
+    /// Sends a request and reads whatever comes, to the end of the connection.
+    pub async fn ask_badly(mut self, request: &str) -> Vec<u8> {
+        self.send(request).await;
+        assert!(self.ends().await);
+        self.read
+    }
+
     /// Reads until there are so many bytes.
     pub async fn exactly(&mut self, len: usize) -> Vec<u8> {
         while self.read.len() < len {

@@ -74,8 +74,23 @@ impl Edge {
         Self::run(folder)
     }
 
+    /// The same as [`start`](Self::start), by way of a program that changes its own limits and then becomes ours.
+    pub fn within(program: &[&str], sites: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("vestibule.toml"), Self::config(folder.path(), "", sites)).unwrap();
+        let inner = command(folder.path());
+        let mut outer = Command::new(program[0]);
+        outer.args(&program[1..]).arg(inner.get_program()).args(inner.get_args());
+        Self::spawn(folder, outer)
+    }
+
     fn run(folder: TempDir) -> Self {
-        let mut child = command(folder.path()).arg("run").stderr(Stdio::piped()).spawn().unwrap();
+        let command = command(folder.path());
+        Self::spawn(folder, command)
+    }
+
+    fn spawn(folder: TempDir, mut command: Command) -> Self {
+        let mut child = command.arg("run").stderr(Stdio::piped()).spawn().unwrap();
         let (ready, is_ready) = mpsc::channel();
         let log = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -186,6 +201,13 @@ impl Edge {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
 
     /// The open descriptors of the process.

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod edge;
+pub mod frames;
 pub mod origin;
 
 pub use client::Client;

@@ -1,0 +1,188 @@
+"""The image, as Docker runs it: as nobody, on a read-only root, with no capability, stopped in time."""
+
+import asyncio
+import ipaddress
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from conftest import ROOT, CallServices, free_port, wait_for
+
+HERE = ROOT / "tests/real"
+IMAGE = "vestibule:test"
+COMPOSE_VARIABLES = {"SERVER_NAME": "example.org", "LIVEKIT_KEY": "key", "LIVEKIT_SECRET": "s" * 32}
+
+
+def docker(*arguments, **more):
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, **more)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory):
+    """A Docker engine: the one that runs, or one of our own for as long as the tests take."""
+    if not shutil.which("docker"):
+        pytest.skip("docker.io cannot be had here")
+    if docker("info").returncode == 0:
+        yield
+        return
+    if not shutil.which("dockerd") or os.geteuid() != 0:
+        pytest.skip("no Docker engine runs, and none can be started by this user")
+    folder = tmp_path_factory.mktemp("engine")
+    socket = f"unix://{folder}/docker.sock"
+    command = ["dockerd", "--host", socket, "--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
+    process = subprocess.Popen(command, stdout=open(folder / "log", "w"), stderr=subprocess.STDOUT)
+    os.environ["DOCKER_HOST"] = socket
+    try:
+        until = time.monotonic() + 60
+        while docker("info").returncode != 0:
+            if process.poll() is not None or time.monotonic() > until:
+                pytest.skip(f"a Docker engine does not start here: {(folder / 'log').read_text()[-300:]}")
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+        del os.environ["DOCKER_HOST"]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def image(engine):
+    subprocess.run([HERE / "base-images.sh"], check=True)
+    built = docker("build", "--network", "host", "-t", IMAGE, str(ROOT))
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    return json.loads(docker("image", "inspect", IMAGE).stdout)[0]
+
+
+class Container:
+    """One that runs the image as strictly as it can be run."""
+
+    def __init__(self, folder, sites):
+        self.folder, self.port = folder, free_port()
+        folder.chmod(0o755)
+        self.configure(sites)
+        self.name = f"vestibule-test-{self.port}"
+        run = docker(
+            "run", "--detach", "--name", self.name, "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+            "--publish", f"127.0.0.1:{self.port}:443", "--volume", f"{folder}:/etc/vestibule:ro", "--volume", "/var/lib/vestibule",
+            "--health-interval", "1s", IMAGE)
+        assert run.returncode == 0, run.stderr
+        wait_for("the edge in its container", lambda: '"ready"' in self.log(), 30)
+
+    def configure(self, sites):
+        (self.folder / "new").write_text(f'[tls]\ncertificates = "internal"\n{sites}')
+        (self.folder / "new").rename(self.folder / "vestibule.toml")
+
+    def log(self):
+        return docker("logs", self.name).stderr
+
+    def state(self):
+        return json.loads(docker("inspect", self.name).stdout)[0]["State"]
+
+    def context(self):
+        return ssl.create_default_context(cadata=docker("exec", self.name, "/usr/local/bin/vestibule", "ca").stdout)
+
+    def get(self):
+        return urllib.request.urlopen(f"https://a.example.org:{self.port}/", context=self.context(), timeout=10).read()
+
+    def remove(self):
+        docker("rm", "--force", "--volumes", self.name)
+
+
+@pytest.fixture
+def contain(image, tmp_path):
+    started = []
+
+    def start(sites):
+        started.append(Container(tmp_path, sites))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.remove()
+
+
+def responding(text):
+    return f'[sites."a.example.org".routes]\n"/" = {{ respond = "{text}" }}\n'
+
+
+def test_the_image_is_small_and_holds_nothing_to_break_in_with(image):
+    config = image["Config"]
+    assert config["User"].split(":")[0] not in ("", "0", "root")
+    assert config["StopSignal"] == "SIGTERM" and config["Healthcheck"]["Test"][-1] == "healthcheck"
+    assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT OR Apache-2.0"
+    assert image["Size"] < 60 << 20, image["Size"]
+    for shell in ("sh", "/bin/sh", "/bin/bash"):
+        assert docker("run", "--rm", "--entrypoint", shell, IMAGE, "-c", "true").returncode == 127
+
+
+def test_it_serves_is_healthy_and_takes_a_new_file(contain):
+    edge = contain(responding("one"))
+    wait_for("health", lambda: edge.state()["Health"]["Status"] == "healthy", 30)
+    assert edge.get() == b"one"
+    edge.configure(responding("two"))
+    wait_for("the change of the mounted file", lambda: edge.get() == b"two", 20)
+    docker("kill", "--signal", "HUP", edge.name)
+    wait_for("the reload", lambda: "the configuration is the same" in edge.log(), 20)
+    assert docker("stop", edge.name).returncode == 0
+    assert edge.state()["ExitCode"] == 0
+    assert docker("start", edge.name).returncode == 0
+    wait_for("another start", lambda: edge.log().count('"ready"') == 2, 30)
+    assert edge.get() == b"two", "its state is in the volume"
+
+
+def test_stop_says_goodbye_to_every_call_in_time(contain):
+    from websockets.asyncio.client import connect
+
+    # The first address of the bridge's network is this machine's.
+    subnet = json.loads(docker("network", "inspect", "bridge").stdout)[0]["IPAM"]["Config"][0]["Subnet"]
+    gateway = str(ipaddress.ip_network(subnet)[1])
+    calls = CallServices(gateway)
+    try:
+        edge = contain(f'[sites."a.example.org"]\nkind = "livekit"\nupstream = "http://{gateway}:{calls.port}"\n')
+
+        async def hold():
+            url, context = f"wss://a.example.org:{edge.port}/rtc/v1?access_token=x", edge.context()
+            sockets = [await connect(url, ssl=context, ping_interval=None) for _ in range(50)]
+            for socket in sockets:
+                await socket.send("here")
+                assert await socket.recv() == "here"
+            stopping = threading.Thread(target=docker, args=("stop", edge.name))
+            began = time.monotonic()
+            stopping.start()
+            await asyncio.gather(*(socket.wait_closed() for socket in sockets))
+            closed = time.monotonic() - began
+            await asyncio.to_thread(stopping.join)
+            return {socket.close_code for socket in sockets}, closed, time.monotonic() - began
+
+        codes, closed, stopped = asyncio.run(hold())
+        assert codes == {1001} and edge.state()["ExitCode"] == 0
+        assert closed < 5 and stopped < 10, (closed, stopped)
+    finally:
+        calls.stop()
+
+
+def compose():
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and subprocess.run([*command, "version"], capture_output=True).returncode == 0:
+            return command
+    return None
+
+
+@pytest.mark.skipif(not compose(), reason="no docker compose here")
+def test_compose_accepts_the_stack():
+    environment = {**os.environ, **COMPOSE_VARIABLES}
+    command = [*compose(), "-f", ROOT / "config/compose.yaml", "config"]
+    accepted = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert accepted.returncode == 0, accepted.stderr
+    assert "matrixrtc.example.org" in accepted.stdout
+    for missing in COMPOSE_VARIABLES:
+        lacking = {name: value for name, value in environment.items() if name != missing}
+        assert missing in subprocess.run(command, capture_output=True, text=True, env=lacking).stderr
