@@ -60,6 +60,22 @@ fn exit_codes_are_those_of_the_contract() {
 }
 
 #[test]
+fn init_writes_once_what_check_accepts() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("new").to_str().unwrap().to_owned();
+    let first = program(&["init", "example.org", "--dir", &dir]);
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    let config = format!("{dir}/vestibule.toml");
+    assert_eq!(program(&["check", "--config", &config]).status.code(), Some(0));
+    let written = std::fs::read(format!("{dir}/.env")).unwrap();
+    let second = program(&["init", "example.org", "--dir", &dir]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains(".env are already in"));
+    assert_eq!(std::fs::read(format!("{dir}/.env")).unwrap(), written);
+    assert_eq!(program(&["init", "localhost", "--dir", &dir]).status.code(), Some(2));
+}
+
+#[test]
 fn the_demo_passes_its_own_checks() {
     let output = program(&["demo", "--check"]);
     let said = String::from_utf8_lossy(&output.stdout);

@@ -5,6 +5,7 @@
 mod ask;
 mod check;
 mod demo;
+pub mod init;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -49,6 +50,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Write a complete deployment for a server name: this edge, Synapse, LiveKit and lk-jwt-service; overwrites nothing
+    Init(init::Args),
     /// Print the root of the internal CA
     Ca,
     /// Make the running edge read its file again
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Run => run(cli.config),
         Command::Check { json } => check::check(cli.config, json),
         Command::Demo { check } => demo::run(check),
+        Command::Init(args) => init::run(&args),
         Command::Ca => ca(cli.config),
         Command::Reload => ask::reload(cli.config),
         Command::Renew { host } => ask::renew(cli.config, &host),

@@ -52,6 +52,14 @@ impl Problem {
         self.span.get_or_insert(span);
         self
     }
+
+    /// In one line, for a value that stands in no file.
+    pub fn in_words(self) -> String {
+        match self.help {
+            Some(help) => format!("{}: {help}", self.message),
+            None => self.message,
+        }
+    }
 }
 
 /// Collects what is wrong with a file.

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -111,6 +112,15 @@ pub fn hostname(text: &str) -> Result<Hostname, Problem> {
         return Err(Problem::new(format!("`{text}` is no host name")));
     }
     Ok(Hostname(name.into()))
+}
+
+impl FromStr for Hostname {
+    /// What is wrong with it, in words.
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        hostname(text).map_err(Problem::in_words)
+    }
 }
 
 /// A Matrix server name: a host name with an optional port.

@@ -17,7 +17,6 @@ from conftest import ROOT, CallServices, free_port, wait_for
 
 HERE = ROOT / "tests/real"
 IMAGE = "vestibule:test"
-COMPOSE_VARIABLES = {"SERVER_NAME": "example.org", "LIVEKIT_KEY": "key", "LIVEKIT_SECRET": "s" * 32}
 
 
 def docker(*arguments, **more):
@@ -167,22 +166,3 @@ def test_stop_says_goodbye_to_every_call_in_time(contain):
         assert closed < 5 and stopped < 10, (closed, stopped)
     finally:
         calls.stop()
-
-
-def compose():
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(command[0]) and subprocess.run([*command, "version"], capture_output=True).returncode == 0:
-            return command
-    return None
-
-
-@pytest.mark.skipif(not compose(), reason="no docker compose here")
-def test_compose_accepts_the_stack():
-    environment = {**os.environ, **COMPOSE_VARIABLES}
-    command = [*compose(), "-f", ROOT / "config/compose.yaml", "config"]
-    accepted = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert accepted.returncode == 0, accepted.stderr
-    assert "matrixrtc.example.org" in accepted.stdout
-    for missing in COMPOSE_VARIABLES:
-        lacking = {name: value for name, value in environment.items() if name != missing}
-        assert missing in subprocess.run(command, capture_output=True, text=True, env=lacking).stderr

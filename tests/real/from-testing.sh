@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Puts pebble and pebble-challtestsrv into the folder $1. Debian stable's own pebble is older than ARI and profiles, so the
-# package of the testing suite is unpacked beside the system, which stays as it is; it needs nothing but libc.
+# Puts the program $3 of Debian's testing suite, from its package $2, into the folder $1. What stable has of it is too old,
+# so the package is unpacked beside the system, which stays as it is; it needs nothing but libc.
 set -euo pipefail
-target=$1
-[ -x "$target/usr/bin/pebble" ] && exit 0
+target=$1 package=$2 program=$3
+[ -x "$target/$program" ] && exit 0
 mkdir -p "$target"/{lists/partial,cache/archives/partial}
 target=$(cd "$target" && pwd)
 # The mirror that this system's own main suite comes from.
@@ -16,5 +16,5 @@ printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s forky 
 apt=(apt-get -qq -o "Dir::Etc::sourcelist=$target/sources.list" -o Dir::Etc::sourceparts=/dev/null
     -o "Dir::State::lists=$target/lists" -o "Dir::Cache=$target/cache" -o APT::Get::List-Cleanup=0 -o APT::Sandbox::User=root)
 "${apt[@]}" update
-(cd "$target" && "${apt[@]}" download pebble/forky && dpkg -x pebble_*.deb .)
-"$target/usr/bin/pebble" -version >/dev/null 2>&1 || [ -x "$target/usr/bin/pebble" ]
+(cd "$target" && "${apt[@]}" download "$package/forky" && dpkg -x "$package"_*.deb .)
+[ -x "$target/$program" ]

@@ -1,0 +1,183 @@
+//! `vestibule init`: a complete deployment for a server name, written into a folder. It asks nothing and overwrites
+//! nothing. What the files say is in `render`, which touches no file.
+
+mod render;
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+
+pub use self::render::{Addresses, Deployment, File, Layout, Secrets, render};
+use super::Outcome;
+use crate::config::{self, plan::Hostname};
+
+/// What `init` may be told.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The name after the colon in the ids of your users, like example.org
+    #[arg(value_parser = public_name)]
+    server_name: String,
+    /// The folder to write into; made if it is not there
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// Where the CA may write to about your certificates
+    #[arg(long, value_parser = mail_address)]
+    email: Option<String>,
+    /// The name of the homeserver [default: matrix.SERVER_NAME]
+    #[arg(long, value_name = "HOST", value_parser = public_name)]
+    homeserver: Option<String>,
+    /// Serve calls on the name of the homeserver too, under /livekit, instead of on two names of their own
+    #[arg(long)]
+    one_host: bool,
+}
+
+/// Writes the files, and says what is left to do.
+///
+/// # Errors
+/// One of the files exists, or the folder cannot be written; then nothing has been.
+pub(super) fn run(args: &Args) -> Outcome {
+    let layout = if args.one_host { Layout::OneHost } else { Layout::ThreeHosts };
+    let homeserver = args.homeserver.clone().unwrap_or_else(|| format!("matrix.{}", args.server_name));
+    let deployment = Deployment {
+        server_name: args.server_name.clone(),
+        homeserver,
+        layout,
+        email: args.email.clone(),
+        addresses: Addresses::default(),
+        secrets: Secrets::generate()?,
+    };
+    let files = render(&deployment);
+    judge(&files)?;
+    write(&args.dir, &files)?;
+    tell(&args.dir, &deployment, &files);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A name that the whole world can look up, and that YAML takes for a string without quotes.
+fn public_name(text: &str) -> Result<String, String> {
+    let name: Hostname = text.parse()?;
+    let name = name.as_str();
+    match name.rsplit_once('.') {
+        Some((_, top)) if top.bytes().any(|b| b.is_ascii_alphabetic()) => Ok(name.to_owned()),
+        _ => Err(format!("`{name}` is no name that others can look up: write it like example.org")),
+    }
+}
+
+fn mail_address(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_graphic() && !"\"\\'<>,;$".contains(c);
+    let is_address = text.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && domain.contains('.'));
+    if is_address && text.chars().all(plain) { Ok(text.to_owned()) } else { Err("this is no mail address".into()) }
+}
+
+/// What we write is what `check` accepts, whatever the names.
+fn judge(files: &[File]) -> anyhow::Result<()> {
+    let Some(file) = files.iter().find(|file| file.name == "vestibule.toml") else { return Ok(()) };
+    match config::parse(file.name, &file.text, PathBuf::new(), &|_| None) {
+        Ok(_) => Ok(()),
+        Err(report) => anyhow::bail!("these names cannot be served together:\n{}", report.render()),
+    }
+}
+
+fn write(dir: &Path, files: &[File]) -> anyhow::Result<()> {
+    let taken: Vec<_> =
+        files.iter().map(|file| file.name).filter(|name| dir.join(name).symlink_metadata().is_ok()).collect();
+    if !taken.is_empty() {
+        let are = if taken.len() == 1 { "is" } else { "are" };
+        anyhow::bail!("nothing was written, because {} {are} already in {}", taken.join(", "), dir.display());
+    }
+    fs::create_dir_all(dir).with_context(|| format!("the folder {} cannot be made", dir.display()))?;
+    let mut written = Vec::new();
+    for file in files {
+        let path = dir.join(file.name);
+        let outcome = write_new(&path, file);
+        written.push(path);
+        if let Err(error) = outcome {
+            // All or nothing: half a deployment would stand in the way of the next try.
+            for path in &written[..written.len() - 1] {
+                let _ = fs::remove_file(path);
+            }
+            return Err(error).with_context(|| format!("{} cannot be written", dir.join(file.name).display()));
+        }
+    }
+    Ok(())
+}
+
+fn write_new(path: &Path, file: &File) -> std::io::Result<()> {
+    let mut open = OpenOptions::new().create_new(true).write(true).mode(file.mode).open(path)?;
+    let outcome = open.write_all(file.text.as_bytes()).and_then(|()| open.sync_all());
+    if outcome.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    outcome
+}
+
+fn tell(dir: &Path, deployment: &Deployment, files: &[File]) {
+    let names: Vec<_> = files.iter().map(|file| file.name).collect();
+    println!("Written into {}: {}\n", dir.display(), names.join(", "));
+    println!(
+        "DNS records, each with the public address of this machine; AAAA only if it has IPv6 in the containers as well:"
+    );
+    let hosts = deployment.hosts();
+    let width = hosts.iter().map(String::len).max().unwrap_or_default() + 1;
+    for host in &hosts {
+        println!("  {:width$}  A     ADDRESS", format!("{host}."));
+    }
+    println!("\nPorts to open, and to forward if a router stands before the machine:");
+    println!("  80/tcp    certificates, and the redirect to https");
+    println!("  443/tcp   everything of Matrix, and the signalling of calls");
+    println!("  7881/tcp  media of calls where UDP is blocked; straight to LiveKit");
+    println!("  7882/udp  media of calls; straight to LiveKit");
+    println!("\nThen, in {}:", dir.display());
+    println!("  docker compose run --rm --no-deps synapse generate");
+    println!("  docker compose up --detach");
+    println!(
+        "  docker compose exec synapse register_new_matrix_user -c /data/homeserver.yaml -a http://localhost:8008"
+    );
+    println!("\n.env holds the secrets: keep it, and show it to nobody.");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn file(name: &'static str, mode: u32) -> File {
+        File { name, mode, text: name.to_owned() }
+    }
+
+    #[test]
+    fn all_files_are_written_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("new");
+        let files = [file("a", 0o644), file("b", 0o600)];
+        write(&dir, &files).unwrap();
+        let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("b"), fs::read_to_string(dir.join("a")).unwrap().as_str()), (0o600, "a"));
+        let more = [file("c", 0o644), file("b", 0o600), file("a", 0o644)];
+        let said = write(&dir, &more).unwrap_err().to_string();
+        assert!(said.contains("b, a are already in"), "{said}");
+        assert!(!dir.join("c").exists());
+        // A disk that fails in the middle is played by a name that cannot be made.
+        let said = write(&dir, &[file("c", 0o644), file("none/d", 0o644)]).unwrap_err().to_string();
+        assert!(said.contains("none/d cannot be written") && !dir.join("c").exists(), "{said}");
+    }
+
+    #[test]
+    fn names_are_public_and_addresses_harmless() {
+        assert_eq!(public_name("Example.ORG.").unwrap(), "example.org");
+        for wrong in ["localhost", "192.0.2.1", "1.2", "example.org:8448", "https://example.org", "münchen.de", ""] {
+            assert!(public_name(wrong).is_err(), "{wrong}");
+        }
+        assert!(mail_address("a+b@example.org").is_ok());
+        for wrong in ["a@b", "@example.org", "a\"@example.org", "a b@example.org", "${X}@example.org"] {
+            assert!(mail_address(wrong).is_err(), "{wrong}");
+        }
+    }
+}

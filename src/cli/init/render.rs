@@ -1,0 +1,499 @@
+//! The files of a deployment as text: a pure function of names, addresses and secrets. The examples under `config/` are
+//! its output for example.org; a test keeps them in step.
+
+use std::fmt::Write as _;
+
+/// What a deployment is made from. Every name is a host name in lower case; nothing here is checked again.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    /// The name after the colon in user ids.
+    pub server_name: String,
+    /// Where the homeserver is; may be the server name itself.
+    pub homeserver: String,
+    /// Where calls are.
+    pub layout: Layout,
+    /// The contact of the ACME account.
+    pub email: Option<String>,
+    /// Where the services are for each other.
+    pub addresses: Addresses,
+    /// What nobody else may know.
+    pub secrets: Secrets,
+}
+
+/// Which names the call services have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `jwt.matrixrtc.SERVER_NAME` and `matrixrtc.SERVER_NAME`.
+    ThreeHosts,
+    /// The homeserver's own, under `/livekit/jwt` and `/livekit/sfu`.
+    OneHost,
+}
+
+/// Where the services find each other: `HOST:PORT`, or a host alone for PostgreSQL.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// Synapse.
+    pub synapse: String,
+    /// lk-jwt-service.
+    pub lk_jwt: String,
+    /// LiveKit's signalling.
+    pub livekit: String,
+    /// PostgreSQL.
+    pub postgres: String,
+    /// The address that Synapse and LiveKit listen on.
+    pub bind: String,
+}
+
+impl Default for Addresses {
+    /// The names that compose gives them.
+    fn default() -> Self {
+        Self {
+            synapse: "synapse:8008".into(),
+            lk_jwt: "lk-jwt-service:8080".into(),
+            livekit: "livekit:7880".into(),
+            postgres: "postgres".into(),
+            bind: "0.0.0.0".into(),
+        }
+    }
+}
+
+/// What nobody else may know; each is generated once in the life of a deployment.
+#[derive(Clone)]
+pub struct Secrets {
+    /// Signs the tokens with which clients enter a call.
+    pub livekit: String,
+    /// Synapse's password at PostgreSQL.
+    pub postgres: String,
+}
+
+impl Secrets {
+    /// New ones: 64 hexadecimal digits each, from the system's generator. LiveKit warns below 32 characters.
+    ///
+    /// # Errors
+    /// The system has no randomness to give.
+    pub fn generate() -> std::io::Result<Self> {
+        Ok(Self { livekit: secret()?, postgres: secret()? })
+    }
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secrets(…)")
+    }
+}
+
+fn secret() -> std::io::Result<String> {
+    let mut bytes = [0_u8; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("the system gives no random numbers"))?;
+    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    }))
+}
+
+/// One file of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// Its name in the folder.
+    pub name: &'static str,
+    /// Its permissions.
+    pub mode: u32,
+    /// What is in it.
+    pub text: String,
+}
+
+/// The id of the key that [`Secrets::livekit`] belongs to. Everybody may know it: it stands in every token.
+pub const LIVEKIT_KEY: &str = "matrix-rtc";
+
+const SYNAPSE: &str = "ghcr.io/element-hq/synapse:v1.163.2";
+const LK_JWT: &str = "ghcr.io/element-hq/lk-jwt-service:0.6.0";
+const LIVEKIT: &str = "livekit/livekit-server:v1.13.5";
+const POSTGRES: &str = "postgres:17-alpine";
+
+impl Deployment {
+    /// Every name that needs a DNS record, the server name first.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<String> {
+        let mut hosts = vec![self.server_name.clone()];
+        if self.homeserver != self.server_name {
+            hosts.push(self.homeserver.clone());
+        }
+        if self.layout == Layout::ThreeHosts {
+            hosts.extend([self.jwt_host(), self.sfu_host()]);
+        }
+        hosts
+    }
+
+    /// `livekit_service_url`: clients append `/sfu/get` to it.
+    #[must_use]
+    pub fn jwt_url(&self) -> String {
+        match self.layout {
+            Layout::ThreeHosts => format!("https://{}", self.jwt_host()),
+            Layout::OneHost => format!("https://{}/livekit/jwt", self.homeserver),
+        }
+    }
+
+    /// `LIVEKIT_URL`: where clients open the WebSocket of a call.
+    #[must_use]
+    pub fn sfu_url(&self) -> String {
+        match self.layout {
+            Layout::ThreeHosts => format!("wss://{}", self.sfu_host()),
+            Layout::OneHost => format!("wss://{}/livekit/sfu", self.homeserver),
+        }
+    }
+
+    fn jwt_host(&self) -> String {
+        format!("jwt.matrixrtc.{}", self.server_name)
+    }
+
+    fn sfu_host(&self) -> String {
+        format!("matrixrtc.{}", self.server_name)
+    }
+}
+
+/// All files of a deployment with compose.
+#[must_use]
+pub fn render(deployment: &Deployment) -> Vec<File> {
+    let file = |name, text| File { name, mode: 0o644, text };
+    vec![
+        file("vestibule.toml", vestibule_toml(deployment)),
+        file("compose.yaml", compose(deployment)),
+        file("livekit.yaml", livekit(deployment)),
+        file("homeserver-lines.yaml", homeserver_lines(deployment)),
+        File { name: ".env", mode: 0o600, text: env(&deployment.secrets) },
+    ]
+}
+
+/// The edge's own file.
+#[must_use]
+pub fn vestibule_toml(deployment: &Deployment) -> String {
+    let Deployment { server_name, homeserver, addresses, .. } = deployment;
+    let Addresses { synapse, lk_jwt, livekit, .. } = addresses;
+    let email = match &deployment.email {
+        Some(email) => format!("email = \"{email}\""),
+        None => format!("# email = \"you@{server_name}\"      # where the CA may write to about your certificates"),
+    };
+    let mut text = format!(
+        r#"# The front door of {server_name}. After a change: `vestibule check`. Every key: `vestibule reference`.
+
+[acme]
+{email}
+
+[matrix]
+server_name = "{server_name}"
+
+[sites."{homeserver}"]
+kind     = "synapse"
+upstream = "http://{synapse}"
+"#
+    );
+    match deployment.layout {
+        Layout::ThreeHosts => {
+            let (jwt, sfu) = (deployment.jwt_host(), deployment.sfu_host());
+            text += &format!(
+                r#"
+[sites."{jwt}"]
+kind     = "lk-jwt"
+upstream = "http://{lk_jwt}"
+
+[sites."{sfu}"]
+kind     = "livekit"
+upstream = "http://{livekit}"
+"#
+            );
+        }
+        Layout::OneHost => {
+            text += &format!(
+                r#"
+[sites."{homeserver}".routes]
+"/livekit/jwt" = {{ kind = "lk-jwt",  upstream = "http://{lk_jwt}", strip_prefix = true }}
+"/livekit/sfu" = {{ kind = "livekit", upstream = "http://{livekit}", strip_prefix = true }}
+"#
+            );
+        }
+    }
+    if homeserver != server_name {
+        text += &format!(
+            r#"
+# Clients and other homeservers ask here for the way; the rest of the name is yours: a redirect, an upstream, or 404.
+[sites."{server_name}"]
+# redirect = "https://www.{server_name}"
+"#
+        );
+    }
+    text
+}
+
+/// The stack, with every secret taken from `.env`.
+#[must_use]
+pub fn compose(deployment: &Deployment) -> String {
+    let volumes = r#"networks:
+  web:
+  data:
+    internal: true
+
+volumes:
+  vestibule:
+  synapse:
+  postgres:
+"#;
+    [edge_service(deployment), homeserver_services(deployment), call_services(deployment), volumes.into()].concat()
+}
+
+fn edge_service(deployment: &Deployment) -> String {
+    let server_name = &deployment.server_name;
+    let aliases: String = deployment.hosts().iter().map(|host| format!("\n          - {host}")).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        r#"# {server_name}: homeserver, calls, and their front door. Beside this file: vestibule.toml, livekit.yaml,
+# homeserver-lines.yaml, and .env with the secrets. The first time:
+#   docker compose run --rm --no-deps synapse generate
+#   docker compose up --detach
+services:
+  vestibule:
+    image: vestibule:{version}          # docker build -t vestibule:{version} . in its source
+    restart: unless-stopped
+    read_only: true
+    cap_drop: [ALL]
+    ports:
+      - "80:80"
+      - "443:443"
+    volumes:
+      # The folder and not the file: an editor that replaces the file is then seen as well. It cannot read .env.
+      - ./:/etc/vestibule:ro
+      - vestibule:/var/lib/vestibule
+    networks:
+      web:
+        # The public names lead here from inside as well: lk-jwt-service asks https://{server_name} and LIVEKIT_URL, and
+        # many routers do not send that back in.
+        aliases:{aliases}
+
+"#
+    )
+}
+
+fn homeserver_services(deployment: &Deployment) -> String {
+    let Deployment { server_name, addresses, .. } = deployment;
+    let postgres = &addresses.postgres;
+    format!(
+        r#"  synapse:
+    image: {SYNAPSE}
+    # What `generate` made, with keys and secrets of its own, and over it what is in homeserver-lines.yaml.
+    command: run -c /data/homeserver.yaml -c /etc/synapse/homeserver-lines.yaml
+    restart: unless-stopped
+    depends_on:
+      postgres:
+        condition: service_healthy
+    environment:
+      SYNAPSE_SERVER_NAME: {server_name}
+      SYNAPSE_REPORT_STATS: "no"
+      # Read by PostgreSQL's own library, so that the password stands in no file but .env.
+      PGPASSWORD: ${{POSTGRES_PASSWORD:?}}
+    volumes:
+      - synapse:/data
+      - ./homeserver-lines.yaml:/etc/synapse/homeserver-lines.yaml:ro
+    networks: [web, data]
+
+  {postgres}:
+    image: {POSTGRES}
+    restart: unless-stopped
+    environment:
+      POSTGRES_USER: synapse
+      POSTGRES_PASSWORD: ${{POSTGRES_PASSWORD:?}}
+      # Synapse refuses any other order of letters, and it cannot be changed after the first start.
+      POSTGRES_INITDB_ARGS: --encoding=UTF8 --locale=C
+    volumes:
+      - postgres:/var/lib/postgresql/data
+    healthcheck:
+      test: [CMD, pg_isready, --quiet, --host=127.0.0.1, --username=synapse]
+      interval: 10s
+      start_period: 60s
+    networks: [data]
+
+"#
+    )
+}
+
+fn call_services(deployment: &Deployment) -> String {
+    let server_name = &deployment.server_name;
+    let (sfu_url, synapse) = (deployment.sfu_url(), &deployment.addresses.synapse);
+    format!(
+        r#"  lk-jwt-service:
+    image: {LK_JWT}
+    restart: unless-stopped
+    environment:
+      LIVEKIT_URL: {sfu_url}
+      LIVEKIT_KEY: {LIVEKIT_KEY}
+      LIVEKIT_SECRET: ${{LIVEKIT_SECRET:?}}
+      # Whose users may open a call here; required since 0.5, LIVEKIT_LOCAL_HOMESERVERS is gone.
+      LIVEKIT_FULL_ACCESS_HOMESERVERS: {server_name}
+      # The short way to our own homeserver, past the limits that it has for each address.
+      LIVEKIT_CS_API_URL_OVERRIDES: {server_name}=http://{synapse}
+    # No healthcheck: the image has nothing to run one with, and that of 0.6.0 always fails.
+    networks: [web]
+
+  livekit:
+    image: {LIVEKIT}
+    command: --config /etc/livekit.yaml
+    restart: unless-stopped
+    environment:
+      LIVEKIT_KEYS: "{LIVEKIT_KEY}: ${{LIVEKIT_SECRET:?}}"
+    ports:
+      # Media never passes the edge: these two have to be open to the world.
+      - "7881:7881"                 # ICE over TCP, not TLS
+      - "7882:7882/udp"             # all media, multiplexed
+    volumes:
+      - ./livekit.yaml:/etc/livekit.yaml:ro
+    healthcheck:
+      test: [CMD, wget, --quiet, --spider, "http://127.0.0.1:7880/"]
+      interval: 30s
+      start_period: 30s
+    networks: [web]
+
+"#
+    )
+}
+
+/// LiveKit's configuration, without its secret.
+#[must_use]
+pub fn livekit(deployment: &Deployment) -> String {
+    let Addresses { lk_jwt, livekit, bind, .. } = &deployment.addresses;
+    let port = port(livekit);
+    format!(
+        r#"port: {port}
+bind_addresses: ["{bind}"]
+rtc:
+  tcp_port: 7881
+  udp_port: 7882
+  # LiveKit has to tell clients the public address; behind the bridge of Docker it would tell its own.
+  use_external_ip: true
+room:
+  # Or anybody with a token opens rooms, and LIVEKIT_FULL_ACCESS_HOMESERVERS means nothing.
+  auto_create: false
+webhook:
+  # Lets lk-jwt-service end the membership of whoever drops out. The name of the key, not its secret.
+  api_key: {LIVEKIT_KEY}
+  urls: ["http://{lk_jwt}/sfu_webhook"]
+logging:
+  level: info
+"#
+    )
+}
+
+/// What Synapse needs beside what it generates for itself.
+#[must_use]
+pub fn homeserver_lines(deployment: &Deployment) -> String {
+    let Deployment { homeserver, addresses, .. } = deployment;
+    let (jwt_url, port) = (deployment.jwt_url(), port(&addresses.synapse));
+    let Addresses { postgres, bind, .. } = addresses;
+    format!(
+        r#"# What Synapse needs for calls by Element, and behind this edge: read after homeserver.yaml, each of these keys in its place.
+public_baseurl: https://{homeserver}/
+listeners:
+  - port: {port}
+    type: http
+    bind_addresses: ["{bind}"]
+    x_forwarded: true               # or all clients share one address, and one rate limit
+    resources: [{{ names: [client, federation] }}]
+experimental_features:
+  msc4143_enabled: true             # the transports endpoint, which clients since August 2026 ask
+  msc4222_enabled: true             # state_after in /sync
+max_event_delay_duration: 24h       # this, and no flag, turns delayed events on (MSC4140)
+matrix_rtc:
+  transports:
+    - type: livekit
+      livekit_service_url: {jwt_url}
+rc_message: {{ per_second: 0.5, burst_count: 30 }}
+rc_delayed_event_mgmt: {{ per_second: 1, burst_count: 20 }}
+# A homeserver that has run on another database keeps that one: leave these lines out.
+database:
+  name: psycopg2
+  args: {{ host: {postgres}, user: synapse, dbname: synapse, cp_min: 5, cp_max: 10 }}   # the password is in PGPASSWORD
+"#
+    )
+}
+
+/// `.env`, which compose reads by itself.
+#[must_use]
+pub fn env(secrets: &Secrets) -> String {
+    let Secrets { livekit, postgres } = secrets;
+    format!(
+        "# Generated once. Another POSTGRES_PASSWORD would shut Synapse out of its database.\n\
+         LIVEKIT_SECRET={livekit}\n\
+         POSTGRES_PASSWORD={postgres}\n"
+    )
+}
+
+fn port(address: &str) -> &str {
+    address.rsplit_once(':').map_or("", |(_, port)| port)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::config;
+
+    fn deployment(layout: Layout, homeserver: &str) -> Deployment {
+        Deployment {
+            server_name: "example.org".into(),
+            homeserver: homeserver.into(),
+            layout,
+            email: Some("admin@example.org".into()),
+            addresses: Addresses::default(),
+            secrets: Secrets { livekit: "l".repeat(64), postgres: "p".repeat(64) },
+        }
+    }
+
+    #[test]
+    fn the_examples_are_what_init_writes() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+        let mut files = render(&deployment(Layout::ThreeHosts, "matrix.example.org"));
+        files.retain(|file| file.name != ".env");
+        let one_host = vestibule_toml(&deployment(Layout::OneHost, "matrix.example.org"));
+        files.push(File { name: "one-host.toml", mode: 0o644, text: one_host });
+        assert_eq!(files.len(), 5);
+        for file in files {
+            let path = folder.join(file.name);
+            if std::env::var_os("BLESS").is_some() {
+                fs::write(&path, &file.text).unwrap();
+            }
+            assert_eq!(fs::read_to_string(&path).unwrap(), file.text, "config/{} (BLESS=1 rewrites it)", file.name);
+        }
+    }
+
+    #[test]
+    fn every_layout_is_a_configuration_without_a_warning() {
+        for layout in [Layout::ThreeHosts, Layout::OneHost] {
+            for homeserver in ["matrix.example.org", "example.org", "synapse.example.net"] {
+                let deployment = deployment(layout, homeserver);
+                let text = vestibule_toml(&deployment);
+                let parsed = config::parse("vestibule.toml", &text, "/".into(), &|_| None);
+                let (plan, warnings) = parsed.unwrap_or_else(|report| panic!("{}\n{text}", report.render()));
+                assert_eq!(warnings.render(), "", "{text}");
+                let matrix = plan.matrix.unwrap();
+                assert_eq!(matrix.homeserver, format!("https://{homeserver}"));
+                assert_eq!(matrix.rtc_services, [deployment.jwt_url()]);
+                let mut sites: Vec<_> = plan.sites.iter().map(|site| site.host.as_str().to_owned()).collect();
+                let mut hosts = deployment.hosts();
+                sites.sort();
+                hosts.sort();
+                assert_eq!(sites, hosts);
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_are_long_random_and_in_one_file() {
+        let (one, other) = (Secrets::generate().unwrap(), Secrets::generate().unwrap());
+        assert!(one.livekit.len() >= 32 && one.livekit != other.livekit && one.livekit != one.postgres);
+        let deployment = Deployment { secrets: one.clone(), ..deployment(Layout::ThreeHosts, "matrix.example.org") };
+        for file in render(&deployment) {
+            let holds = file.text.contains(&one.livekit) || file.text.contains(&one.postgres);
+            assert_eq!((holds, file.mode), if file.name == ".env" { (true, 0o600) } else { (false, 0o644) });
+        }
+        assert!(!format!("{deployment:?}").contains(&one.livekit));
+    }
+}
