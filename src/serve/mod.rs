@@ -7,7 +7,7 @@
 mod coalesce;
 mod h1;
 mod h2;
-mod normalize;
+pub mod normalize;
 mod watchdog;
 
 use std::{future::Future, sync::Arc, time::Duration};
