@@ -1,29 +1,37 @@
 # A small image that runs as nobody, for the platform of whoever builds it (amd64, arm64): docker build -t vestibule .
 #
-# The same source, toolchain and SOURCE_DATE_EPOCH give the same program. What is in it: /usr/share/doc/vestibule/Cargo.lock.
+# The same source, base images and SOURCE_DATE_EPOCH give the same program, byte for byte. What it is made of:
+# /usr/share/doc/vestibule/Cargo.lock; a release has it as CycloneDX beside its binaries.
 ARG RUST=rust:1.95-slim-bookworm
 ARG BASE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${RUST} AS build
 WORKDIR /src
-# Dependencies first, so that a change of ours does not build them again.
+# Dependencies first, so that a change of ours does not build them again: every target that Cargo.toml names, and nothing in it.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests \
-    && echo 'fn main() {}' > src/main.rs && touch src/lib.rs tests/main.rs tests/tidy.rs \
+RUN sed -n 's/^path = "\(.*\)"/\1/p' Cargo.toml | while read -r target; do mkdir -p "$(dirname "$target")" && touch "$target"; done \
+    && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && cargo build --locked --release && rm -rf src
 COPY README.md ./
 COPY config config
 COPY src src
 ARG SOURCE_DATE_EPOCH=0
 RUN touch src/main.rs src/lib.rs && cargo build --locked --release \
-    && mkdir -p /out/var/lib/vestibule /out/etc/vestibule /out/usr/share/doc/vestibule \
-    && cp Cargo.lock /out/usr/share/doc/vestibule/ \
-    && install -D target/release/vestibule /out/usr/local/bin/vestibule
+    && mkdir -p /out/var/lib/vestibule /out/etc/vestibule \
+    && install -D -m 755 target/release/vestibule /out/usr/local/bin/vestibule \
+    && install -D -m 644 Cargo.lock /out/usr/share/doc/vestibule/Cargo.lock \
+    && find /out -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 
 FROM ${BASE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="vestibule" \
       org.opencontainers.image.description="The front door of a self-hosted Matrix homeserver with Element Call" \
-      org.opencontainers.image.licenses="MIT OR Apache-2.0"
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}"
 # Owned by the user of the image, so that a new volume is; and that user may not change the program.
 COPY --from=build /out/usr /usr
 COPY --from=build --chown=65532:65532 /out/var/lib/vestibule /var/lib/vestibule
