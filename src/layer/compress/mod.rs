@@ -13,20 +13,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use tokio::sync::Semaphore;
 
-use self::encode::Encoded;
+use self::encode::{Encoded, MAX_WHOLE};
 pub use self::{encode::whole, negotiate::negotiate};
 use crate::{
     body::{Body, Response},
     config::plan::{self, Encoding},
 };
 
-/// Streaming encoders open at once. One holds at most about 0.6 MiB (zstd 1 and brotli 4 with 18-bit windows; gzip 0.3),
-/// so this bounds them to 160 MiB; past it, answers go out as they are.
+/// Encodings open at once. One holds at most about 0.6 MiB (zstd 1 and brotli 4 with 18-bit windows; gzip 0.3; a body that
+/// is gathered 0.5), so this bounds them to 160 MiB; past it, answers go out as they are.
 const MAX_OPEN: usize = 256;
-
-/// Bodies that are here as a whole and not larger than this are encoded in one go, which is cheaper and denser; it
-/// takes 2 ms at most.
-const MAX_WHOLE: usize = 1 << 20;
 
 /// Compresses what may be compressed.
 pub struct Compress {
