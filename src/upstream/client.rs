@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
-    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    io::AsyncWrite as _,
     time::{Sleep, sleep},
 };
 
@@ -37,14 +37,16 @@ const ANSWER_HEAD: HeadLimits = HeadLimits { bytes: 64 * 1024, fields: 256, targ
 /// long).
 const CONTINUE: Duration = Duration::from_secs(1);
 
-/// The thread's buffer for reading: what waits for an answer owns none.
-const SCRATCH: usize = 64 * 1024;
+/// The thread's buffer for reading: what waits for an answer owns none. Services write in pieces of up to 64 KiB, and the
+/// head stands before the first.
+const SCRATCH: usize = 72 * 1024;
 
-/// Bodies with at least this much to come are read into room of their own and passed on without a copy.
-const BULK: u64 = 32 * 1024;
+/// A read of at least this much keeps the buffer and leaves the thread a new one, which is cheaper than a copy; a smaller
+/// one is copied, so that an answer of 1 KiB does not hold 72.
+const BULK: usize = 16 * 1024;
 
 thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+    static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
 /// A request on its way, which may have to start again on another connection.
@@ -174,7 +176,7 @@ impl Exchange {
                 Ok(None) if self.link.read.len() > ANSWER_HEAD.bytes => {
                     return Poll::Ready(Err(nonsense("the head of the answer is too large")));
                 }
-                Ok(None) => match self.link.poll_fill(cx, 0) {
+                Ok(None) => match self.link.poll_fill(cx) {
                     Poll::Ready(Ok(n)) if n > 0 => self.saw_bytes = true,
                     Poll::Ready(end) => return Poll::Ready(Err(hung_up(end.err()))),
                     Poll::Pending => {
@@ -470,8 +472,7 @@ impl Incoming {
                 Ok(None) => {}
                 Err(_malformed) => return Poll::Ready(Err(BodyError::Truncated)),
             }
-            let wanted = self.decoder.remaining().unwrap_or(0);
-            match link.poll_fill(cx, wanted) {
+            match link.poll_fill(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => self.patience.moved(),
                 Poll::Ready(Ok(_)) if self.decoder.may_end_here() => return Poll::Ready(Ok(Piece::End)),
                 Poll::Ready(_) => return Poll::Ready(Err(BodyError::Truncated)),
@@ -521,18 +522,18 @@ impl HttpBody for Incoming {
 }
 
 impl Link {
-    /// Reads more. With at least [`BULK`] bytes `wanted` they go into room of the link's own and are passed on without a
-    /// copy; else they come through the thread's buffer, so that a link which waits owns nothing.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: u64) -> Poll<std::io::Result<usize>> {
-        if wanted >= BULK {
-            self.read.reserve(SCRATCH);
-            return tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, &mut self.read);
-        }
+    /// Reads more, through the thread's buffer, so that a link which waits owns nothing.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         BUFFER.with_borrow_mut(|buffer| {
-            let mut buf = ReadBuf::new(buffer);
-            ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf))?;
-            self.read.extend_from_slice(buf.filled());
-            Poll::Ready(Ok(buf.filled().len()))
+            buffer.reserve(SCRATCH);
+            let n = ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, buffer))?;
+            if n >= BULK && self.read.is_empty() {
+                self.read = std::mem::take(buffer);
+            } else {
+                self.read.extend_from_slice(buffer);
+                buffer.clear();
+            }
+            Poll::Ready(Ok(n))
         })
     }
 
