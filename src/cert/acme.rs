@@ -9,7 +9,10 @@ use std::{
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
-use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -28,9 +31,9 @@ const TRIES_PER_CA: u32 = 3;
 const STORAGE_RETRY: Duration = Duration::from_secs(60);
 
 /// Keeps a name. What is in the storage is served before this returns.
-pub fn keep(keeper: Keeper, store: Arc<Store>, issuer: Arc<Issuer>, renew: Arc<Notify>, tasks: &TaskTracker) {
-    let mut name =
-        Name { file: format!("certificates/{}.json", keeper.host), keeper, store, issuer, state: State::default() };
+pub fn keep(keeper: Keeper, store: Arc<Store>, issuers: Issuers, renew: Arc<Notify>, tasks: &TaskTracker) {
+    let file = format!("certificates/{}.json", keeper.host);
+    let mut name = Name { file, keeper, store, issuers, state: State::default() };
     name.load();
     tasks.spawn(async move {
         let stop = name.keeper.stop.clone();
@@ -38,11 +41,14 @@ pub fn keep(keeper: Keeper, store: Arc<Store>, issuer: Arc<Issuer>, renew: Arc<N
     });
 }
 
+/// The issuer of the newest configuration.
+pub type Issuers = watch::Receiver<Arc<Issuer>>;
+
 struct Name {
     file: String,
     keeper: Keeper,
     store: Arc<Store>,
-    issuer: Arc<Issuer>,
+    issuers: Issuers,
     state: State,
 }
 
@@ -69,6 +75,7 @@ impl Name {
                 ask_at += self.suggestion().await;
             }
             let now = self.keeper.clock.now();
+            self.state.facts.moved = self.is_moved();
             match schedule::next(&self.state.facts, now) {
                 Action::Order => {
                     self.order().await;
@@ -80,6 +87,8 @@ impl Name {
                     let wait = until.min(ask_at).duration_since(now).unwrap_or_default();
                     tokio::select! {
                         () = sleep(wait) => {}
+                        // Another configuration; when the sender is gone, so is everything else.
+                        Ok(()) = self.issuers.changed() => {}
                         () = renew.notified() => {
                             self.order().await;
                             ask_at = self.keeper.clock.now();
@@ -88,6 +97,17 @@ impl Name {
                 }
             }
         }
+    }
+
+    fn issuer(&self) -> Arc<Issuer> {
+        self.issuers.borrow().clone()
+    }
+
+    /// Whether the CA of what is held is none of those that are configured. One that is not known is as good as any.
+    fn is_moved(&self) -> bool {
+        let from = &self.state.directory;
+        let directories = &self.issuer().plan.directories;
+        !from.is_empty() && !directories.iter().any(|directory| directory.url.eq_ignore_ascii_case(from))
     }
 
     /// Takes what is in the storage. A damaged file is set aside, and is as good as none.
@@ -130,16 +150,17 @@ impl Name {
     /// Asks the CA when it wants the certificate renewed, and says in how long to ask again. The instant picked from its
     /// window is kept across restarts, so that many restarts do not draw the earliest of many.
     async fn suggestion(&mut self) -> Duration {
-        let (Some((_, end)), Ok(certificate)) = (self.state.facts.validity, self.state.certificate()) else {
+        let (Some(validity), Ok(certificate)) = (self.state.facts.validity, self.state.certificate()) else {
             return schedule::ASK_AGAIN;
         };
         let Ok(leaf) = certificate.key.end_entity_cert().map(|leaf| leaf.to_vec()) else { return schedule::ASK_AGAIN };
-        let Some((window, again)) = self.issuer.suggestion(&self.state.directory, &leaf).await else {
+        let Some((window, again)) = self.issuer().suggestion(&self.state.directory, &leaf).await else {
             return schedule::ASK_AGAIN;
         };
         if self.state.window != Some(window) {
             let now = self.keeper.clock.now();
-            self.state.facts.renew_at = schedule::pick(window, end, now, random());
+            let picked = schedule::pick(window, validity.1, now, random());
+            self.state.facts.renew_at = picked.map(|at| schedule::paced(at, validity, self.state.facts.hurried));
             self.state.window = Some(window);
             info!(
                 site = &*self.keeper.host,
@@ -154,17 +175,14 @@ impl Name {
     }
 
     async fn order(&mut self) {
-        let (store, lock_name) = (self.store.clone(), format!("order-{}", self.keeper.host));
-        let locked = spawn_blocking(move || store.lock(&lock_name)).await;
-        let _lock = match locked {
-            Ok(Ok(lock)) => lock,
-            Ok(Err(error)) => return self.storage_fails(error.into()).await,
-            // The blocking thread panicked; there will be another.
-            Err(_) => return,
+        let _lock = match self.store.lock_patiently(&format!("order-{}", self.keeper.host)).await {
+            Ok(lock) => lock,
+            Err(error) => return self.storage_fails(error.into()).await,
         };
         // Another process on this storage may have been quicker.
         let before = self.state.chain.clone();
         self.load();
+        self.state.facts.moved = self.is_moved();
         let forced = before == self.state.chain;
         if !forced && schedule::next(&self.state.facts, self.keeper.clock.now()) != Action::Order {
             return;
@@ -181,7 +199,7 @@ impl Name {
 
     /// Asks one CA after the other, from the one whose turn it is; further only where the fault is the CA's.
     async fn place(&mut self) -> Result<(Issued, String), IssueError> {
-        let issuer = self.issuer.clone();
+        let issuer = self.issuer();
         let directories = &issuer.plan.directories;
         let first = usize::try_from(self.state.failures / TRIES_PER_CA).unwrap_or_default();
         let mut failed: Option<IssueError> = None;
@@ -224,7 +242,10 @@ impl Name {
     }
 
     async fn succeeded(&mut self, issued: Issued, directory: String) {
-        let state = State { chain: issued.chain, key: issued.key, directory, ..State::default() };
+        let now = self.keeper.clock.now();
+        let hurried = if schedule::is_hurried(&self.state.facts, now) { Some(now) } else { self.state.facts.hurried };
+        let facts = Facts { hurried, ..Facts::default() };
+        let state = State { chain: issued.chain, key: issued.key, directory, facts, ..State::default() };
         let certificate = match state.certificate() {
             Ok(certificate) => certificate,
             Err(error) => {
@@ -299,6 +320,7 @@ impl State {
             "window": self.window.map(|(from, to)| [seconds(from), seconds(to)]),
             "renew_at": self.facts.renew_at.map(seconds),
             "not_before": self.facts.not_before.map(seconds),
+            "hurried": self.facts.hurried.map(seconds),
             "failures": self.failures,
             "last_error": self.last_error,
             "pending": self.pending.as_ref().map(|order| {
@@ -309,14 +331,20 @@ impl State {
 
     fn from_json(text: &str) -> Option<Self> {
         let json: Value = serde_json::from_str(text).ok()?;
-        let at = |value: &Value| value.as_u64().map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        let at =
+            |value: &Value| value.as_u64().and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
         let text = |key: &str| json[key].as_str().map(str::to_owned);
         Some(Self {
             chain: text("chain")?,
             key: text("key")?,
             directory: text("directory")?,
             window: at(&json["window"][0]).zip(at(&json["window"][1])),
-            facts: Facts { validity: None, renew_at: at(&json["renew_at"]), not_before: at(&json["not_before"]) },
+            facts: Facts {
+                renew_at: at(&json["renew_at"]),
+                not_before: at(&json["not_before"]),
+                hurried: at(&json["hurried"]),
+                ..Facts::default()
+            },
             failures: json["failures"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
             last_error: text("last_error"),
             pending: Pending::from_json(&json["pending"]),
@@ -348,7 +376,7 @@ mod tests {
             key: "k".into(),
             directory: "https://ca".into(),
             window: Some((at(1), at(2))),
-            facts: Facts { validity: None, renew_at: Some(at(3)), not_before: Some(at(4)) },
+            facts: Facts { renew_at: Some(at(3)), not_before: Some(at(4)), hurried: Some(at(8)), ..Facts::default() },
             failures: 5,
             last_error: Some("six".into()),
             pending: Some(Pending { directory: "https://ca".into(), url: "https://ca/7".into(), key: "k".into() }),

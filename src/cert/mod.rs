@@ -21,7 +21,7 @@ pub use self::{
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::SystemTime,
 };
 
@@ -30,7 +30,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     sign::CertifiedKey,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -50,6 +50,8 @@ pub struct Manager {
     tasks: TaskTracker,
     stop: CancellationToken,
     challenges: Arc<Challenges>,
+    /// Whoever orders asks the issuer of the newest configuration.
+    issuers: OnceLock<watch::Sender<Arc<Issuer>>>,
     names: Mutex<HashMap<Arc<str>, Name>>,
 }
 
@@ -120,7 +122,8 @@ impl Manager {
     pub fn new(store: Store, clock: Clock, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let resolver = Arc::new(Resolver::default());
         let challenges = Arc::new(Challenges::new(resolver.clone()));
-        Self { resolver, store: Arc::new(store), clock, tasks, stop, challenges, names: Mutex::default() }
+        let store = Arc::new(store);
+        Self { resolver, store, clock, tasks, stop, challenges, issuers: OnceLock::new(), names: Mutex::default() }
     }
 
     /// The answer to a request for the token of an HTTP-01 challenge.
@@ -148,7 +151,7 @@ impl Manager {
     }
 
     /// Looks after the names of these sites from now on. What stays is not touched, orders in flight included; what is
-    /// gone is given up. `acme` and `fetch` are for the names that are new.
+    /// gone is given up. What `acme` and `fetch` say holds for every order that is placed from now on.
     pub fn apply(&self, sites: &[Site], acme: &Acme, fetch: &Fetch) {
         let issuer = Arc::new(Issuer {
             plan: acme.clone(),
@@ -156,7 +159,11 @@ impl Manager {
             challenges: self.challenges.clone(),
             fetch: fetch.clone(),
             clock: self.clock.clone(),
+            refused: Mutex::default(),
         });
+        let issuers = self.issuers.get_or_init(|| watch::Sender::new(issuer.clone()));
+        issuers.send_replace(issuer);
+        let issuers = issuers.subscribe();
         let mut names = self.names();
         names.retain(|host, name| {
             let stays = sites.iter().any(|site| site.host.as_str() == &**host && site.tls == name.source);
@@ -166,7 +173,7 @@ impl Manager {
             stays
         });
         for site in sites.iter().filter(|site| site.tls != SiteTls::Off) {
-            names.entry(site.host.shared()).or_insert_with(|| self.begin(site, &issuer));
+            names.entry(site.host.shared()).or_insert_with(|| self.begin(site, &issuers));
         }
         self.resolver.retain(|host| names.contains_key(host));
     }
@@ -183,7 +190,7 @@ impl Manager {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, site: &Site, issuer: &Arc<Issuer>) -> Name {
+    fn begin(&self, site: &Site, issuers: &acme::Issuers) -> Name {
         let stop = self.stop.child_token();
         let source = match site.tls {
             SiteTls::Internal => "internal",
@@ -211,7 +218,7 @@ impl Manager {
         match &site.tls {
             SiteTls::Files { cert, key } => files::keep(keeper, cert.clone(), key.clone(), &self.tasks),
             SiteTls::Internal => internal::keep(keeper, self.store.clone(), &self.tasks),
-            SiteTls::Acme => acme::keep(keeper, self.store.clone(), issuer.clone(), renew, &self.tasks),
+            SiteTls::Acme => acme::keep(keeper, self.store.clone(), issuers.clone(), renew, &self.tasks),
             SiteTls::Off => {}
         }
         name

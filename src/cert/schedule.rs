@@ -6,6 +6,9 @@ use std::time::{Duration, SystemTime};
 /// limit of failed validations an hour.
 const BACK_OFF_MINUTES: [u64; 11] = [1, 2, 2, 5, 10, 20, 30, 60, 120, 240, 360];
 
+/// No CA has us wait for longer, whatever it says, and no file either: the clock may have been wrong when it was written.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// How often a CA is asked when it wants a certificate renewed that does not say how often (RFC 9773 section 4.3.2).
 pub const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 
@@ -24,6 +27,10 @@ pub struct Facts {
     pub renew_at: Option<SystemTime>,
     /// No order before this.
     pub not_before: Option<SystemTime>,
+    /// When the CA last had a certificate replaced before its time.
+    pub hurried: Option<SystemTime>,
+    /// The CA that issued it is none of those that are configured now.
+    pub moved: bool,
 }
 
 /// What to do.
@@ -39,10 +46,12 @@ pub enum Action {
 #[must_use]
 pub fn next(facts: &Facts, now: SystemTime) -> Action {
     let due = match facts.validity {
-        None => now,
-        Some(validity) => due(validity, facts.renew_at),
+        Some(validity) if !facts.moved => due(validity, facts.renew_at),
+        // A CA is changed because the old one is not the right one: staging, for a first try.
+        _ => now,
     };
-    match facts.not_before.map_or(due, |not_before| due.max(not_before)) {
+    let not_before = facts.not_before.filter(|at| *at <= now + LONGEST_WAIT);
+    match not_before.map_or(due, |not_before| due.max(not_before)) {
         at if at <= now => Action::Order,
         at => Action::Wait(at),
     }
@@ -66,6 +75,22 @@ pub fn pick(window: (SystemTime, SystemTime), end: SystemTime, now: SystemTime, 
         return None;
     }
     Some((from + length.mul_f64(fraction.clamp(0.0, 1.0))).max(now.min(to)))
+}
+
+/// The picked instant, kept from becoming a habit: a CA that wants every certificate replaced at once, the new one
+/// included, gets one such order a day, or in a third of a shorter lifetime.
+#[must_use]
+pub fn paced(picked: SystemTime, (begin, end): (SystemTime, SystemTime), hurried: Option<SystemTime>) -> SystemTime {
+    let life = end.duration_since(begin).unwrap_or_default();
+    let pause = (life / 3).min(Duration::from_secs(24 * 3600));
+    hurried.map_or(picked, |at| picked.max(at + pause))
+}
+
+/// Whether an order placed now is one that only the CA's window asks for.
+#[must_use]
+pub fn is_hurried(facts: &Facts, now: SystemTime) -> bool {
+    let early = |(begin, end): (SystemTime, SystemTime)| now < end - end.duration_since(begin).unwrap_or_default() / 3;
+    facts.renew_at.is_some_and(|at| at <= now) && facts.validity.is_some_and(early)
 }
 
 /// How long to wait after so many failures in a row, up to a tenth more or less by `fraction`.
@@ -112,6 +137,15 @@ mod tests {
             // A limit of the CA is kept, even without a certificate.
             (Facts { not_before: Some(at(50)), ..Facts::default() }, 5, Action::Wait(at(50))),
             (Facts { not_before: Some(at(50)), ..facts(0, 30) }, 40, Action::Wait(at(50))),
+            // One that no CA can have meant is not.
+            (Facts { not_before: Some(at(900 * DAY)), ..Facts::default() }, 5, Action::Order),
+            // Another CA is configured than the one that issued it.
+            (Facts { moved: true, ..facts(0, 90 * DAY) }, DAY, Action::Order),
+            (
+                Facts { moved: true, not_before: Some(at(DAY + 9)), ..facts(0, 90 * DAY) },
+                DAY,
+                Action::Wait(at(DAY + 9)),
+            ),
         ] {
             assert_eq!(next(&facts, at(now)), action, "{facts:?} at {now}");
         }
@@ -130,6 +164,41 @@ mod tests {
             let picked = pick((at(window.0), at(window.1)), at(900), at(now), 0.5);
             assert_eq!(picked, expected.map(at), "{window:?} at {now}");
         }
+    }
+
+    #[test]
+    fn six_days_are_enough_for_every_step() {
+        // The CA asks for half the lifetime, or for nothing; it forgets; it is away for a day.
+        for (renew_at, not_before, now, action) in [
+            (None, None, 4 * DAY, Action::Order),
+            (Some(3 * DAY), None, 3 * DAY - 1, Action::Wait(at(3 * DAY))),
+            (Some(3 * DAY), None, 3 * DAY, Action::Order),
+            (Some(3 * DAY), Some(3 * DAY + 6 * 3600), 3 * DAY, Action::Wait(at(3 * DAY + 6 * 3600))),
+            (Some(9 * DAY), None, 5 * DAY, Action::Wait(at(6 * DAY - 6 * DAY / 20))),
+            (Some(9 * DAY), None, 6 * DAY - 6 * DAY / 20, Action::Order),
+        ] {
+            let facts = Facts { renew_at: renew_at.map(at), not_before: not_before.map(at), ..facts(0, 6 * DAY) };
+            assert_eq!(next(&facts, at(now)), action, "{facts:?} at {now}");
+        }
+        // Five failures in a row are over long before the last twentieth (7.2 hours) begins.
+        let tries: u64 = (1..=5).map(|n| back_off(n, 1.0).as_secs()).sum();
+        assert!(tries < 3600, "{tries}");
+    }
+
+    #[test]
+    fn a_ca_in_a_hurry_is_followed_once_a_day() {
+        let long = (at(0), at(90 * DAY));
+        for (picked, hurried, validity, expected) in [
+            (10, None, long, 10),
+            (10, Some(5), long, 5 + DAY),
+            (5 * DAY, Some(5), long, 5 * DAY),
+            (10, Some(5), (at(0), at(90)), 35),
+        ] {
+            assert_eq!(paced(at(picked), validity, hurried.map(at)), at(expected), "{picked} after {hurried:?}");
+        }
+        let asked = Facts { renew_at: Some(at(10)), ..facts(0, 90 * DAY) };
+        assert!(is_hurried(&asked, at(10)) && !is_hurried(&asked, at(9)) && !is_hurried(&asked, at(60 * DAY)));
+        assert!(!is_hurried(&facts(0, 90 * DAY), at(10)));
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! What must survive a restart, in one folder: a file for each thing, written so that there is always a whole one.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions, Permissions, TryLockError},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use tokio::time::sleep;
+
+/// How often a lock is tried that somebody else has.
+const LOCK_AGAIN: Duration = Duration::from_millis(200);
 
 /// The folder.
 #[derive(Debug, Clone)]
@@ -74,17 +80,49 @@ impl Store {
         Ok(aside)
     }
 
-    /// A lock that dies with its holder. Waits for whoever has it; call it where blocking is allowed.
+    /// A lock that dies with its holder. Blocks while somebody else has it; for what takes a moment.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn lock(&self, name: &str) -> Result<File, StoreError> {
+        let (file, path) = self.lock_file(name)?;
+        file.lock().map_err(|source| failed("lock", &path, source))?;
+        Ok(file)
+    }
+
+    /// The same for what takes long. Asks again and again instead of waiting in the kernel: a thread that waits there
+    /// cannot be called back when the process ends.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub async fn lock_patiently(&self, name: &str) -> Result<File, StoreError> {
+        let (file, path) = self.lock_file(name)?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => sleep(LOCK_AGAIN).await,
+                Err(TryLockError::Error(source)) => return Err(failed("lock", &path, source)),
+            }
+        }
+    }
+
+    fn lock_file(&self, name: &str) -> Result<(File, PathBuf), StoreError> {
         self.make(&self.dir)?;
         let path = self.dir.join(format!(".{name}.lock"));
         let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = open.map_err(|source| failed("lock", &path, source))?;
-        file.lock().map_err(|source| failed("lock", &path, source))?;
-        Ok(file)
+        Ok((open.map_err(|source| failed("lock", &path, source))?, path))
+    }
+
+    /// Tries whether anything can be kept here.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let path = self.dir.join(format!(".probe.{}", std::process::id()));
+        self.make(&self.dir)?;
+        write_whole(&path, "probe")
+            .and_then(|()| fs::remove_file(&path))
+            .map_err(|source| failed("write", &self.dir, source))
     }
 
     fn make(&self, folder: &Path) -> Result<(), StoreError> {

@@ -2,6 +2,7 @@
 is told."""
 
 import base64
+import fcntl
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from acme import BINARY, ROOT, Edge, Pebble, broken, free_port, needs_pebble, stage, wait_for  # noqa: F401
+from acme import BINARY, HOSTS, ROOT, Edge, Pebble, broken, free_port, needs_pebble, stage, wait_for  # noqa: F401
 
 pytestmark = needs_pebble
 
@@ -58,7 +59,121 @@ def test_an_order_that_the_ca_does_not_know_any_more_is_placed_again(stage):
     wait_for("a certificate", lambda: edge.served(HOST), 60)
 
 
+def test_a_process_that_waits_for_another_ends_when_it_is_told_to(tmp_path):
+    """Another process holds the lock of the order; it may hold it for minutes."""
+    (tmp_path / "edge/state").mkdir(parents=True, mode=0o700)
+    directory, shutdown = broken((500, {}, b""))
+    with open(tmp_path / f"edge/state/.order-{HOST}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        edge = Edge(tmp_path / "edge", directory, (free_port(), free_port()), [HOST])
+        time.sleep(0.5)
+        began = time.monotonic()
+        edge.stop()
+        assert edge.process.returncode == 0 and time.monotonic() - began < 5
+    shutdown()
+
+
 # The CA
+
+
+def test_four_names_share_one_account_even_when_it_has_to_be_made_again(stage):
+    ca, edge = stage(between={}, lifetime=90 * DAY)
+    wait_for("certificates", edge.has_all, 60)
+    # badNonce may have had it tried again; one was made.
+    made = lambda: [status for path, status in ca.between.seen if path == "/sign-me-up"].count(201)
+    assert made() == 1, ca.between.seen
+    ca.forget()
+    for host in HOSTS:
+        subprocess.run([BINARY, "--config", edge.folder / "vestibule.toml", "renew", host], check=True, capture_output=True)
+    wait_for("others", lambda: ca.count("Issued certificate serial") == 8, 90)
+    assert made() == 2
+    assert len(list((edge.folder / "state/accounts").glob("*.forgotten-*"))) == 1
+
+
+def test_a_damaged_account_is_set_aside_and_told(stage):
+    ca, edge = stage(hosts=[HOST])
+    wait_for("a certificate", lambda: edge.served(HOST), 60)
+    [account] = (edge.folder / "state/accounts").glob("*.json")
+    account.write_text("{ broken")
+    edge.renew(HOST)
+    assert "the stored account is damaged" in edge.log()
+    assert list(account.parent.glob("*.damaged-*"))
+
+
+def test_another_ca_in_the_file_is_asked_at_once_and_the_old_certificate_served_meanwhile(tmp_path):
+    """From staging to the real one: nobody wants to wait for two months, and nobody wants an outage."""
+    ports = (free_port(), free_port())
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    staging, real = Pebble(tmp_path / "one", *ports), Pebble(tmp_path / "two", *ports)
+    both = tmp_path / "both.pem"
+    both.write_text((tmp_path / "one/ca.pem").read_text() + (tmp_path / "two/ca.pem").read_text())
+    edge = Edge(tmp_path / "edge", staging.directory, ports, [HOST], both)
+    try:
+        wait_for("a certificate", lambda: edge.served(HOST), 60)
+        first, config = edge.served(HOST), edge.folder / "vestibule.toml"
+        config.write_text(config.read_text().replace(staging.directory, real.directory))
+        seen = []
+        wait_for("the other CA's", lambda: seen.append(edge.served(HOST)) or seen[-1] != first, 60)
+        assert None not in seen and real.count("Issued certificate serial") == 1
+        edge.stop()
+        edge.start()
+        time.sleep(1)
+        assert real.count("Issued certificate serial") == 1, "and once only"
+    finally:
+        for one in (edge, staging, real):
+            one.stop()
+
+
+def test_a_wait_that_no_ca_can_mean_is_cut_and_told(tmp_path):
+    answer = (429, {"Retry-After": str(2**64 - 1), "Content-Type": "application/problem+json"},
+              b'{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too many"}')
+    directory, shutdown = broken(answer)
+    edge = Edge(tmp_path / "edge", directory, (free_port(), free_port()), [HOST])
+    try:
+        assert "too many" in failure(edge)
+        not_before = json.loads(edge.stored(HOST).read_text())["not_before"]
+        assert time.time() + 6 * DAY < not_before < time.time() + 8 * DAY
+        # The limit is kept by the next process as well, and by whoever changes the file meanwhile.
+        edge.stop()
+        edge.start()
+        wait_for("the plan", lambda: edge.status()[HOST]["next"], 30)
+        assert edge.status()[HOST]["failures"] == 1
+    finally:
+        edge.stop()
+        shutdown()
+
+
+def test_a_ca_that_wants_every_certificate_replaced_at_once_gets_one_order_a_day(stage):
+    window = {"suggestedWindow": {"start": "2020-01-01T00:00:00Z", "end": "2020-01-02T00:00:00Z"}}
+    answer = lambda _: (200, {"Retry-After": "60", "Content-Type": "application/json"}, json.dumps(window).encode())
+    ca, edge = stage(hosts=[HOST], between={"/draft-ietf-acme-ari": answer, "/renewal": answer})
+    wait_for("one and its replacement", lambda: ca.count("Issued certificate serial") == 2, 60)
+    edge.stop()
+    edge.start()
+    wait_for("the plan", lambda: planned(edge) and planned(edge) > time.time() + DAY / 2, 30)
+    assert ca.count("Issued certificate serial") == 2
+
+
+def test_a_site_that_goes_and_comes_back_while_its_order_is_in_flight_has_it_taken_up(stage):
+    reached, back = threading.Event(), threading.Event()
+
+    def hold(_):
+        if not back.is_set():
+            reached.set()
+            back.wait(30)
+
+    ca, edge = stage(hosts=[HOST, "other.example.org"], between={"/finalize-order/": hold})
+    assert reached.wait(60)
+    config = edge.folder / "vestibule.toml"
+    both = config.read_text()
+    one = both.split(f'[sites."{HOST}"', 1)
+    config.write_text(one[0] + '[sites."other' + one[1].split('[sites."other', 1)[1])
+    wait_for("the reload", lambda: edge.log().count("the new configuration is in effect") == 1, 20)
+    config.write_text(both)
+    wait_for("the reload", lambda: edge.log().count("the new configuration is in effect") == 2, 20)
+    back.set()
+    wait_for("certificates", lambda: edge.has_all([HOST, "other.example.org"]), 90)
+    assert ca.between.count("/order-plz") == 2, ca.between.seen
 
 
 def test_an_account_that_the_ca_has_forgotten_is_made_again(stage):

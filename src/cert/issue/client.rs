@@ -14,7 +14,7 @@ use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 
 use crate::{
     body::{Body, Request},
-    cert::{chain, lock},
+    cert::{chain, lock, schedule::LONGEST_WAIT},
     clock::Clock,
     conn::Fetch,
 };
@@ -33,9 +33,16 @@ pub struct Seen(Arc<Mutex<Last>>);
 struct Last {
     status: Option<u16>,
     retry_after: Option<Duration>,
+    /// Its words, where it was a problem document (RFC 7807).
+    problem: Option<String>,
 }
 
 impl Seen {
+    /// What a problem document said.
+    pub fn problem(&self) -> Option<String> {
+        lock(&self.0).problem.clone()
+    }
+
     /// Its status; none while the CA does not answer.
     pub fn last_status(&self) -> Option<u16> {
         lock(&self.0).status
@@ -73,23 +80,35 @@ impl HttpClient for Client {
             let request = Request::from_parts(parts, Body::full(body));
             let response = fetch(request).await.map_err(|error| Error::Other(Box::new(Unreachable(error))))?;
             let (mut parts, body) = response.into_parts();
-            *lock(&seen.0) = Last { status: Some(parts.status.as_u16()), retry_after: retry_after(&parts.headers) };
+            let (status, retry_after) = (Some(parts.status.as_u16()), retry_after(&parts.headers));
+            *lock(&seen.0) = Last { status, retry_after, problem: None };
             // The library takes renewal information without it for none at all.
             if is_get {
                 parts.headers.entry(header::RETRY_AFTER).or_insert(ASK_AGAIN);
             }
             let limited = http_body_util::Limited::new(body, MAX_ANSWER);
             let bytes = limited.collect().await.map_err(Error::Other)?.to_bytes();
+            if parts.status.is_client_error() || parts.status.is_server_error() {
+                lock(&seen.0).problem = problem(&bytes);
+            }
             Ok(BytesResponse::from(http::Response::from_parts(parts, http_body_util::Full::new(bytes))))
         })
     }
+}
+
+/// The words of a problem document, as one short line.
+fn problem(body: &[u8]) -> Option<String> {
+    let document: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let detail: String = document["detail"].as_str()?.chars().filter(|c| !c.is_control()).take(300).collect();
+    let kind = document["type"].as_str().and_then(|kind| kind.rsplit(':').next()).unwrap_or_default();
+    Some(if kind.is_empty() { detail } else { format!("{kind}: {detail}") })
 }
 
 /// Seconds, or a date.
 fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     let date = || httpdate::parse_http_date(value).ok()?.duration_since(Clock::system().now()).ok();
-    value.parse().ok().map(Duration::from_secs).or_else(date)
+    value.parse().ok().map(Duration::from_secs).or_else(date).map(|wait| wait.min(LONGEST_WAIT))
 }
 
 /// An error of the way to the CA, with its cause in the same line.

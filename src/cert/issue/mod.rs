@@ -3,20 +3,21 @@
 mod client;
 
 use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime},
 };
 
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, ExternalAccountKey,
-    Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error,
+    ExternalAccountKey, Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
 use tracing::{debug, info, warn};
 
 use self::client::{Client, Seen};
-use super::{CertError, Store, chain, challenge::Challenges};
+use super::{CertError, Store, StoreError, chain, challenge::Challenges, lock};
 use crate::{
     clock::Clock,
     config::plan::{Acme, Challenge},
@@ -46,7 +47,7 @@ macro_rules! patiently {
 }
 
 /// Why there is no certificate.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct IssueError {
     /// In words, with what the CA said and what our listeners saw.
     pub text: String,
@@ -140,6 +141,8 @@ pub struct Issuer {
     pub fetch: Fetch,
     /// For `Retry-After`.
     pub clock: Clock,
+    /// Directories that gave us no account, when and why.
+    pub refused: Mutex<HashMap<String, (Instant, IssueError)>>,
 }
 
 impl Issuer {
@@ -158,7 +161,7 @@ impl Issuer {
         keep: &mut (dyn FnMut(Pending) + Send),
     ) -> Result<Issued, IssueError> {
         let seen = Seen::default();
-        let mut account = self.account(directory, &seen).await?;
+        let (mut account, mut text) = self.account(directory, &seen).await?;
         self.check_profile(&account)?;
         let mut failures: Vec<Failure> = Vec::new();
         if let Some(pending) = pending {
@@ -174,11 +177,8 @@ impl Issuer {
             }
             let mut outcome = self.attempt(&account, directory, host, *challenge, replaces, keep, &seen).await;
             if outcome.as_ref().is_err_and(|failure| failure.forgotten) {
-                warn!(directory, "the CA does not know our account any more; a new one is made");
-                self.store
-                    .set_aside(&account_file(directory), "forgotten")
-                    .map_err(|error| self.kept_badly(&error.into()))?;
-                account = self.account(directory, &seen).await?;
+                self.forget(directory, &text).await.map_err(|error| self.kept_badly(&error.into()))?;
+                (account, text) = self.account(directory, &seen).await?;
                 outcome = self.attempt(&account, directory, host, *challenge, replaces, keep, &seen).await;
             }
             match outcome {
@@ -194,7 +194,7 @@ impl Issuer {
     /// The window in which the CA wants a certificate renewed (RFC 9773); nothing where it does not say.
     /// Beside it, when to ask again.
     pub async fn suggestion(&self, directory: &str, leaf: &[u8]) -> Option<((SystemTime, SystemTime), Duration)> {
-        let account = self.account(directory, &Seen::default()).await.ok()?;
+        let (account, _) = self.account(directory, &Seen::default()).await.ok()?;
         let leaf = CertificateDer::from(leaf);
         let id = CertificateIdentifier::try_from(&leaf).ok()?;
         let asked = account.renewal_info(&id).await;
@@ -202,25 +202,86 @@ impl Issuer {
         Some(((info.suggested_window.start.into(), info.suggested_window.end.into()), again))
     }
 
-    async fn account(&self, directory: &str, seen: &Seen) -> Result<Account, IssueError> {
+    /// Our account at a CA, made if there is none, with what is stored of it.
+    async fn account(&self, directory: &str, seen: &Seen) -> Result<(Account, String), IssueError> {
         let file = account_file(directory);
-        let builder = || Account::builder_with_http(Box::new(Client { fetch: self.fetch.clone(), seen: seen.clone() }));
-        let fails =
-            |what: &str, error: &Error| self.failed(describe(directory, what, error, seen), blame(error, seen), seen);
-        let stored = self.store.load(&file).map_err(|error| self.kept_badly(&error.into()))?;
-        if let Some(credentials) = stored.and_then(|text| serde_json::from_str::<AccountCredentials>(&text).ok()) {
-            let restored = builder().from_credentials(credentials).await;
-            return restored.map_err(|error| fails("the CA does not answer", &error));
+        let stored = match self.stored_account(&file)? {
+            Some(stored) => stored,
+            None => {
+                // Names that begin together, in several processes too, make one account and not one each.
+                let began = Instant::now();
+                let lock = self.store.lock_patiently(&account_lock(directory)).await;
+                let _lock = lock.map_err(|error| self.kept_badly(&error.into()))?;
+                match self.stored_account(&file)? {
+                    Some(stored) => stored,
+                    None => return self.new_account(directory, &file, began, seen).await,
+                }
+            }
+        };
+        let (credentials, text) = stored;
+        let restored = self.builder(seen).from_credentials(credentials).await;
+        let restored = restored.map_err(|error| self.no_account("the CA does not answer", directory, &error, seen))?;
+        Ok((restored, text))
+    }
+
+    /// Makes an account, unless another name has failed to since `began`: whoever has waited for that need not wait for
+    /// the same again.
+    async fn new_account(
+        &self,
+        directory: &str,
+        file: &str,
+        began: Instant,
+        seen: &Seen,
+    ) -> Result<(Account, String), IssueError> {
+        if let Some((at, error)) = lock(&self.refused).get(directory)
+            && *at > began
+        {
+            return Err(error.clone());
         }
         let contact = self.plan.email.as_ref().map(|email| format!("mailto:{email}"));
         let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
         let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
         let eab = self.plan.eab.as_ref().map(|eab| ExternalAccountKey::new(eab.kid.clone(), &eab.hmac_key));
-        let made = patiently!(builder().create(&new, directory.to_owned(), eab.as_ref()).await);
-        let (account, credentials) = made.map_err(|error| fails("no account", &error))?;
+        let made = patiently!(self.builder(seen).create(&new, directory.to_owned(), eab.as_ref()).await);
+        let (account, credentials) = made.map_err(|error| {
+            let error = self.no_account("no account", directory, &error, seen);
+            lock(&self.refused).insert(directory.to_owned(), (Instant::now(), error.clone()));
+            error
+        })?;
         let text = serde_json::to_string(&credentials).unwrap_or_default();
-        self.store.save(&file, &text).map_err(|error| self.kept_badly(&error.into()))?;
-        Ok(account)
+        self.store.save(file, &text).map_err(|error| self.kept_badly(&error.into()))?;
+        Ok((account, text))
+    }
+
+    fn builder(&self, seen: &Seen) -> AccountBuilder {
+        Account::builder_with_http(Box::new(Client { fetch: self.fetch.clone(), seen: seen.clone() }))
+    }
+
+    fn no_account(&self, what: &str, directory: &str, error: &Error, seen: &Seen) -> IssueError {
+        self.failed(describe(directory, what, error, seen), blame(error, seen), seen)
+    }
+
+    /// What is stored of an account. Damage is set aside, and is as good as none.
+    fn stored_account(&self, file: &str) -> Result<Option<(AccountCredentials, String)>, IssueError> {
+        let badly = |error: StoreError| self.kept_badly(&error.into());
+        let Some(text) = self.store.load(file).map_err(badly)? else { return Ok(None) };
+        if let Ok(credentials) = serde_json::from_str(&text) {
+            return Ok(Some((credentials, text)));
+        }
+        let aside = self.store.set_aside(file, "damaged").map_err(badly)?;
+        warn!(moved_to = %aside.display(), "the stored account is damaged; a new one is made");
+        Ok(None)
+    }
+
+    /// Sets an account aside that the CA has forgotten, unless another name has done so already.
+    async fn forget(&self, directory: &str, text: &str) -> Result<(), StoreError> {
+        let file = account_file(directory);
+        let _lock = self.store.lock_patiently(&account_lock(directory)).await?;
+        if self.store.load(&file)?.is_some_and(|stored| stored == text) {
+            warn!(directory, "the CA does not know our account any more; a new one is made");
+            self.store.set_aside(&file, "forgotten")?;
+        }
+        Ok(())
     }
 
     fn check_profile(&self, account: &Account) -> Result<(), IssueError> {
@@ -436,8 +497,16 @@ const fn word(challenge: Challenge) -> &'static str {
 }
 
 fn account_file(directory: &str) -> String {
-    let name: String = directory.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    format!("accounts/{name}.json")
+    format!("accounts/{}.json", as_name(directory))
+}
+
+fn account_lock(directory: &str) -> String {
+    format!("account-{}", as_name(directory))
+}
+
+/// A URL as a part of a file's name.
+fn as_name(url: &str) -> String {
+    url.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
 }
 
 /// What the CA says of a proof that it did not accept.
@@ -455,6 +524,8 @@ async fn refusal(order: &mut Order) -> Option<String> {
 fn describe(about: &str, what: &str, error: &Error, seen: &Seen) -> String {
     let status = seen.last_status().map_or_else(String::new, |status| format!(" (HTTP {status})"));
     match error {
+        // The library expects something else where the CA refuses to answer at all, as with a limit on requests.
+        Error::Json(_) if let Some(problem) = seen.problem() => format!("{about}: {what}: {problem}{status}"),
         // A page of a proxy in front of the CA, or an outage: its text is no use to anybody.
         Error::Json(_) => format!("{about}: {what}: the answer is no ACME{status}"),
         other => format!("{about}: {what}: {other}{status}"),
