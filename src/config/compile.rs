@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, ops::Range, sync::Arc, time::Duration};
 
 use super::{
+    diagnostic::closest,
     kind,
     plan::{
         Acme, Action, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Directory, Eab, Encoding,
@@ -49,7 +50,7 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
         }
         sites.push(Site {
             host: site.host.value.clone(),
-            tls: site_tls(site, issuer, &listen, reader),
+            tls: site_tls(site, issuer, &listen, &acme, reader),
             well_known: documents.clone().filter(|_| wants),
             routes: routes(site, wants, transports.as_ref(), reader),
             hsts: site.hsts.as_ref().is_some_and(|hsts| hsts.value),
@@ -132,11 +133,13 @@ fn acme(raw: &raw::Acme, reader: &Reader<'_>) -> Acme {
     for name in &names {
         match known(name) {
             Some(directory) => directories.push(directory),
-            None => reader.error_with(
-                span.clone(),
-                format!("`{name}` is no ACME directory"),
-                "one of letsencrypt, letsencrypt-staging, zerossl, or a URL",
-            ),
+            None => {
+                let help = match closest(name, ["letsencrypt", "letsencrypt-staging", "zerossl"]) {
+                    Some(likely) => format!("did you mean `{likely}`?"),
+                    None => "one of letsencrypt, letsencrypt-staging, zerossl, or a URL".to_owned(),
+                };
+                reader.error_with(span.clone(), format!("`{name}` is no ACME directory"), help);
+            }
         }
     }
     let eab = match (&raw.eab_kid, &raw.eab_hmac_key) {
@@ -282,7 +285,8 @@ fn documents(matrix: &Matrix, raw: Option<&raw::Matrix>) -> Arc<WellKnown> {
     })
 }
 
-fn site_tls(site: &raw::Site, issuer: Issuer, listen: &Listen, reader: &Reader<'_>) -> SiteTls {
+fn site_tls(site: &raw::Site, issuer: Issuer, listen: &Listen, acme: &Acme, reader: &Reader<'_>) -> SiteTls {
+    let only_http01 = acme.challenges == [Challenge::Http01];
     let tls = match (site.tls.as_ref().map(|tls| &tls.value), issuer) {
         (Some(raw::Tls::Acme), _) | (None, Issuer::Acme) => SiteTls::Acme,
         (Some(raw::Tls::Internal), _) | (None, Issuer::Internal) => SiteTls::Internal,
@@ -298,6 +302,14 @@ fn site_tls(site: &raw::Site, issuer: Issuer, listen: &Listen, reader: &Reader<'
         );
     } else if tls == SiteTls::Off && listen.http.is_empty() {
         reader.error_with(span, "the site has no TLS, but no address listens for plain HTTP", "set listen.http");
+    } else if tls == SiteTls::Off
+        && let Some(hsts) = site.hsts.as_ref().filter(|hsts| hsts.value)
+    {
+        let help = "take hsts away, or give the site TLS";
+        reader.error_with(hsts.span.clone(), "`hsts` means nothing without TLS", help);
+    } else if tls == SiteTls::Acme && listen.http.is_empty() && only_http01 {
+        let help = "set listen.http, or permit \"tls-alpn-01\"";
+        reader.error_with(span, "the CA would come by plain HTTP, but no address listens for it", help);
     } else if tls == SiteTls::Acme && !site.host.value.as_str().contains('.') {
         let help = "public CAs sign public names; write tls = \"internal\"";
         reader.warn(span, format!("no CA will sign `{}`", site.host.value), help);
@@ -489,7 +501,7 @@ fn timeouts(raw: &raw::Timeouts) -> Timeouts {
     }
 }
 
-fn admin(raw: &raw::Admin, reader: &Reader<'_>) -> Option<AdminListen> {
+pub fn admin(raw: &raw::Admin, reader: &Reader<'_>) -> Option<AdminListen> {
     let Some(listen) = &raw.listen else { return Some(AdminListen::Tcp(ADMIN)) };
     match &listen.value {
         raw::AdminListen::Off => None,

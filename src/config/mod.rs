@@ -16,7 +16,7 @@ mod value;
 mod well_known;
 
 use std::{
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -25,7 +25,7 @@ pub use self::{
     plan::Plan,
     reference::{markdown, schema},
 };
-use self::{source::Source, tree::Reader};
+use self::{plan::AdminListen, source::Source, tree::Reader};
 
 /// Where the file is looked for when nobody says.
 pub const DEFAULT_PATHS: [&str; 2] = ["vestibule.toml", "/etc/vestibule/vestibule.toml"];
@@ -35,7 +35,9 @@ pub const DEFAULT_PATHS: [&str; 2] = ["vestibule.toml", "/etc/vestibule/vestibul
 /// # Errors
 /// None exists.
 pub fn locate(named: Option<PathBuf>) -> Result<PathBuf, Box<Report>> {
-    if let Some(path) = named.or_else(|| env::var_os("VESTIBULE_CONFIG").map(PathBuf::from)) {
+    // Empty is what compose makes of a variable that is not set.
+    let from_env = || env::var_os("VESTIBULE_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    if let Some(path) = named.or_else(from_env) {
         return Ok(path);
     }
     let found = DEFAULT_PATHS.iter().map(PathBuf::from).find(|path| path.exists());
@@ -46,19 +48,41 @@ pub fn locate(named: Option<PathBuf>) -> Result<PathBuf, Box<Report>> {
     })
 }
 
-/// Reads and judges a file. Touches nothing else: no network, no ports, no other file.
+/// Reads and judges a file. Touches nothing else: no network, no ports; of other files that it names, only whether they
+/// can be read, and that is a warning.
 ///
 /// # Errors
 /// Everything that is wrong with it, in one report.
 pub fn load(path: &Path) -> Result<(Plan, Report), Box<Report>> {
+    let (name, text) = read(path)?;
+    judge(&name, &text, folder(path), &|name| env::var(name).ok(), &|path| fs::File::open(path).map(drop))
+}
+
+/// Where the running edge is asked, as far as the file says it: whatever else is wrong with the file, the edge that read
+/// a better one may still run, and can be asked.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn door(path: &Path) -> Result<Option<AdminListen>, Box<Report>> {
+    let (name, text) = read(path)?;
+    let source = Source::new(&name, &text, folder(path), &|name| env::var(name).ok(), &mut Vec::new());
+    let (document, _) = toml::de::DeTable::parse_recoverable(&source.expanded);
+    let reader = Reader::new(&source);
+    let raw = raw::read(&reader, document.get_ref(), document.span());
+    Ok(compile::admin(&raw.admin, &reader))
+}
+
+fn read(path: &Path) -> Result<(String, String), Box<Report>> {
     let name = path.display().to_string();
-    let text = match fs::read(path).map(String::from_utf8) {
-        Ok(Ok(text)) => text,
-        Ok(Err(_)) => return Err(Box::new(Report::unreadable(name, "the file is not UTF-8".into()))),
-        Err(error) => return Err(Box::new(Report::unreadable(name, format!("the file cannot be read: {error}")))),
-    };
-    let dir = path.parent().map(Path::to_owned).unwrap_or_default();
-    parse(&name, &text, dir, &|name| env::var(name).ok())
+    match fs::read(path).map(String::from_utf8) {
+        Ok(Ok(text)) => Ok((name, text)),
+        Ok(Err(_)) => Err(Box::new(Report::unreadable(name, "the file is not UTF-8".into()))),
+        Err(error) => Err(Box::new(Report::unreadable(name, format!("the file cannot be read: {error}")))),
+    }
+}
+
+fn folder(path: &Path) -> PathBuf {
+    path.parent().map(Path::to_owned).unwrap_or_default()
 }
 
 /// Judges a text. The report beside a plan holds warnings.
@@ -71,6 +95,16 @@ pub fn parse(
     dir: PathBuf,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Plan, Report), Box<Report>> {
+    judge(name, text, dir, env, &|_| Ok(()))
+}
+
+fn judge(
+    name: &str,
+    text: &str,
+    dir: PathBuf,
+    env: &dyn Fn(&str) -> Option<String>,
+    look: &dyn Fn(&Path) -> io::Result<()>,
+) -> Result<(Plan, Report), Box<Report>> {
     let mut found = Vec::new();
     let source = Source::new(name, text, dir, env, &mut found);
     let (document, errors) = toml::de::DeTable::parse_recoverable(&source.expanded);
@@ -79,8 +113,15 @@ pub fn parse(
         reader.error(error.span().unwrap_or(0..0), error.message());
     }
     let raw = raw::read(&reader, document.get_ref(), document.span());
-    // After a syntax error nobody knows what is missing and what was only misread.
-    let plan = errors.is_empty().then(|| compile::compile(raw, &reader));
+    for file in raw.files() {
+        if let Err(error) = look(file.value) {
+            let help = "it has to be there, and readable, where the edge runs";
+            reader.warn(file.span.clone(), format!("`{}` cannot be read: {error}", file.value.display()), help);
+        }
+    }
+    // After a syntax error nobody knows what is missing and what was only misread; a key that is there twice is no such.
+    let is_readable = errors.iter().all(|error| error.message() == "duplicate key");
+    let plan = is_readable.then(|| compile::compile(raw, &reader));
     let unset: Vec<_> = found.iter().map(|problem| problem.span.clone()).collect();
     let is_own =
         |other: &Diagnostic| !unset.iter().any(|span| span.start < other.span.end && other.span.start < span.end);

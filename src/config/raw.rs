@@ -2,7 +2,12 @@
 //!
 //! The keys are described for their users in `reference.rs`; a test keeps the two in step.
 
-use std::{net::SocketAddr, ops::Range, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use http::{StatusCode, Uri};
 use ipnet::IpNet;
@@ -33,6 +38,18 @@ pub struct Raw {
     pub timeouts: Timeouts,
     pub log: Log,
     pub admin: Admin,
+}
+
+impl Raw {
+    /// The files that it names, which somebody else has to bring.
+    pub fn files(&self) -> Vec<At<&Path>> {
+        let roots = self.acme.ca_file.iter().map(|at| At { value: &*at.value, span: at.span.clone() });
+        let pairs = self.sites.iter().filter_map(|site| site.tls.as_ref()).flat_map(|tls| match &tls.value {
+            Tls::Files { cert, key } => [cert, key].map(|path| Some(At { value: &**path, span: tls.span.clone() })),
+            Tls::Acme | Tls::Internal | Tls::Off => [None, None],
+        });
+        roots.chain(pairs.flatten()).collect()
+    }
 }
 
 #[derive(Default)]
@@ -387,7 +404,7 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
     Site { host, root, routes, well_known, tls, hsts }
 }
 
-fn tls(item: &Item<'_>, dir: &std::path::Path) -> Result<Tls, Problem> {
+fn tls(item: &Item<'_>, dir: &Path) -> Result<Tls, Problem> {
     let DeValue::Table(table) = item.get_ref() else {
         return word(&[("acme", 0), ("internal", 1), ("off", 2)])(item)
             .map(|which| [Tls::Acme, Tls::Internal, Tls::Off][which].clone());
@@ -538,7 +555,7 @@ fn timeouts(section: Section<'_, '_, '_>) -> Timeouts {
 
 fn log(section: Section<'_, '_, '_>) -> Log {
     let log = Log {
-        level: section.get("level", |item| string(item).map(str::to_owned)),
+        level: section.get("level", parsed(value::log_level)),
         format: section.get("format", word(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
         access: section.get("access", boolean),
         client_ip: section.get(

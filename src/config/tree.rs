@@ -155,7 +155,10 @@ impl<'r, 's, 'i> Section<'r, 's, 'i> {
 
     /// The raw value of a key, if it is there.
     pub fn item(&self, key: &'static str) -> Option<&'i Item<'i>> {
-        self.asked.borrow_mut().push(key);
+        let mut asked = self.asked.borrow_mut();
+        if !asked.contains(&key) {
+            asked.push(key);
+        }
         self.table.get(key)
     }
 

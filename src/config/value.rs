@@ -11,6 +11,7 @@ use http::Uri;
 use ipnet::IpNet;
 
 use super::{
+    diagnostic::closest,
     plan::{Hostname, Server},
     tree::Problem,
 };
@@ -125,6 +126,10 @@ impl FromStr for Hostname {
 
 /// A Matrix server name: a host name with an optional port.
 pub fn server_name(text: &str) -> Result<String, Problem> {
+    let help = "write the name after the colon in user ids, as \"example.org\", with a port if it has one";
+    if text.contains('/') {
+        return Err(Problem::new(format!("`{text}` is more than a name")).help(help));
+    }
     let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
     let host = hostname(host)?;
     match port {
@@ -133,6 +138,19 @@ pub fn server_name(text: &str) -> Result<String, Problem> {
             Ok(port) => Ok(format!("{host}:{port}")),
             Err(_) => Err(Problem::new(format!("`{port}` is no port"))),
         },
+    }
+}
+
+/// How much is logged: a level, or what `RUST_LOG` takes: levels for parts of the program.
+pub fn log_level(text: &str) -> Result<String, Problem> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = |part: &str| part.split_once('=').map_or(part, |(_, level)| level).trim().to_ascii_lowercase();
+    match text.split(',').map(level).find(|level| !LEVELS.contains(&level.as_str())) {
+        None => Ok(text.to_owned()),
+        Some(unknown) => Err(Problem::new(format!("`{unknown}` is no level")).help(match closest(&unknown, LEVELS) {
+            Some(likely) => format!("did you mean `{likely}`?"),
+            None => format!("one of: {}", LEVELS.join(", ")),
+        })),
     }
 }
 
@@ -165,6 +183,11 @@ pub fn server(text: &str) -> Result<Server, Problem> {
         return Err(Problem::new(format!("`{text}` is no upstream")).help(help));
     }
     let port = authority.port_u16();
+    // `http::Uri` takes any digits, and has no port where they are too many.
+    let written = authority.as_str()[authority.host().len()..].strip_prefix(':');
+    if let (None | Some(0), Some(written)) = (port, written) {
+        return Err(Problem::new(format!("`{written}` is no port")));
+    }
     match scheme {
         "http" => Ok(Server::Http { host, port: port.unwrap_or(80) }),
         "https" => Ok(Server::Https { host, port: port.unwrap_or(443) }),
@@ -223,6 +246,21 @@ mod tests {
         assert_eq!(duration("off").unwrap(), None);
         for bad in ["", "30", "s", "1y", "-1s", "1.5s", "9999999999h"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports_are_ports() {
+        for bad in ["http://a:99999", "https://a:0", "http://[::1]:x"] {
+            assert!(server(bad).is_err(), "{bad}");
+        }
+        assert_eq!(server_name("Example.org:8448").unwrap(), "example.org:8448");
+        for bad in ["https://example.org", "example.org/", "example.org:x", "example.org:99999"] {
+            assert!(server_name(bad).is_err(), "{bad}");
+        }
+        assert_eq!(log_level("vestibule=debug,warn").unwrap(), "vestibule=debug,warn");
+        for bad in ["loud", "debgu", "warn,loud"] {
+            assert!(log_level(bad).is_err(), "{bad}");
         }
     }
 
