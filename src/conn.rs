@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -139,6 +139,8 @@ pub struct Phases {
     dns: AtomicU64,
     connect: AtomicU64,
     tls: AtomicU64,
+    /// The phase that is under way, or that failed; one more than its number.
+    at: AtomicU8,
     /// Bytes that a tunnel has moved, counted while it does.
     tunnelled: Tunnelled,
 }
@@ -150,6 +152,35 @@ pub struct Tunnelled {
     pub upwards: AtomicU64,
     /// To the client.
     pub downwards: AtomicU64,
+    /// A [`TunnelEnd`], one more than its number; 0 before.
+    end: AtomicU8,
+}
+
+/// Who ended a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelEnd {
+    /// The client said goodbye first, or is gone.
+    Client,
+    /// The service did, or is.
+    Service,
+    /// Nothing moved for too long.
+    Idle,
+    /// The process drains.
+    Drain,
+}
+
+impl Tunnelled {
+    /// Notes who ended the tunnel.
+    pub fn ended(&self, by: TunnelEnd) {
+        self.end.store(by as u8 + 1, Ordering::Relaxed);
+    }
+
+    /// Who ended the tunnel; nobody before its end.
+    #[must_use]
+    pub fn end(&self) -> Option<TunnelEnd> {
+        let all = [TunnelEnd::Client, TunnelEnd::Service, TunnelEnd::Idle, TunnelEnd::Drain];
+        usize::from(self.end.load(Ordering::Relaxed)).checked_sub(1).and_then(|index| all.get(index).copied())
+    }
 }
 
 /// A part of reaching an upstream.
@@ -167,8 +198,21 @@ impl Phases {
     /// Nothing has taken any time yet.
     #[must_use]
     pub const fn new() -> Self {
-        let tunnelled = Tunnelled { upwards: AtomicU64::new(0), downwards: AtomicU64::new(0) };
-        Self { dns: AtomicU64::new(0), connect: AtomicU64::new(0), tls: AtomicU64::new(0), tunnelled }
+        let tunnelled = Tunnelled { upwards: AtomicU64::new(0), downwards: AtomicU64::new(0), end: AtomicU8::new(0) };
+        let (dns, connect, tls) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self { dns, connect, tls, at: AtomicU8::new(0), tunnelled }
+    }
+
+    /// A phase begins.
+    pub fn begin(&self, phase: Phase) {
+        self.at.store(phase as u8 + 1, Ordering::Relaxed);
+    }
+
+    /// The last phase that began; none where nothing was dialled.
+    #[must_use]
+    pub fn last(&self) -> Option<Phase> {
+        let all = [Phase::Dns, Phase::Connect, Phase::Tls];
+        usize::from(self.at.load(Ordering::Relaxed)).checked_sub(1).and_then(|index| all.get(index).copied())
     }
 
     /// What a tunnel that grew out of the request has moved.

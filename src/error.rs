@@ -138,6 +138,21 @@ impl Kind {
         }
     }
 
+    /// Whether one of our bounds is what ended the exchange.
+    #[must_use]
+    pub const fn is_limit(self) -> bool {
+        matches!(
+            self,
+            Self::HeadTooSlow
+                | Self::BodyTooSlow
+                | Self::BodyTooLarge
+                | Self::TargetTooLong
+                | Self::HeadTooLarge
+                | Self::ConnectTimeout
+                | Self::ResponseTimeout
+        )
+    }
+
     /// A short stable word for logs and metrics.
     #[must_use]
     pub const fn word(self) -> &'static str {

@@ -8,7 +8,12 @@ mod client;
 
 pub use client::{CallError, call};
 
-use std::{fs, io, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
@@ -50,8 +55,19 @@ pub trait State: Send + Sync + 'static {
     fn status(&self) -> serde_json::Value;
     /// `POST /renew/HOST`: whether there is such a name, and it is ordered for.
     fn renew(&self, host: &str) -> bool;
-    /// `POST /reload`: what happened, or what is wrong with the file.
-    fn reload(&self) -> BoxFuture<'static, Result<String, String>>;
+    /// `POST /reload`: what happened.
+    fn reload(&self) -> BoxFuture<'static, Reloaded>;
+}
+
+/// What came of a reload, in words for the one who asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reloaded {
+    /// It is in effect, or there was nothing to do.
+    Fine(String),
+    /// The file is bad: its report.
+    BadFile(String),
+    /// The file is good, and cannot be put into effect; nothing has changed.
+    Failed(String),
 }
 
 /// Opens the door.
@@ -86,8 +102,11 @@ pub fn serve(
             });
         }
         AdminListen::Unix(path) => {
-            // A socket of a process that is gone; a living one that holds it does not mind losing its name.
-            let _ = fs::remove_file(path);
+            // A socket of a process that is gone; a living one that holds it does not mind losing its name. Anything else
+            // that has this name is not ours to remove.
+            if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+                fs::remove_file(path)?;
+            }
             let listener = UnixListener::bind(path)?;
             fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
             tracing::info!(listener = "admin", addr = %path.display(), "listening");
@@ -180,8 +199,9 @@ async fn page(method: &Method, path: &str, headers: &HeaderMap, state: &dyn Stat
         (&Method::GET, "/upstreams") => Page::json(&state.upstreams()),
         (&Method::GET, "/status") => Page::json(&state.status()),
         (&Method::POST, "/reload") => match state.reload().await {
-            Ok(said) => Page::text(StatusCode::OK, said),
-            Err(problem) => Page::text(StatusCode::UNPROCESSABLE_ENTITY, problem),
+            Reloaded::Fine(said) => Page::text(StatusCode::OK, said),
+            Reloaded::BadFile(report) => Page::text(StatusCode::UNPROCESSABLE_ENTITY, report),
+            Reloaded::Failed(problem) => Page::text(StatusCode::CONFLICT, problem),
         },
         (&Method::POST, path) if path.starts_with("/renew/") => {
             let host = path.trim_start_matches("/renew/").to_ascii_lowercase();
@@ -238,8 +258,8 @@ mod tests {
         fn renew(&self, host: &str) -> bool {
             host == "a.example.org"
         }
-        fn reload(&self) -> BoxFuture<'static, Result<String, String>> {
-            Box::pin(async { Err("no\n".to_owned()) })
+        fn reload(&self) -> BoxFuture<'static, Reloaded> {
+            Box::pin(async { Reloaded::BadFile("no\n".to_owned()) })
         }
     }
 

@@ -21,9 +21,9 @@ use super::{
     signal::{Signal, Signals},
 };
 use crate::{
-    admin,
+    admin::{self, Reloaded},
     clock::Clock,
-    config::{self, Plan},
+    config::{self, Plan, plan::AdminListen},
     telemetry::{self, Logging, Metrics},
 };
 
@@ -49,17 +49,20 @@ pub fn run(path: &Path, plan: Plan) -> Result<Outcome, StartError> {
     let metrics = Metrics::new(clock.now());
     let logging = Arc::new(Logging::start(&plan.log, &metrics));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let signals = Signals::new().map_err(StartError::Thread)?;
         let edge = Edge::start(plan.clone(), metrics.clone(), clock.clone()).await?;
         let control = Control::new(path.to_owned(), plan, edge, metrics, clock, logging)?;
         Ok(control.obey(signals).await)
-    })
+    });
+    // A blocking call that hangs (the resolver, a lock of another process) must not hold up the end.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Something to do for the operator.
 enum Order {
-    Reload(oneshot::Sender<Result<String, String>>),
+    Reload(oneshot::Sender<Reloaded>),
 }
 
 struct Control {
@@ -71,8 +74,10 @@ struct Control {
     clock: Clock,
     logging: Arc<Logging>,
     orders: mpsc::Receiver<Order>,
-    /// Ends the operator's door.
-    stop: CancellationToken,
+    /// What the operator's door shows.
+    door: Arc<Door>,
+    /// Closes it.
+    closing: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -86,22 +91,22 @@ impl Control {
         logging: Arc<Logging>,
     ) -> Result<Self, StartError> {
         let (sender, orders) = mpsc::channel(8);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let dropped = logging.clone();
+        let door = Arc::new(Door {
+            metrics: metrics.clone(),
+            snapshot: edge.snapshot(move || dropped.dropped()),
+            upstreams: edge.upstream_status(),
+            certificates: edge.certificates(),
+            orders: sender,
+            started: clock.now(),
+            clock: clock.clone(),
+        });
+        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
         if let Some(listen) = &plan.admin {
-            let dropped = logging.clone();
-            let door = Door {
-                metrics: metrics.clone(),
-                snapshot: edge.snapshot(move || dropped.dropped()),
-                upstreams: edge.upstream_status(),
-                certificates: edge.certificates(),
-                orders: sender,
-                started: clock.now(),
-                clock: clock.clone(),
-            };
-            admin::serve(listen, Arc::new(door), &stop, &tasks).map_err(StartError::Admin)?;
+            admin::serve(listen, door.clone(), &closing, &tasks).map_err(|source| no_door(listen, source))?;
         }
         let seen = content(&path);
-        Ok(Self { path, plan, seen, edge, metrics, clock, logging, orders, stop, tasks })
+        Ok(Self { path, plan, seen, edge, metrics, clock, logging, orders, door, closing, tasks })
     }
 
     async fn obey(mut self, mut signals: Signals) -> Outcome {
@@ -141,46 +146,66 @@ impl Control {
     }
 
     /// Takes the file as it is now, if it is good; what happened, in words.
-    async fn reload(&mut self) -> Result<String, String> {
+    async fn reload(&mut self) -> Reloaded {
         self.seen = content(&self.path);
-        let began = Instant::now();
         // With `Type=notify-reload` systemd wants to know when (sd_notify(3)).
         let now = sd_notify::NotifyState::monotonic_usec_now();
         notify(&[sd_notify::NotifyState::Reloading, now.unwrap_or(sd_notify::NotifyState::Reloading)]);
         let outcome = match config::load(&self.path) {
-            Err(report) => Err(report.render()),
+            Err(report) => Reloaded::BadFile(report.render()),
             Ok((plan, _)) if plan == self.plan => {
                 info!("reload: the configuration is the same");
-                Ok("the configuration is the same; nothing to do\n".to_owned())
+                Reloaded::Fine("the configuration is the same; nothing to do\n".to_owned())
             }
-            Ok((plan, warnings)) => match self.edge.reload(plan.clone()).await {
-                Ok(()) => {
-                    self.logging.set_level(&plan.log.level);
-                    self.plan = plan;
-                    info!(took_ms = began.elapsed().as_millis(), "reload: the new configuration is in effect");
-                    Ok(format!("{}the new configuration is in effect\n", warnings.render()))
-                }
-                Err(error) => Err(format!(
+            Ok((plan, warnings)) => match self.take(plan).await {
+                Ok(()) => Reloaded::Fine(format!("{}the new configuration is in effect\n", warnings.render())),
+                Err(error) => Reloaded::Failed(format!(
                     "{error}: {}\n",
                     std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()
                 )),
             },
         };
-        if let Err(problem) = &outcome {
+        if let Reloaded::BadFile(problem) | Reloaded::Failed(problem) = &outcome {
             error!(problem, "reload: the old configuration stays");
         }
-        self.metrics.reloaded(outcome.is_ok(), self.clock.now());
+        self.metrics.reloaded(matches!(outcome, Reloaded::Fine(_)), self.clock.now());
         notify(&[sd_notify::NotifyState::Ready]);
         outcome
+    }
+
+    /// Puts a plan into effect, the operator's door included: all of it or nothing.
+    async fn take(&mut self, plan: Plan) -> Result<(), StartError> {
+        let began = Instant::now();
+        let moves = plan.admin != self.plan.admin;
+        let closing = if moves { CancellationToken::new() } else { self.closing.clone() };
+        if let Some(listen) = plan.admin.as_ref().filter(|_| moves) {
+            admin::serve(listen, self.door.clone(), &closing, &self.tasks).map_err(|source| no_door(listen, source))?;
+        }
+        if let Err(error) = self.edge.reload(plan.clone()).await {
+            if moves {
+                closing.cancel();
+            }
+            return Err(error);
+        }
+        if moves {
+            std::mem::replace(&mut self.closing, closing).cancel();
+        }
+        if plan.log.format != self.plan.log.format {
+            warn!(key = "log.format", "takes effect at the next start");
+        }
+        self.logging.set_level(&plan.log.level);
+        self.plan = plan;
+        info!(took_ms = began.elapsed().as_millis(), "reload: the new configuration is in effect");
+        Ok(())
     }
 
     async fn end(self, mut signals: Signals) -> Outcome {
         info!(within_s = self.plan.timeouts.drain.as_secs_f64(), "draining");
         notify(&[sd_notify::NotifyState::Stopping]);
-        self.stop.cancel();
+        self.closing.cancel();
         let finished = tokio::select! {
             finished = self.edge.drain() => finished,
-            () = second(&mut signals) => false,
+            () = second(&mut signals, &self.metrics) => false,
         };
         self.tasks.close();
         // The door has nothing in flight that matters.
@@ -195,11 +220,21 @@ impl Control {
     }
 }
 
+fn no_door(listen: &AdminListen, source: io::Error) -> StartError {
+    let place = match listen {
+        AdminListen::Tcp(addr) => addr.to_string(),
+        AdminListen::Unix(path) => path.display().to_string(),
+    };
+    StartError::Admin { place, source }
+}
+
 /// The second order to stop.
-async fn second(signals: &mut Signals) {
+async fn second(signals: &mut Signals, metrics: &Metrics) {
     while signals.next().await != Signal::Stop {
         sleep(Duration::ZERO).await;
     }
+    // Here, since whoever waits drops the edge before it does anything else.
+    metrics.cut();
 }
 
 /// Tells systemd, where it is there.
@@ -290,14 +325,15 @@ impl admin::State for Door {
         self.certificates.renew(host)
     }
 
-    fn reload(&self) -> futures_util::future::BoxFuture<'static, Result<String, String>> {
+    fn reload(&self) -> futures_util::future::BoxFuture<'static, Reloaded> {
         let orders = self.orders.clone();
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
+            let stopping = || Reloaded::Failed("the process is stopping\n".to_owned());
             if orders.send(Order::Reload(reply)).await.is_err() {
-                return Err("the process is stopping\n".to_owned());
+                return stopping();
             }
-            answer.await.unwrap_or_else(|_| Err("the process is stopping\n".to_owned()))
+            answer.await.unwrap_or_else(|_| stopping())
         })
     }
 }

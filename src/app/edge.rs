@@ -5,7 +5,7 @@ use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     pipeline::{Door, Pipeline},
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cert,
     clock::Clock,
-    config::plan::Plan,
+    config::plan::{Plan, Site, SiteTls},
     conn::Fetch,
     listen::{BindError, Inherited, Permits, connection_limit},
     telemetry::{self, Metrics, Snapshot},
@@ -48,8 +48,14 @@ pub enum StartError {
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     /// The operator's door cannot be opened.
-    #[error("cannot open the admin address")]
-    Admin(#[source] io::Error),
+    #[error("cannot open the admin address {place}")]
+    Admin {
+        /// As it is configured.
+        place: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A running edge. Dropping it ends everything at once; [`drain`](Self::drain) ends it well.
@@ -78,6 +84,13 @@ impl Edge {
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
         let store = cert::Store::new(plan.storage.clone());
+        let keeps = |site: &Site| matches!(site.tls, SiteTls::Acme | SiteTls::Internal);
+        if plan.sites.iter().any(keeps)
+            && let Err(error) = store.probe()
+        {
+            let reason = std::error::Error::source(&error).map(ToString::to_string);
+            error!(%error, reason, "no certificate can be kept, so none will be ordered");
+        }
         let certificates = Arc::new(cert::Manager::new(store, clock.clone(), background.clone(), stop.clone()));
         let env = upstream::Env {
             workers: plan.listen.threads.get(),
@@ -90,10 +103,9 @@ impl Edge {
         };
         certificates.apply(&plan.sites, &plan.acme, &acme_client(&plan, &env)?);
         let generation = Generation::new(&plan, &env, http01(&certificates), &metrics, clock.clone());
-        let resolver = certificates.resolver();
-        let knows = certificates.resolver();
+        let acceptor = acceptor(&certificates, &plan)?;
         let pipeline = Arc::new(Pipeline {
-            acceptor: Acceptor::new(resolver, Arc::new(move |name| knows.knows(name)), plan.tls_min)?,
+            acceptor: ArcSwap::from_pointee(acceptor),
             current: Arc::new(ArcSwap::from_pointee(generation)),
             permits: Permits::new(connection_limit(plan.limits.connections), plan.limits.connections_per_ip),
             drain,
@@ -131,13 +143,14 @@ impl Edge {
         for (what, changed) in [
             ("listen.threads", plan.listen.threads != self.plan.listen.threads),
             ("storage.path", plan.storage != self.plan.storage),
-            ("tls.min_version", plan.tls_min != self.plan.tls_min),
-            ("admin.listen", plan.admin != self.plan.admin),
         ] {
             if changed {
                 warn!(key = what, "takes effect at the next start");
             }
         }
+        // Everything that can fail comes first, and leaves no trace where it does.
+        let client = acme_client(&plan, &self.env)?;
+        let acceptor = (plan.tls_min != self.plan.tls_min).then(|| acceptor(&self.certificates, &plan)).transpose()?;
         let wanted: Vec<_> = wanted(&plan).collect();
         let mut opened = Vec::new();
         for (door, addr) in &wanted {
@@ -154,7 +167,9 @@ impl Edge {
         }
         self.env.tunnel_idle = plan.timeouts.tunnel_idle;
         self.env.body_stall = plan.timeouts.body_stall;
-        let client = acme_client(&plan, &self.env)?;
+        if let Some(acceptor) = acceptor {
+            self.pipeline.acceptor.store(Arc::new(acceptor));
+        }
         let metrics = &self.pipeline.metrics;
         let http01 = http01(&self.certificates);
         let generation = Generation::new(&plan, &self.env, http01, metrics, self.clock.clone());
@@ -177,6 +192,7 @@ impl Edge {
         self.pipeline.drain.cancel();
         self.pipeline.tasks.close();
         let done = timeout(limit, self.pipeline.tasks.wait()).await.is_ok();
+        self.pipeline.metrics.cut();
         self.stop.cancel();
         self.probes.cancel();
         self.background.close();
@@ -262,6 +278,11 @@ fn wanted(plan: &Plan) -> impl Iterator<Item = (Door, SocketAddr)> {
 fn http01(certificates: &Arc<cert::Manager>) -> Http01 {
     let certificates = certificates.clone();
     Arc::new(move |token, from| certificates.http01(token, from))
+}
+
+fn acceptor(certificates: &Arc<cert::Manager>, plan: &Plan) -> Result<Acceptor, TlsError> {
+    let knows = certificates.resolver();
+    Acceptor::new(certificates.resolver(), Arc::new(move |name| knows.knows(name)), plan.tls_min)
 }
 
 /// How ACME directories are reached.

@@ -17,8 +17,8 @@ use crate::{
 
 /// What every connection needs; shared by all workers.
 pub struct Pipeline {
-    /// The handshakes.
-    pub acceptor: Acceptor,
+    /// The handshakes; another one only where `tls.min_version` changes, since it forgets its tickets.
+    pub acceptor: ArcSwap<Acceptor>,
     /// The road of the newest configuration.
     pub current: Arc<ArcSwap<Generation>>,
     /// Bounds on connections.
@@ -85,7 +85,7 @@ async fn walk(
             let conn = Arc::new(ConnInfo { peer, client, local, tls: None });
             serve::serve_connection(io, conn, front, settings, drain, tasks).await;
         }
-        Door::Tls => match pipeline.acceptor.accept(io, deadline).await? {
+        Door::Tls => match pipeline.acceptor.load_full().accept(io, deadline).await? {
             Accepted::Http(io, tls) => {
                 let conn = Arc::new(ConnInfo { peer, client, local, tls: Some(tls) });
                 serve::serve_connection(io, conn, front, settings, drain, tasks).await;

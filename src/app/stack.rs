@@ -99,7 +99,10 @@ impl Generation {
             router: Router::new(sites),
             listen: plan.listen.clone(),
             handshake: plan.timeouts.handshake,
-            settings: Arc::new(serve::Settings::new(&plan.limits, &plan.timeouts, clock)),
+            settings: Arc::new(serve::Settings {
+                dropped: metrics.dropped_fields(),
+                ..serve::Settings::new(&plan.limits, &plan.timeouts, clock)
+            }),
             compress: Compress::new(&plan.compression, metrics.saved()),
             http01,
             log: AccessLog::new(plan.log.access, plan.log.client_ip, metrics.clone()),

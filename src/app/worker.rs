@@ -41,6 +41,8 @@ impl Worker {
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             conn::set_worker(index);
             runtime.block_on(obey(inbox, pipeline, &inherited));
+            // What is on a thread for blocking calls (a name that the system's resolver waits for) is not waited for.
+            runtime.shutdown_background();
         })?;
         Ok(Self { commands: Some(commands), thread: Some(thread) })
     }

@@ -4,30 +4,37 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{anyhow, bail};
 
-use super::{FAILED, Failure, Outcome, load};
-use crate::{admin, config::plan::AdminListen};
+use super::{BAD_CONFIG, FAILED, Failure, Outcome};
+use crate::{admin, config};
 
-fn door(named: Option<PathBuf>) -> Result<AdminListen, Failure> {
-    let (_, plan, _) = load(named)?;
-    plan.admin.ok_or_else(|| anyhow!("admin.listen is off, so nobody can be asked").into())
+/// Asks the running edge. The file may be bad by now, which is the edge's to say; where nobody answers, it is ours.
+fn ask(named: Option<PathBuf>, method: &str, path: &str) -> Result<(u16, String), Failure> {
+    let file = config::locate(named)?;
+    let door = config::door(&file)?.ok_or_else(|| anyhow!("admin.listen is off, so nobody can be asked"))?;
+    match admin::call(&door, method, path) {
+        Ok(answer) => Ok(answer),
+        Err(error) => {
+            config::load(&file)?;
+            Err(error.into())
+        }
+    }
 }
 
 /// `vestibule reload`: the answer is what the edge says, diagnostics included.
 pub fn reload(named: Option<PathBuf>) -> Outcome {
-    // The file may be bad now, and the edge can say how; where its door is was read from a good one.
-    let door = door(named)?;
-    let (status, said) = admin::call(&door, "POST", "/reload")?;
+    let (status, said) = ask(named, "POST", "/reload")?;
     if status == 200 {
         print!("{said}");
         return Ok(ExitCode::SUCCESS);
     }
     eprint!("{said}");
-    Ok(ExitCode::from(FAILED))
+    // 422: the file is bad; anything else: it is good, and could not be put into effect.
+    Ok(ExitCode::from(if status == 422 { BAD_CONFIG } else { FAILED }))
 }
 
 /// `vestibule renew HOST`.
 pub fn renew(named: Option<PathBuf>, host: &str) -> Outcome {
-    let (status, said) = admin::call(&door(named)?, "POST", &format!("/renew/{host}"))?;
+    let (status, said) = ask(named, "POST", &format!("/renew/{host}"))?;
     if status == 202 {
         print!("{said}");
         return Ok(ExitCode::SUCCESS);
@@ -37,7 +44,7 @@ pub fn renew(named: Option<PathBuf>, host: &str) -> Outcome {
 
 /// `vestibule healthcheck`.
 pub fn healthcheck(named: Option<PathBuf>) -> Outcome {
-    match admin::call(&door(named)?, "GET", "/health")? {
+    match ask(named, "GET", "/health")? {
         (200, _) => Ok(ExitCode::SUCCESS),
         (status, said) => Err(anyhow!("{status}: {}", said.trim_end()).into()),
     }
@@ -45,7 +52,7 @@ pub fn healthcheck(named: Option<PathBuf>) -> Outcome {
 
 /// `vestibule status`.
 pub fn status(named: Option<PathBuf>, json: bool) -> Outcome {
-    let (status, said) = admin::call(&door(named)?, "GET", "/status")?;
+    let (status, said) = ask(named, "GET", "/status")?;
     if status != 200 {
         Err(anyhow!("{status}: {}", said.trim_end()))?;
     }

@@ -20,7 +20,7 @@ use tracing::info;
 use crate::{
     body::{Body, BodyError, Request, Response},
     config::plan::ClientIpLog,
-    conn::{ConnInfo, Phase, Phases, Takeover},
+    conn::{ConnInfo, Phase, Phases, Takeover, TunnelEnd},
     error::{Fault, Kind, ProxyError},
     telemetry::{Metrics, redact_target},
 };
@@ -81,7 +81,7 @@ impl AccessLog {
         if self.write {
             let client = self.client_ip.apply(conn.client.ip()).map(tracing::field::display);
             let target = redact_target(target.unwrap_or_default());
-            info!(target: "access", client, %target, status = status.as_u16(), request_id = id, reason = error.kind.word(), ended_by = "client", "refused");
+            info!(target: "access", client, uri = %target, status = status.as_u16(), request_id = id, reason = error.kind.word(), ended_by = "client", "refused");
         }
     }
 }
@@ -124,6 +124,7 @@ enum End {
     Complete,
     Failed(Kind),
     Cut(BodyError),
+    Tunnel(TunnelEnd),
     ClientLeft,
 }
 
@@ -166,7 +167,6 @@ impl Exchange {
                     let mut open = open;
                     tunnel.run(io, early).await;
                     open.count_tunnel();
-                    open.complete();
                 })
             });
             response.extensions_mut().insert(takeover);
@@ -196,35 +196,50 @@ impl Open {
         }
     }
 
-    fn count_tunnel(&self) {
+    fn count_tunnel(&mut self) {
         let Some(entry) = &self.entry else { return };
         let moved = entry.phases.tunnelled();
         entry.bytes_in.fetch_add(moved.upwards.load(Ordering::Relaxed), Ordering::Relaxed);
         entry.bytes_out.fetch_add(moved.downwards.load(Ordering::Relaxed), Ordering::Relaxed);
+        if self.ended == End::ClientLeft {
+            self.ended = moved.end().map_or(End::ClientLeft, End::Tunnel);
+        }
     }
 
-    fn write(&self, entry: &Entry) {
-        let (status, ended_by, reason) = match (self.ended, self.status) {
-            (End::ClientLeft, None) => (499, "client", Some("client_gone")),
-            (End::ClientLeft, Some(status)) => (status.as_u16(), "client", Some("client_gone")),
-            (End::Complete, status) => (status.map_or(0, |status| status.as_u16()), "end", None),
-            (End::Failed(kind), status) => {
-                let ended_by = match kind.fault() {
+    /// Who ended the exchange, why where it is worth a word, and which phase failed.
+    fn ending(&self, phases: &Phases) -> (&'static str, Option<&'static str>, Option<&'static str>) {
+        let unfinished = if self.status.is_some() { "body" } else { "head" };
+        match self.ended {
+            End::Complete => ("end", None, None),
+            End::ClientLeft if self.metrics.is_cut() => ("drain", Some("drain"), Some(unfinished)),
+            End::ClientLeft => ("client", Some("client_gone"), Some(unfinished)),
+            End::Cut(BodyError::Stalled) => ("limit", Some("body_stalled"), Some("body")),
+            End::Cut(BodyError::TooLarge) => ("limit", Some("body_too_large"), Some("body")),
+            End::Cut(_) => ("upstream", Some("body_cut_short"), Some("body")),
+            End::Tunnel(TunnelEnd::Client) => ("client", None, None),
+            End::Tunnel(TunnelEnd::Service) => ("upstream", None, None),
+            End::Tunnel(TunnelEnd::Idle) => ("limit", Some("tunnel_idle"), None),
+            End::Tunnel(TunnelEnd::Drain) => ("drain", Some("drain"), None),
+            End::Failed(kind) => {
+                let by = match kind.fault() {
+                    _ if kind.is_limit() => "limit",
                     Fault::Client => "client",
                     Fault::Upstream => "upstream",
                     Fault::Proxy => "edge",
                 };
-                (status.map_or(0, |status| status.as_u16()), ended_by, Some(kind.word()))
+                (by, Some(kind.word()), failed_phase(kind, phases))
             }
-            (End::Cut(error), status) => {
-                let (by, word) = match error {
-                    BodyError::Stalled => ("limit", "body_stalled"),
-                    _ => ("upstream", "body_cut_short"),
-                };
-                (status.map_or(0, |status| status.as_u16()), by, Some(word))
-            }
+        }
+    }
+
+    fn write(&self, entry: &Entry) {
+        let (ended_by, reason, failed) = self.ending(&entry.phases);
+        let status = match (self.ended, self.status) {
+            (End::ClientLeft, None) if !self.metrics.is_cut() => 499,
+            (_, status) => status.map_or(0, |status| status.as_u16()),
         };
         let millis = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let total = self.began.elapsed();
         info!(
             target: "access",
             client = entry.client.map(tracing::field::display),
@@ -232,7 +247,7 @@ impl Open {
             tls = entry.tls,
             method = %self.method,
             host = entry.host,
-            target = %redact_target(&entry.target),
+            uri = %redact_target(&entry.target),
             site = &*self.site,
             upstream = entry.upstream.as_deref(),
             status,
@@ -242,14 +257,30 @@ impl Open {
             connect_ms = entry.phases.get(Phase::Connect).map(millis),
             tls_ms = entry.phases.get(Phase::Tls).map(millis),
             head_ms = self.head.map(millis),
-            total_ms = millis(self.began.elapsed()),
+            body_ms = self.head.map(|head| millis(total.saturating_sub(head))),
+            total_ms = millis(total),
             request_id = entry.id,
             ended_by,
             reason,
+            failed,
             "{} {}",
             status,
             Cow::Borrowed(self.method.as_str()),
         );
+    }
+}
+
+/// Which part of an exchange failed; nothing, where the request itself was at fault.
+fn failed_phase(kind: Kind, phases: &Phases) -> Option<&'static str> {
+    match kind {
+        Kind::Connect | Kind::ConnectTimeout => Some(match phases.last() {
+            Some(Phase::Dns) => "dns",
+            Some(Phase::Tls) => "tls",
+            Some(Phase::Connect) | None => "connect",
+        }),
+        Kind::Reset | Kind::BadResponse | Kind::ResponseTimeout => Some("head"),
+        Kind::BodyTooSlow => Some("body"),
+        _ => None,
     }
 }
 

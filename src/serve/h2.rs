@@ -234,7 +234,8 @@ impl<H: Handler> Exchange<H> {
         if parts.headers.len() > self.settings.head.fields {
             return Err(Kind::HeadTooLarge);
         }
-        normalize::multiplexed(&parts.method, &mut parts.uri, &mut parts.headers)?;
+        let dropped = normalize::multiplexed(&parts.method, &mut parts.uri, &mut parts.headers)?;
+        self.settings.count_dropped(dropped);
         parts.extensions.insert(self.conn.clone());
         let body = if protocol.is_some() {
             normalize::websocket_to_http1(&mut parts.headers, websocket_key());

@@ -10,7 +10,14 @@ mod h2;
 pub mod normalize;
 mod watchdog;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -55,6 +62,8 @@ pub struct Settings {
     pub body_stall: Option<Duration>,
     /// For `Date`.
     pub clock: Clock,
+    /// Counts fields that were dropped for an underscore in their name.
+    pub dropped: Arc<AtomicU64>,
 }
 
 impl Settings {
@@ -68,6 +77,13 @@ impl Settings {
             keep_alive: timeouts.keep_alive,
             body_stall: timeouts.body_stall,
             clock,
+            dropped: Arc::default(),
+        }
+    }
+
+    fn count_dropped(&self, fields: usize) {
+        if fields > 0 {
+            self.dropped.fetch_add(fields as u64, Ordering::Relaxed);
         }
     }
 }

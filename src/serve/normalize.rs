@@ -38,7 +38,7 @@ pub fn http1(head: &mut RequestHead) -> Result<(), Kind> {
 ///
 /// # Errors
 /// 400 for every doubt, 405 for TRACE and for a CONNECT without a protocol.
-pub fn multiplexed(wanted: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> Result<(), Kind> {
+pub fn multiplexed(wanted: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> Result<usize, Kind> {
     method(wanted)?;
     let target = target(uri, wanted)?;
     let host = single_host(headers)?;
@@ -59,9 +59,9 @@ pub fn multiplexed(wanted: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> R
     }
     headers.insert(header::HOST, value);
     join_cookies(headers);
-    drop_underscores(headers);
+    let dropped = drop_underscores(headers);
     *uri = Uri::from(target);
-    Ok(())
+    Ok(dropped)
 }
 
 /// CONNECT is for forward proxies; TRACE shows a script what it may not read (RFC 9110 section 9.3.8).
@@ -125,11 +125,13 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// See [`RequestHead::dropped`].
-fn drop_underscores(headers: &mut HeaderMap) {
+fn drop_underscores(headers: &mut HeaderMap) -> usize {
+    let before = headers.len();
     let found: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
     for name in found {
         headers.remove(name);
     }
+    before - headers.len()
 }
 
 /// Turns an extended CONNECT for a WebSocket (RFC 8441) into the request that an HTTP/1.1 upstream understands. The key

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -92,6 +92,9 @@ struct Inner {
     reloads: Counter,
     reloads_failed: Counter,
     last_reload: Gauge,
+    last_reload_succeeded: Gauge,
+    dropped_fields: Arc<AtomicU64>,
+    cut: AtomicBool,
     tunnels: Arc<AtomicUsize>,
     saved: Arc<AtomicU64>,
     started: SystemTime,
@@ -102,6 +105,10 @@ impl Metrics {
     /// Numbers that start at zero.
     #[must_use]
     pub fn new(started: SystemTime) -> Self {
+        // What is read at the start has succeeded, or there would be no start.
+        let (last_reload, last_reload_succeeded) = (Gauge::default(), Gauge::default());
+        last_reload.set(seconds(started));
+        last_reload_succeeded.set(1);
         Self(Arc::new(Inner {
             requests: Family::default(),
             latency: Family::new_with_constructor(|| Histogram::new(LATENCY)),
@@ -110,7 +117,10 @@ impl Metrics {
             panics: Counter::default(),
             reloads: Counter::default(),
             reloads_failed: Counter::default(),
-            last_reload: Gauge::default(),
+            last_reload,
+            last_reload_succeeded,
+            dropped_fields: Arc::default(),
+            cut: AtomicBool::new(false),
             tunnels: Arc::default(),
             saved: Arc::default(),
             started,
@@ -150,12 +160,30 @@ impl Metrics {
 
     /// A reload took effect, or changed nothing because the file was bad.
     pub fn reloaded(&self, succeeded: bool, now: SystemTime) {
+        self.0.last_reload_succeeded.set(i64::from(succeeded));
         if succeeded {
             self.0.reloads.inc();
             self.0.last_reload.set(seconds(now));
         } else {
             self.0.reloads_failed.inc();
         }
+    }
+
+    /// The counter of request fields that were dropped for an underscore in their name.
+    #[must_use]
+    pub fn dropped_fields(&self) -> Arc<AtomicU64> {
+        self.0.dropped_fields.clone()
+    }
+
+    /// From now on, what ends unfinished is ended by the drain: its time is over.
+    pub fn cut(&self) {
+        self.0.cut.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the time to drain is over.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.0.cut.load(Ordering::Relaxed)
     }
 
     /// The gauge of open tunnels, kept by those who run them.
@@ -191,8 +219,18 @@ impl Metrics {
             "When the configuration last took effect",
             inner.last_reload.clone(),
         );
-        let (tunnels, saved, started) = (inner.tunnels.clone(), inner.saved.clone(), seconds(inner.started));
-        registry.register_collector(Box::new(Kept { source: source.clone(), tunnels, saved, started }));
+        registry.register(
+            "last_reload_successful",
+            "Whether the file was good when it was last read",
+            inner.last_reload_succeeded.clone(),
+        );
+        registry.register_collector(Box::new(Kept {
+            source: source.clone(),
+            tunnels: inner.tunnels.clone(),
+            saved: inner.saved.clone(),
+            dropped_fields: inner.dropped_fields.clone(),
+            started: seconds(inner.started),
+        }));
         let mut out = String::new();
         // Writing to a String fails for no reason that could be told here.
         let _ = encode(&mut out, &registry);
@@ -223,6 +261,7 @@ struct Kept {
     source: Source,
     tunnels: Arc<AtomicUsize>,
     saved: Arc<AtomicU64>,
+    dropped_fields: Arc<AtomicU64>,
     started: i64,
 }
 
@@ -283,14 +322,18 @@ impl Collector for Kept {
         gauge("connections_open", "Connections open", count(now.connections))?;
         gauge("tunnels_open", "WebSockets open", count(self.tunnels.load(Ordering::Relaxed)))?;
         gauge("start_timestamp_seconds", "When the process started", self.started)?;
-        // A counter of its own kind: what a body gained is known only when it has ended.
-        gauge(
-            "compression_saved_bytes",
-            "Bytes that did not have to be sent",
-            self.saved.load(Ordering::Relaxed).cast_signed(),
+        let mut counter = |name: &str, help: &str, value: u64| {
+            let counter = ConstCounter::new(value);
+            counter.encode(out.encode_descriptor(name, help, None, counter.metric_type())?)
+        };
+        let kept = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        counter("compression_saved_bytes", "Bytes that did not have to be sent", kept(&self.saved))?;
+        counter(
+            "request_fields_dropped",
+            "Fields dropped for an underscore in their name",
+            kept(&self.dropped_fields),
         )?;
-        let dropped = ConstCounter::new(now.log_dropped);
-        dropped.encode(out.encode_descriptor("log_lines_dropped", "Log lines lost", None, dropped.metric_type())?)?;
+        counter("log_lines_dropped", "Log lines lost", now.log_dropped)?;
         for (name, help) in [
             ("upstream_up", "Whether a server is believed to answer"),
             ("upstream_in_flight", "Requests in flight"),

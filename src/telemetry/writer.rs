@@ -8,6 +8,7 @@ use std::{
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use tracing_subscriber::fmt::MakeWriter;
@@ -17,6 +18,9 @@ const QUEUE: usize = 16 * 1024;
 
 /// Lines that are gathered into one write.
 const BATCH: usize = 64;
+
+/// How long the last lines may take. Whoever does not read his pipe must not keep the process from ending.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Makes a writer for each line.
 #[derive(Clone)]
@@ -37,7 +41,7 @@ impl Dropped {
     }
 }
 
-/// Waits for the queue to empty when dropped.
+/// Waits for the queue to empty when dropped, a second at most.
 pub struct Flush {
     queue: Option<SyncSender<Vec<u8>>>,
     thread: Option<JoinHandle<()>>,
@@ -45,12 +49,13 @@ pub struct Flush {
 
 impl Drop for Flush {
     fn drop(&mut self) {
+        let (Some(queue), Some(thread)) = (self.queue.take(), self.thread.take()) else { return };
+        let until = Instant::now() + LAST;
         // An empty line is the sign to stop; the subscriber keeps senders of its own until the process ends.
-        if let Some(queue) = self.queue.take() {
-            let _ = queue.send(Vec::new());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let mut told = false;
+        while !thread.is_finished() && Instant::now() < until {
+            told = told || queue.try_send(Vec::new()).is_ok();
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -148,5 +153,18 @@ mod tests {
         drop(flush);
         let written = out.0.lock().unwrap().split(|b| *b == b'\n').count() - 1;
         assert_eq!(written as u64 + dropped.count(), more as u64);
+    }
+
+    #[test]
+    fn nobody_waits_long_for_a_reader_that_does_not_read() {
+        let out = Slow::default();
+        let _blocked = out.0.lock().unwrap();
+        let (lines, flush, _) = start(out.clone());
+        for n in 0..QUEUE + 2 * BATCH {
+            writeln!(lines.make_writer(), "{n}").unwrap();
+        }
+        let began = Instant::now();
+        drop(flush);
+        assert!(began.elapsed() < Duration::from_secs(5));
     }
 }

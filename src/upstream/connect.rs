@@ -178,10 +178,14 @@ pub async fn dial(server: &Server, limit: Duration, roots: &Roots, phases: &Phas
 
 async fn open(server: &Server, roots: &Roots, phases: &Phases) -> Result<Socket, DialError> {
     match server {
-        Server::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix).map_err(DialError::Io),
+        Server::Unix(path) => {
+            phases.begin(Phase::Connect);
+            UnixStream::connect(path).await.map(Socket::Unix).map_err(DialError::Io)
+        }
         Server::Http { host, port } => tcp(host, *port, phases).await.map(Socket::Tcp).map_err(DialError::Io),
         Server::Https { host, port } => {
             let stream = tcp(host, *port, phases).await.map_err(DialError::Io)?;
+            phases.begin(Phase::Tls);
             let began = Instant::now();
             let socket = tls(stream, host, roots).await;
             phases.add(Phase::Tls, began.elapsed());
@@ -202,9 +206,11 @@ pub async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, Di
 
 /// Connects to the first address of a name that accepts. The next one starts when one fails or takes its time.
 async fn tcp(host: &str, port: u16, phases: &Phases) -> io::Result<TcpStream> {
+    phases.begin(Phase::Dns);
     let began = Instant::now();
     let mut addresses = lookup_host((host, port)).await?;
     phases.add(Phase::Dns, began.elapsed());
+    phases.begin(Phase::Connect);
     let began = Instant::now();
     let connected = any_of(&mut addresses).await;
     phases.add(Phase::Connect, began.elapsed());

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::connect::Socket;
-use crate::conn::{BoxIo, Phases};
+use crate::conn::{BoxIo, Phases, TunnelEnd};
 
 /// The thread's buffer: a tunnel in which nothing moves owns none.
 const SCRATCH: usize = 64 * 1024;
@@ -66,6 +66,7 @@ pub async fn run(client: BoxIo, from_client: Bytes, service: Socket, from_servic
         upwards: Direction::new(from_client, CLOSE_TO_SERVICE),
         downwards: Direction::new(from_service, CLOSE_TO_CLIENT),
         idle: Idle::new(settings.idle),
+        ended: None,
     };
     // Boxed, so that what a tunnel owns at rest is one allocation of its own size.
     let mut tunnel = Box::pin(tunnel);
@@ -78,6 +79,7 @@ pub async fn run(client: BoxIo, from_client: Bytes, service: Socket, from_servic
         tunnel.say_goodbye().await;
     }
     if let Some(phases) = &settings.phases {
+        phases.tunnelled().ended(tunnel.ended.unwrap_or(TunnelEnd::Idle));
         phases.tunnelled().upwards.store(tunnel.upwards.bytes, Ordering::Relaxed);
         phases.tunnelled().downwards.store(tunnel.downwards.bytes, Ordering::Relaxed);
     }
@@ -104,18 +106,28 @@ struct Tunnel {
     upwards: Direction,
     downwards: Direction,
     idle: Idle,
+    /// Who was the first to end.
+    ended: Option<TunnelEnd>,
 }
 
 impl Tunnel {
     /// Moves what can be moved. Ready when both sides have ended, when one is broken, or when nothing moves any more.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let up = self.upwards.poll(cx, &mut self.client, &mut self.service)?;
-        let down = self.downwards.poll(cx, &mut self.service, &mut self.client)?;
+        let up = self.upwards.poll(cx, &mut self.client, &mut self.service);
+        self.note(self.upwards.end(&up, TunnelEnd::Client, TunnelEnd::Service));
+        let up = up?;
+        let down = self.downwards.poll(cx, &mut self.service, &mut self.client);
+        self.note(self.downwards.end(&down, TunnelEnd::Service, TunnelEnd::Client));
+        let down = down?;
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(Ok(()));
         }
         let moved = self.upwards.has_moved() | self.downwards.has_moved();
         self.idle.poll(cx, moved).map(Ok)
+    }
+
+    fn note(&mut self, end: Option<TunnelEnd>) {
+        self.ended = self.ended.or(end);
     }
 
     async fn say_goodbye(&mut self) {
@@ -129,6 +141,7 @@ impl Tunnel {
         if !waited.await {
             return;
         }
+        self.note(Some(TunnelEnd::Drain));
         self.upwards.stop = true;
         self.downwards.stop = true;
         timer.as_mut().reset(Instant::now() + FAREWELL);
@@ -156,6 +169,8 @@ struct Direction {
     stop: bool,
     state: State,
     moved: bool,
+    /// Reading is what failed.
+    read_failed: bool,
     /// How many have come in.
     bytes: u64,
 }
@@ -175,7 +190,25 @@ impl Direction {
         let mut frames = Frames::default();
         frames.pass(&early, false);
         let bytes = early.len() as u64;
-        Self { bytes, pending: BytesMut::from(early), frames, close, stop: false, state: State::Open, moved: false }
+        Self {
+            bytes,
+            pending: BytesMut::from(early),
+            frames,
+            close,
+            stop: false,
+            state: State::Open,
+            moved: false,
+            read_failed: false,
+        }
+    }
+
+    /// Which side has ended, if one has: the one that is read from, or the one that is written to.
+    fn end(&self, polled: &Poll<io::Result<()>>, from: TunnelEnd, to: TunnelEnd) -> Option<TunnelEnd> {
+        match polled {
+            Poll::Ready(Err(_)) if !self.read_failed => Some(to),
+            Poll::Ready(Err(_)) => Some(from),
+            _ => matches!(self.state, State::Ended | State::Done).then_some(from),
+        }
     }
 
     const fn has_moved(&mut self) -> bool {
@@ -236,7 +269,10 @@ impl Direction {
                 Ok(()) => {}
                 // Many clients leave without a close_notify; the WebSocket has an end of its own.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.state = State::Ended,
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) => {
+                    self.read_failed = true;
+                    return Poll::Ready(Err(error));
+                }
             }
             self.moved = true;
             self.bytes += buf.filled().len() as u64;

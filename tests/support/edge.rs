@@ -84,20 +84,33 @@ impl Edge {
         Self::spawn(folder, outer)
     }
 
+    /// The same as [`start`](Self::start), with a log that nobody reads once it is ready.
+    pub fn unread(sites: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("vestibule.toml"), Self::config(folder.path(), "", sites)).unwrap();
+        let command = command(folder.path());
+        Self::spawn_until(folder, command, "\"ready\"")
+    }
+
     fn run(folder: TempDir) -> Self {
         let command = command(folder.path());
         Self::spawn(folder, command)
     }
 
-    fn spawn(folder: TempDir, mut command: Command) -> Self {
+    fn spawn(folder: TempDir, command: Command) -> Self {
+        Self::spawn_until(folder, command, "the last line there is")
+    }
+
+    /// Reads the log up to the line that holds `last`.
+    fn spawn_until(folder: TempDir, mut command: Command, last: &'static str) -> Self {
         let mut child = command.arg("run").stderr(Stdio::piped()).spawn().unwrap();
         let (ready, is_ready) = mpsc::channel();
         let log = Arc::new(Mutex::new(String::new()));
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let kept = log.clone();
         std::thread::spawn(move || {
             let mut addresses = HashMap::new();
-            for line in lines.map_while(Result::ok) {
+            for line in lines.by_ref().map_while(Result::ok) {
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 if event["message"] == "listening"
                     && let Ok(addr) = event["addr"].as_str().unwrap_or_default().parse::<SocketAddr>()
@@ -110,6 +123,11 @@ impl Edge {
                 let mut kept = kept.lock().unwrap();
                 kept.push_str(&line);
                 kept.push('\n');
+                if line.contains(last) {
+                    // Kept open, and never read again.
+                    std::mem::forget(lines);
+                    return;
+                }
             }
         });
         let Ok(addresses) = is_ready.recv_timeout(PATIENCE) else {
@@ -155,6 +173,12 @@ impl Edge {
             assert!(Instant::now() < until, "no {what:?} in the log:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// The event of the exchange with this target.
+    pub fn exchange(&self, target: &str) -> serde_json::Value {
+        let line = self.wait_for_log(&format!("\"uri\":\"{target}\""));
+        serde_json::from_str(&line).unwrap()
     }
 
     /// A page of the operator's door, with its head.

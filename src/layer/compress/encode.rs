@@ -102,6 +102,8 @@ pub struct Encoded {
     stage: Stage,
     trailers: Option<HeaderMap>,
     saved: Arc<AtomicU64>,
+    /// What went in less what came out, as far as `saved` does not know it yet.
+    gain: i64,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -142,12 +144,12 @@ impl Encoded {
     /// Encodes a body.
     pub fn new(inner: Body, encoding: Encoding, permit: OwnedSemaphorePermit, saved: Arc<AtomicU64>) -> Self {
         let stage = Stage::Gathering(Gathered::default());
-        Self { inner, encoding, stage, trailers: None, saved, _permit: permit }
+        Self { inner, encoding, stage, trailers: None, saved, gain: 0, _permit: permit }
     }
 
     /// Takes in a piece of the body; what comes out of it, once there is enough.
     fn push(&mut self, data: &Bytes) -> Option<Bytes> {
-        self.saved.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.gain += data.len() as i64;
         if let Stage::Gathering(gathered) = &mut self.stage {
             if gathered.bytes.len() + data.len() <= MAX_WHOLE {
                 if gathered.bytes.is_empty() {
@@ -205,10 +207,21 @@ impl Encoded {
     }
 
     /// A piece on its way out.
-    fn out(&self, piece: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        // Counted up with every byte in and down with every byte out; the sum over all bodies is what was saved.
-        self.saved.fetch_sub(piece.len() as u64, Ordering::Relaxed);
+    fn out(&mut self, piece: Bytes) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.gain -= piece.len() as i64;
+        if !matches!(self.stage, Stage::Streaming { holds_back: true, .. }) {
+            self.settle();
+        }
         Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    /// Tells what was saved. Only where the encoder holds nothing back: what is still inside it is not saved yet, and a
+    /// counter never goes down.
+    fn settle(&mut self) {
+        if let Ok(gain @ 1..) = u64::try_from(self.gain) {
+            self.saved.fetch_add(gain, Ordering::Relaxed);
+            self.gain = 0;
+        }
     }
 }
 

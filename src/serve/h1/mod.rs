@@ -152,6 +152,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
             Ok(head) => head,
             Err((error, target)) => return self.refuse(error, target).await,
         };
+        self.settings.count_dropped(head.dropped);
         if let Err(kind) = normalize::http1(&mut head) {
             let target = head.target.path_and_query().map(|target| target.as_str().to_owned());
             return self.refuse(kind.into(), target).await;
