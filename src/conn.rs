@@ -132,6 +132,43 @@ pub struct ExtendedConnect;
 /// room that does it. The URI is absolute; the connection is not kept.
 pub type Fetch = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response, ProxyError>> + Send + Sync>;
 
+/// What a TLS server shows to a client that looks at its certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The certificate, DER.
+    pub leaf: Bytes,
+    /// Whether a client would go on.
+    pub trust: Result<(), Distrust>,
+}
+
+/// Why a client would not go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Distrust {
+    /// It has ended.
+    Expired,
+    /// It has not begun: a clock is wrong.
+    NotYet,
+    /// It is for other names.
+    WrongName,
+    /// Nobody that clients trust has signed it.
+    Unknown,
+    /// Anything else, in words.
+    Other(String),
+}
+
+/// Why a TLS server shows nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closed {
+    /// Nothing listens on the port, or something on the way refuses.
+    Refused,
+    /// No answer in time.
+    Silent,
+    /// The `unrecognized_name` alert: the server has no certificate for the name.
+    NoSuchName,
+    /// Anything else, in words.
+    Other(String),
+}
+
 /// How long the phases of reaching an upstream took, for the access log. Put into the extensions of a request by whoever
 /// wants to know, filled by whoever dials; a request on a kept connection dials nothing.
 #[derive(Debug, Default)]

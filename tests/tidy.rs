@@ -12,15 +12,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ROOMS: [&str; 8] = ["listen", "tls", "serve", "route", "layer", "upstream", "cert", "admin"];
+const ROOMS: [&str; 9] = ["listen", "tls", "serve", "route", "layer", "upstream", "cert", "admin", "doctor"];
 
 /// In order: each may use those before it. `body` and `conn` name each other's types, so they count as one step.
 const VOCABULARY: [&[&str]; 5] = [&["clock", "error"], &["conn", "body"], &["wire"], &["config"], &["telemetry"]];
 
 /// Crates, and the beginnings of the paths that may name them.
 const DOORS: &[(&str, &[&str])] = &[
-    ("rustls", &["tls/", "cert/", "upstream/connect.rs"]),
-    ("tokio_rustls", &["tls/", "upstream/connect.rs"]),
+    ("rustls", &["tls/", "cert/", "upstream/connect.rs", "upstream/inspect.rs"]),
+    ("tokio_rustls", &["tls/", "upstream/connect.rs", "upstream/inspect.rs"]),
     ("instant_acme", &["cert/issue/"]),
     ("hyper", &["serve/h2.rs"]),
     ("hyper_util", &["serve/h2.rs"]),
@@ -32,6 +32,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("sd_notify", &["app/"]),
     ("listenfd", &["listen/"]),
     ("anyhow", &["cli/"]),
+    ("rpassword", &["cli/"]),
+    ("saphyr", &["doctor/files/"]),
 ];
 
 fn sources() -> BTreeMap<String, String> {

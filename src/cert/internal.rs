@@ -42,6 +42,12 @@ pub fn root_pem(store: &Store, clock: &Clock) -> Result<String, CertError> {
     root(store, clock).map(|root| root.certificate)
 }
 
+/// The same, where there is one already: nothing is made, and nothing is said of what is damaged.
+#[must_use]
+pub fn known_root_pem(store: &Store) -> Option<String> {
+    parse(&store.load(FILE).ok()??).map(|root| root.certificate)
+}
+
 /// Keeps a name served. The first certificate is signed before this returns: it takes a millisecond.
 pub fn keep(keeper: Keeper, store: Arc<Store>, tasks: &TaskTracker) {
     let mut wait = renew(&keeper, &store);

@@ -12,7 +12,7 @@ mod schedule;
 mod store;
 
 pub use self::{
-    internal::root_pem,
+    internal::{known_root_pem, root_pem},
     issue::Cause,
     resolver::Resolver,
     store::{Store, StoreError},

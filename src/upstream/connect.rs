@@ -1,7 +1,7 @@
 //! Dialling: names resolved afresh every time, every address tried, TLS where the origin speaks it.
 //!
 //! Docker's resolver answers with a lifetime of 600 s although a container's address changes at its restart, so nothing
-//! is remembered between two dials. The only file of this room that knows rustls.
+//! is remembered between two dials. With `inspect.rs` the only file of this room that knows rustls.
 
 use std::{
     io,
@@ -17,7 +17,10 @@ use bytes::BytesMut;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls::{
     ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    pki_types::{
+        CertificateDer, ServerName,
+        pem::{self, PemObject as _},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -36,7 +39,10 @@ const STAGGER: Duration = Duration::from_millis(250);
 
 /// Whom a TLS origin is verified against.
 #[derive(Clone)]
-pub struct Roots(Arc<ClientConfig>);
+pub struct Roots {
+    config: Arc<ClientConfig>,
+    store: Arc<RootCertStore>,
+}
 
 /// Roots that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +54,7 @@ pub enum RootsError {
         path: String,
         /// Why.
         #[source]
-        source: rustls::pki_types::pem::Error,
+        source: pem::Error,
     },
     /// A certificate that is no authority.
     #[error(transparent)]
@@ -67,10 +73,20 @@ impl Roots {
     /// # Errors
     /// The file cannot be read, or has no certificate.
     pub fn with_file(path: &Path) -> Result<Self, RootsError> {
+        Self::with(Some(path), None)
+    }
+
+    /// Those of the system, the certificates of a PEM file and those of a PEM text.
+    ///
+    /// # Errors
+    /// The file cannot be read, or one of both has something that is no authority.
+    pub fn with(file: Option<&Path>, text: Option<&str>) -> Result<Self, RootsError> {
         let mut roots = system_roots();
-        let failed = |source| RootsError::File { path: path.display().to_string(), source };
-        for certificate in CertificateDer::pem_file_iter(path).map_err(failed)? {
-            roots.add(certificate.map_err(failed)?)?;
+        if let Some(path) = file {
+            add(&mut roots, CertificateDer::pem_file_iter(path), &path.display().to_string())?;
+        }
+        if let Some(text) = text {
+            add(&mut roots, Ok(CertificateDer::pem_slice_iter(text.as_bytes())), "the given text")?;
         }
         Ok(Self::of(roots))
     }
@@ -81,23 +97,37 @@ impl Roots {
     /// The text has no usable certificate.
     pub fn only(pem: &[u8]) -> Result<Self, RootsError> {
         let mut roots = RootCertStore::empty();
-        let failed = |source| RootsError::File { path: "the given text".into(), source };
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            roots.add(certificate.map_err(failed)?)?;
-        }
+        add(&mut roots, Ok(CertificateDer::pem_slice_iter(pem)), "the given text")?;
         Ok(Self::of(roots))
     }
 
+    /// The certificates.
+    pub(super) const fn store(&self) -> &Arc<RootCertStore> {
+        &self.store
+    }
+
     fn of(roots: RootCertStore) -> Self {
+        let store = Arc::new(roots);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider has suites for both versions")
-            .with_root_certificates(roots)
+            .with_root_certificates(store.clone())
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self(Arc::new(config))
+        Self { config: Arc::new(config), store }
     }
+}
+
+fn add<I>(roots: &mut RootCertStore, found: Result<I, pem::Error>, place: &str) -> Result<(), RootsError>
+where
+    I: Iterator<Item = Result<CertificateDer<'static>, pem::Error>>,
+{
+    let failed = |source| RootsError::File { path: place.to_owned(), source };
+    for certificate in found.map_err(failed)? {
+        roots.add(certificate.map_err(failed)?)?;
+    }
+    Ok(())
 }
 
 fn system_roots() -> RootCertStore {
@@ -200,7 +230,7 @@ async fn open(server: &Server, roots: &Roots, phases: &Phases) -> Result<Socket,
 /// The handshake fails; the name is no name.
 pub async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialError> {
     let name = ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))?;
-    let stream = TlsConnector::from(roots.0.clone()).connect(name, tcp).await.map_err(DialError::Tls)?;
+    let stream = TlsConnector::from(roots.config.clone()).connect(name, tcp).await.map_err(DialError::Tls)?;
     Ok(Socket::Tls(Box::new(stream)))
 }
 

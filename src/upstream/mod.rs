@@ -8,12 +8,14 @@ mod client;
 mod connect;
 mod fetch;
 mod health;
+mod inspect;
 mod pool;
 mod tunnel;
 
 pub use connect::{Roots, RootsError};
-pub use fetch::fetcher;
+pub use fetch::{Override, fetcher};
 pub use health::probe;
+pub use inspect::inspect;
 
 use std::{
     sync::{

@@ -1,0 +1,133 @@
+//! A look at the certificate that an address shows for a name, good or bad. Nothing is ever sent over the connection, so
+//! the verdict may be taken down instead of being obeyed.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::connect::{self, Roots};
+use crate::conn::{Closed, Distrust, Shown};
+
+/// Shakes hands with an address for a name.
+///
+/// # Errors
+/// There is no certificate to look at.
+pub async fn inspect(address: SocketAddr, host: &str, roots: &Roots, limit: Duration) -> Result<Shown, Closed> {
+    timeout(limit, shake(address, host, roots)).await.unwrap_or(Err(Closed::Silent))
+}
+
+async fn shake(address: SocketAddr, host: &str, roots: &Roots) -> Result<Shown, Closed> {
+    let other = |error: &dyn std::error::Error| Closed::Other(error.to_string());
+    let tcp = connect::tcp_to(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::ConnectionRefused => Closed::Refused,
+        io::ErrorKind::TimedOut => Closed::Silent,
+        _ => other(&error),
+    })?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| other(&error))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let inner = WebPkiServerVerifier::builder_with_provider(roots.store().clone(), provider.clone())
+        .build()
+        .map_err(|error| other(&error))?;
+    let witness = Arc::new(Witness { inner, seen: Mutex::default() });
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| other(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(witness.clone())
+        .with_no_client_auth();
+    match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
+        Ok(_) => witness.seen().ok_or_else(|| Closed::Other("no certificate was shown".into())),
+        Err(error) => Err(closed(&error)),
+    }
+}
+
+/// Takes down what is shown and what the verifier of every other client thinks of it.
+#[derive(Debug)]
+struct Witness {
+    inner: Arc<WebPkiServerVerifier>,
+    seen: Mutex<Option<Shown>>,
+}
+
+impl Witness {
+    fn seen(&self) -> Option<Shown> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let trust =
+            self.inner.verify_server_cert(leaf, chain, name, ocsp, now).map(drop).map_err(|error| distrust(&error));
+        let shown = Shown { leaf: Bytes::copy_from_slice(leaf), trust };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+fn distrust(error: &Error) -> Distrust {
+    match error {
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            Distrust::Expired
+        }
+        Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
+            Distrust::NotYet
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => Distrust::WrongName,
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => Distrust::Unknown,
+        other => Distrust::Other(other.to_string()),
+    }
+}
+
+fn closed(error: &io::Error) -> Closed {
+    match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
+        Some(Error::AlertReceived(AlertDescription::UnrecognisedName)) => Closed::NoSuchName,
+        Some(cause) => Closed::Other(cause.to_string()),
+        None => Closed::Other(error.to_string()),
+    }
+}
