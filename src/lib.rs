@@ -4,7 +4,7 @@
 //!   composition   cli ── app            knows every room; holds the order of things
 //!                  │
 //!   rooms          listen   tls   serve   route   layer   upstream        (the road: a request walks them left to right)
-//!                  cert     admin                                          (beside the road)
+//!                  cert     admin  doctor                                  (beside the road)
 //!                  │
 //!   vocabulary     clock  conn  body  error  wire  config  telemetry       (words every room may use; no I/O except telemetry's output)
 //! ```
@@ -33,6 +33,7 @@ pub mod upstream;
 
 pub mod admin;
 pub mod cert;
+pub mod doctor;
 
 pub mod body;
 pub mod clock;

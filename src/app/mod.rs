@@ -3,6 +3,7 @@
 //! One control thread (the first) looks after certificates, the operator's door, signals and reloads; the workers do
 //! nothing but serve.
 
+mod checkup;
 mod control;
 mod edge;
 mod pipeline;
@@ -10,6 +11,7 @@ mod signal;
 mod stack;
 mod worker;
 
+pub use checkup::{Lens, Redirection, checkup};
 pub use control::{Outcome, run};
 pub use edge::{Edge, StartError};
 pub use pipeline::Door;

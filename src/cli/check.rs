@@ -34,7 +34,8 @@ pub fn check(named: Option<PathBuf>, json: bool) -> Outcome {
     }
 }
 
-fn failed(report: &Report) -> serde_json::Value {
+/// A bad file, for a program.
+pub fn failed(report: &Report) -> serde_json::Value {
     serde_json::json!({ "ok": false, "file": report.file, "diagnostics": report.to_json() })
 }
 

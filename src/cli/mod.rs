@@ -5,6 +5,7 @@
 mod ask;
 mod check;
 mod demo;
+mod doctor;
 pub mod init;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -44,6 +45,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Probe the live deployment: name what is broken, and what mends it
+    Doctor(Box<doctor::Doctor>),
     /// The whole edge on this machine with no set-up
     Demo {
         /// Exit after the table of checks, with 0 or 1
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run => run(cli.config),
         Command::Check { json } => check::check(cli.config, json),
+        Command::Doctor(asked) => doctor::doctor(cli.config, *asked),
         Command::Demo { check } => demo::run(check),
         Command::Init(args) => init::run(&args),
         Command::Ca => ca(cli.config),

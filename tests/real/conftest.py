@@ -54,7 +54,7 @@ def wait_for(what, ready, seconds=90):
 class Synapse:
     """A homeserver of its own, with SQLite and without the limits that tests would meet."""
 
-    def __init__(self, folder, settings=""):
+    def __init__(self, folder, settings="", serves="client, federation", forwarded="true"):
         self.port = free_port()
         self.folder = folder
         config = folder / "homeserver.yaml"
@@ -69,7 +69,7 @@ class Synapse:
         )
         (folder / "more.yaml").write_text(f"""
 listeners:
-  - {{ port: {self.port}, type: http, bind_addresses: ["127.0.0.1"], x_forwarded: true, resources: [{{ names: [client, federation] }}] }}
+  - {{ port: {self.port}, type: http, bind_addresses: ["127.0.0.1"], x_forwarded: {forwarded}, resources: [{{ names: [{serves}] }}] }}
 enable_registration: true
 enable_registration_without_verification: true
 bcrypt_rounds: 4

@@ -1,0 +1,203 @@
+//! `vestibule doctor`, put together: hands the probes their clients, and lets them look.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{HeaderValue, Uri, header, uri::PathAndQuery};
+use tokio::net::lookup_host;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cert,
+    clock::Clock,
+    config::{
+        Plan,
+        plan::{self, Action, SiteTls},
+    },
+    conn::Fetch,
+    doctor::{self, Diagnosis, Look, Progress, Reach, Resolve, Service, Via, Wanted},
+    upstream::{self, Upstream},
+};
+
+/// Bound on a question, from the dial to the head of its answer.
+const QUESTION: Duration = Duration::from_secs(10);
+
+/// Bound on a question that is a long poll of a minute.
+const LONG_POLL: Duration = Duration::from_secs(90);
+
+/// Bound on a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// A name that leads elsewhere than DNS says, as curl's `--resolve` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirection {
+    host: String,
+    port: u16,
+    to: Vec<SocketAddr>,
+}
+
+impl std::str::FromStr for Redirection {
+    type Err = String;
+
+    /// `HOST:PORT:ADDRESS[,ADDRESS…]`; `*` is every host, and an address may have a port of its own.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "write HOST:PORT:ADDRESS, for instance example.org:443:192.0.2.1".to_owned();
+        let (host, rest) = text.split_once(':').ok_or_else(wrong)?;
+        let (port, to) = rest.split_once(':').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        let address = |to: &str| {
+            let ip = to.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port));
+            ip.or_else(|_| to.parse()).map_err(|_| wrong())
+        };
+        let to = to.split(',').map(address).collect::<Result<_, _>>()?;
+        Ok(Self { host: host.to_ascii_lowercase(), port, to })
+    }
+}
+
+/// How doctor sees the world, where that is not as everybody else does.
+#[derive(Debug, Default)]
+pub struct Lens {
+    /// Names that lead elsewhere; the last that fits decides.
+    pub resolve: Vec<Redirection>,
+    /// PEM roots that are trusted besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Looks at the deployment of a plan.
+///
+/// # Errors
+/// `ca_file` cannot be used.
+pub async fn checkup(
+    plan: &Plan,
+    wanted: &Wanted,
+    lens: Lens,
+    progress: Progress<'_>,
+) -> Result<Diagnosis, upstream::RootsError> {
+    let clock = Clock::system();
+    let roots = roots(plan, &lens)?;
+    let stop = CancellationToken::new();
+    let env = upstream::Env {
+        workers: 1,
+        roots: roots.clone(),
+        drain: stop.clone(),
+        tasks: TaskTracker::new(),
+        tunnels: Arc::default(),
+        tunnel_idle: None,
+        body_stall: Some(LONG_POLL),
+    };
+    let map = Arc::new(lens.resolve);
+    let reach = Reach {
+        resolve: resolve(map.clone()),
+        via: via(&env, QUESTION, map.clone()),
+        patient: via(&env, LONG_POLL, map),
+        look: look(roots),
+        services: services(plan, &env),
+        clock,
+    };
+    let diagnosis = doctor::examine(plan, &reach, wanted, progress).await;
+    stop.cancel();
+    Ok(diagnosis)
+}
+
+/// The system's roots, those of a private CA, and our own where a site has its certificate from there.
+fn roots(plan: &Plan, lens: &Lens) -> Result<upstream::Roots, upstream::RootsError> {
+    let internal = plan.sites.iter().any(|site| site.tls == SiteTls::Internal);
+    let own = internal.then(|| cert::known_root_pem(&cert::Store::new(plan.storage.clone()))).flatten();
+    upstream::Roots::with(lens.ca_file.as_deref(), own.as_deref())
+}
+
+fn redirected<'a>(map: &'a [Redirection], host: &str, port: u16) -> Option<&'a [SocketAddr]> {
+    let fits = |one: &&Redirection| one.port == port && (one.host == "*" || one.host.eq_ignore_ascii_case(host));
+    map.iter().rev().find(fits).map(|one| one.to.as_slice())
+}
+
+fn resolve(map: Arc<Vec<Redirection>>) -> Resolve {
+    Arc::new(move |host, port| {
+        let map = map.clone();
+        Box::pin(async move {
+            if let Some(addresses) = redirected(&map, &host, port) {
+                return Ok(addresses.to_vec());
+            }
+            let addresses = lookup_host((host.as_str(), port)).await?;
+            Ok(addresses.collect())
+        })
+    })
+}
+
+fn via(env: &upstream::Env, limit: Duration, map: Arc<Vec<Redirection>>) -> Via {
+    let env = env.clone();
+    Arc::new(move |address| {
+        let map = map.clone();
+        let at = move |host: &str, port| address.or_else(|| redirected(&map, host, port)?.first().copied());
+        upstream::fetcher(env.roots.clone(), limit, Some(Arc::new(at)), &env)
+    })
+}
+
+fn look(roots: upstream::Roots) -> Look {
+    Arc::new(move |address, host| {
+        let roots = roots.clone();
+        Box::pin(async move { upstream::inspect(address, &host, &roots, HANDSHAKE).await })
+    })
+}
+
+/// Every server of every route that leads to one, each on its own: one that is down must not hide behind another.
+fn services(plan: &Plan, env: &upstream::Env) -> Vec<Service> {
+    let mut services = Vec::new();
+    for (site, route) in plan.sites.iter().flat_map(|site| site.routes.iter().map(move |route| (site, route))) {
+        let Action::Proxy(upstream) = &route.action else { continue };
+        services.extend(upstream.servers.iter().map(|server| Service {
+            host: site.host.as_str().to_owned(),
+            prefix: route.prefix.clone(),
+            kind: route.kind,
+            server: server.to_string(),
+            ask: straight(upstream, server, env),
+        }));
+    }
+    services
+}
+
+fn straight(upstream: &plan::Upstream, server: &plan::Server, env: &upstream::Env) -> Fetch {
+    let limited = plan::Upstream {
+        servers: vec![server.clone()],
+        response_timeout: Some(QUESTION),
+        // What refuses now is down now.
+        retry_connect: Duration::ZERO,
+        health: None,
+        ..upstream.clone()
+    };
+    let upstream = Upstream::new(&limited, env);
+    Arc::new(move |mut request| {
+        let upstream = upstream.clone();
+        Box::pin(async move {
+            let authority = request.uri().authority().map(|authority| HeaderValue::try_from(authority.as_str()));
+            if let Some(Ok(host)) = authority {
+                request.headers_mut().insert(header::HOST, host);
+            }
+            let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+            *request.uri_mut() = Uri::from(target);
+            upstream.send(request).await
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_can_be_led_elsewhere() {
+        let map: Vec<Redirection> = ["*:443:192.0.2.1", "a.example:443:[::1]", "a.example:80:127.0.0.1:8080"]
+            .map(|text| text.parse().unwrap())
+            .into();
+        let leads = |host, port| redirected(&map, host, port).map(|to| to[0].to_string());
+        assert_eq!(leads("b.example", 443).as_deref(), Some("192.0.2.1:443"));
+        assert_eq!(leads("A.example", 443).as_deref(), Some("[::1]:443"));
+        assert_eq!(leads("a.example", 80).as_deref(), Some("127.0.0.1:8080"));
+        assert_eq!(leads("b.example", 80), None);
+        assert!("a.example:443".parse::<Redirection>().is_err());
+    }
+}

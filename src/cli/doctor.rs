@@ -1,0 +1,114 @@
+//! `vestibule doctor`: what is broken, at which layer, and what mends it.
+
+use std::{
+    env,
+    io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::Args;
+
+use super::{BAD_CONFIG, FAILED, Outcome, check, load};
+use crate::{
+    app::{self, Lens, Redirection},
+    doctor::{Account, Diagnosis, Verdict, Wanted},
+};
+
+/// Where the password of `--user` may come from in a script.
+const PASSWORD: &str = "VESTIBULE_PASSWORD";
+
+/// The arguments.
+#[derive(Args)]
+pub struct Doctor {
+    /// For a program
+    #[arg(long)]
+    json: bool,
+    /// The access token of an account of the homeserver: also look at what needs one
+    #[arg(long, env = "VESTIBULE_TOKEN", hide_env_values = true, value_name = "TOKEN", conflicts_with = "user")]
+    token: Option<String>,
+    /// The same with a name; the password is asked for, or taken from $VESTIBULE_PASSWORD. Signs in, and out again
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Also try what takes a minute: whether a long poll is cut (needs an account)
+    #[arg(long)]
+    slow: bool,
+    /// LiveKit's file: judge it, and try its media ports
+    #[arg(long, value_name = "FILE")]
+    livekit: Option<PathBuf>,
+    /// Synapse's file: judge it
+    #[arg(long, value_name = "FILE")]
+    homeserver: Option<PathBuf>,
+    /// The compose file: judge it
+    #[arg(long, value_name = "FILE")]
+    compose: Option<PathBuf>,
+    /// Let a name lead elsewhere than DNS says, as curl does; `*` is every host
+    #[arg(long, value_name = "HOST:PORT:ADDRESS")]
+    resolve: Vec<Redirection>,
+    /// PEM roots to trust besides the system's (a private CA)
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+/// Looks at everything and prints it.
+pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
+    let plan = match load(named) {
+        Ok((_, plan, _)) => plan,
+        Err(report) if asked.json => {
+            println!("{:#}", check::failed(&report));
+            return Ok(ExitCode::from(BAD_CONFIG));
+        }
+        Err(report) => return Err(report.into()),
+    };
+    let wanted = Wanted {
+        account: account(asked.token, asked.user)?,
+        slow: asked.slow,
+        livekit: asked.livekit,
+        homeserver: asked.homeserver,
+        compose: asked.compose,
+    };
+    let lens = Lens { resolve: asked.resolve, ca_file: asked.ca_file };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let diagnosis = runtime.block_on(app::checkup(&plan, &wanted, lens, &progress))?;
+    wipe();
+    if asked.json {
+        println!("{:#}", diagnosis.to_json());
+    } else {
+        print(&diagnosis);
+    }
+    Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn account(token: Option<String>, user: Option<String>) -> io::Result<Option<Account>> {
+    let Some(user) = user else { return Ok(token.map(Account::Token)) };
+    let password = match env::var(PASSWORD) {
+        Ok(password) => password,
+        Err(_) => rpassword::prompt_password(format!("Password of {user}: "))?,
+    };
+    Ok(Some(Account::Password { user, password }))
+}
+
+fn print(diagnosis: &Diagnosis) {
+    print!("{diagnosis}");
+    if diagnosis.count(Verdict::Fail) > 0 {
+        // domain.md section 1.3: rust-sdk keeps both for 24 h, Synapse m.server for up to 48 h.
+        println!(
+            "\nClients remember where things are for a day, other homeservers for up to two: after a fix, sign in afresh to see it."
+        );
+    }
+}
+
+/// A line on a terminal that overwrites itself, and nothing anywhere else.
+fn progress(what: &str, done: usize, all: usize) {
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{done}/{all} {what}");
+        // A line that does not appear is no reason to stop.
+        let _ = io::stderr().flush();
+    }
+}
+
+fn wipe() {
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
+}

@@ -1,0 +1,318 @@
+//! What only a user of the homeserver can see. A session that is opened for it is closed again.
+
+use serde_json::{Value, json};
+
+use super::{
+    Account, Exam, Straight,
+    ask::Question,
+    finding::{Ask, Finding, Layer},
+    homeserver::{media_limit, size},
+    rtc::{self, TRANSPORTS},
+};
+use crate::{config::plan::Matrix, conn::Fetch};
+
+/// An address that no client of ours has (RFC 5737): Synapse shows it again if it believes what the edge says of clients.
+const DOCUMENTATION: &str = "192.0.2.77";
+
+/// How long the long poll is; just under the 60 s after which a badly set up proxy hangs up.
+const POLL: u64 = 55_000;
+
+/// A user's way to the homeserver.
+struct Session<'a> {
+    exam: &'a Exam<'a>,
+    matrix: &'a Matrix,
+    way: Fetch,
+    straight: Option<Straight<'a>>,
+    token: String,
+    user: String,
+}
+
+/// Everything that needs an account.
+pub async fn probe(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
+    let ask = Ask::new(Layer::Homeserver, "account", &matrix.homeserver);
+    let Some(account) = &exam.wanted.account else {
+        let what = "upload sizes, delayed events, the client address that Synapse sees and a token for a call need --token or --user";
+        return vec![ask.skip(what)];
+    };
+    let (way, straight) = match exam.homeserver(matrix) {
+        Ok(way) => way,
+        Err(reason) => return vec![ask.skip(reason)],
+    };
+    let (token, ours) = match account {
+        Account::Token(token) => (token.clone(), false),
+        Account::Password { user, password } => match login(&ask, matrix, &way, user, password).await {
+            Ok(token) => (token, true),
+            Err(finding) => return vec![finding],
+        },
+    };
+    let mut session = Session { exam, matrix, way, straight, token, user: String::new() };
+    let findings = session.examine(&ask).await;
+    if ours {
+        // A session that stays is listed among the user's devices; there is nothing more to be done about it.
+        let _ = session.post("/_matrix/client/v3/logout", &json!({})).await;
+    }
+    findings
+}
+
+async fn login(ask: &Ask, matrix: &Matrix, way: &Fetch, user: &str, password: &str) -> Result<String, Finding> {
+    let body = json!({
+        "type": "m.login.password",
+        "identifier": { "type": "m.id.user", "user": user },
+        "password": password,
+        "initial_device_display_name": "vestibule doctor",
+    });
+    match Question::post(format!("{}/_matrix/client/v3/login", matrix.homeserver), &body).ask(way).await {
+        Ok(answer) => match answer.json()["access_token"].as_str() {
+            Some(token) => Ok(token.to_owned()),
+            None => {
+                let fact = format!("{user} cannot sign in with that password: {}", answer.words());
+                Err(ask.fail("login", fact, "give the right password, or the access token of a session with --token"))
+            }
+        },
+        Err(error) => Err(ask.fail("silent", format!("there is no answer ({error})"), "see Synapse's log")),
+    }
+}
+
+impl Session<'_> {
+    async fn get(&self, path: &str) -> Result<super::ask::Answer, String> {
+        Question::get(format!("{}{path}", self.matrix.homeserver)).token(&self.token).ask(&self.way).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<super::ask::Answer, String> {
+        Question::post(format!("{}{path}", self.matrix.homeserver), body).token(&self.token).ask(&self.way).await
+    }
+
+    async fn examine(&mut self, ask: &Ask) -> Vec<Finding> {
+        let whoami = match self.get("/_matrix/client/v3/account/whoami").await {
+            Ok(answer) if answer.status == 200 => answer.json(),
+            Ok(answer) => {
+                let fact = format!("the homeserver does not take the token: {}", answer.words());
+                return vec![ask.fail("token", fact, "give the access token of a session that is open")];
+            }
+            Err(error) => {
+                return vec![ask.fail("silent", format!("there is no answer ({error})"), "see Synapse's log")];
+            }
+        };
+        self.user = whoami["user_id"].as_str().unwrap_or_default().to_owned();
+        let device = whoami["device_id"].as_str().unwrap_or_default();
+        let mut findings = vec![ask.ok(format!("signed in as {}", self.user))];
+        findings.push(self.transports().await);
+        findings.push(self.media().await);
+        findings.push(self.delays().await);
+        findings.push(self.client_address(device).await);
+        findings.extend(self.call().await);
+        if self.exam.wanted.slow {
+            findings.push(self.sync().await);
+        }
+        findings
+    }
+
+    /// The list itself (row 1).
+    async fn transports(&self) -> Finding {
+        let ask = Ask::new(Layer::Rtc, "rtc.transports", &self.matrix.homeserver);
+        let answer = match self.get(TRANSPORTS).await {
+            Ok(answer) if answer.status == 200 => answer.json(),
+            Ok(answer) => return rtc::off(&ask, &answer),
+            Err(error) => return ask.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+        };
+        let list = answer["rtc_transports"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let urls: Vec<&str> = list.iter().filter_map(|entry| entry["livekit_service_url"].as_str()).collect();
+        let ours = &self.matrix.rtc_services;
+        match urls.first() {
+            None if list.is_empty() => {
+                let fact = "the list is empty: clients believe for a day that calls are not to be had";
+                let fix = "set matrix.rtc_transports = \"fill\" and a site of kind `lk-jwt`, or add matrix_rtc.transports to homeserver.yaml, or turn msc4143_enabled off";
+                ask.fail("empty", fact, fix)
+            }
+            Some(first) if !ours.is_empty() && !ours.iter().any(|url| url == first) => {
+                let fact = format!("the homeserver leads to {first}, and the well-known document to {}", ours[0]);
+                ask.fail(
+                    "differs",
+                    fact,
+                    "let matrix_rtc.transports in homeserver.yaml and matrix.rtc_service name the same address",
+                )
+            }
+            Some(first) => ask.ok(format!("leads to {first}")),
+            None => ask.ok("leads to transports of another kind"),
+        }
+    }
+
+    /// Whether both agree on how large an upload may be (row 10).
+    async fn media(&self) -> Finding {
+        let ask = Ask::new(Layer::Homeserver, "homeserver.upload_limit", &self.matrix.homeserver);
+        let answer = match self.get("/_matrix/client/v1/media/config").await {
+            Ok(answer) if answer.status == 200 => answer.json(),
+            Ok(answer) => {
+                return ask.skip(format!("Synapse does not say how large an upload may be: {}", answer.words()));
+            }
+            Err(error) => return ask.skip(format!("there is no answer ({error})")),
+        };
+        let Some(theirs) = answer["m.upload.size"].as_u64() else {
+            return ask.skip("Synapse does not say how large an upload may be");
+        };
+        match media_limit(self.exam, self.matrix) {
+            Some(ours) if ours < theirs => {
+                let fact = format!("Synapse takes {}, and the edge only {}", size(theirs), size(ours));
+                ask.fail("edge", fact, "raise max_body of the site, or lower max_upload_size in homeserver.yaml")
+            }
+            _ => ask.ok(format!("Synapse takes {}, and the edge no less", size(theirs))),
+        }
+    }
+
+    /// What clients are told of delayed events (row 8). Synapse does not announce it everywhere.
+    async fn delays(&self) -> Finding {
+        let ask = Ask::new(Layer::Homeserver, "homeserver.delay", &self.matrix.homeserver);
+        let answer = match self.get("/_matrix/client/v3/capabilities").await {
+            Ok(answer) if answer.status == 200 => answer.json(),
+            Ok(answer) => return ask.skip(format!("there are no capabilities: {}", answer.words())),
+            Err(error) => return ask.skip(format!("there is no answer ({error})")),
+        };
+        match answer["capabilities"]["org.matrix.msc4140.delayed_events"]["max_delay_ms"].as_u64() {
+            Some(0) => {
+                ask.fail("off", "no event may be delayed", "set `max_event_delay_duration: 24h` in homeserver.yaml")
+            }
+            Some(delay) => ask.ok(format!("events may be delayed by {} s", delay / 1000)),
+            None => ask.skip("Synapse does not announce for how long events may be delayed"),
+        }
+    }
+
+    /// Whether Synapse believes what the edge says of a client's address (row 13): asked straight on behalf of an
+    /// address that nobody has, it must remember that one.
+    async fn client_address(&self, device: &str) -> Finding {
+        let ask = Ask::new(Layer::Homeserver, "homeserver.client_address", &self.matrix.homeserver);
+        let Some(straight) = &self.straight else { return ask.skip("the homeserver is not behind this edge") };
+        let seen = self.last_seen(device).await;
+        let forwarded = http::HeaderName::from_static("x-forwarded-for");
+        let question = Question::get(straight.url("/_matrix/client/v3/account/whoami"))
+            .field(forwarded, DOCUMENTATION)
+            .token(&self.token);
+        if let Err(error) = question.ask(&straight.service.ask).await {
+            return ask.skip(format!("there is no answer ({error})"));
+        }
+        match self.last_seen_where(device, |ip| ip == DOCUMENTATION).await {
+            true => ask.ok(format!("Synapse believes what the edge says, and sees this machine as {seen}")),
+            false => {
+                let fact = format!("Synapse takes every client for {seen}, and limits and bans them together");
+                ask.fail("proxy", fact, "set `x_forwarded: true` on Synapse's listener")
+            }
+        }
+    }
+
+    async fn last_seen(&self, device: &str) -> String {
+        let answer = self.get(&format!("/_matrix/client/v3/devices/{device}")).await;
+        let ip = answer.ok().and_then(|answer| answer.json()["last_seen_ip"].as_str().map(str::to_owned));
+        ip.unwrap_or_else(|| "an unknown address".into())
+    }
+
+    /// Asking is itself a request, so the question goes the same way as the one before.
+    async fn last_seen_where(&self, device: &str, is: impl Fn(&str) -> bool) -> bool {
+        let Some(straight) = &self.straight else { return false };
+        let question = Question::get(straight.url(&format!("/_matrix/client/v3/devices/{device}")))
+            .field(http::HeaderName::from_static("x-forwarded-for"), DOCUMENTATION)
+            .token(&self.token);
+        let answer = question.ask(&straight.service.ask).await;
+        answer.is_ok_and(|answer| answer.json()["last_seen_ip"].as_str().is_some_and(is))
+    }
+
+    /// A token for a call, as a client gets it: the call service asks the homeserver who we are and the SFU for a room
+    /// (rows 4 and 5).
+    async fn call(&self) -> Vec<Finding> {
+        let Some(service) = self.matrix.rtc_services.first() else { return Vec::new() };
+        let ask = Ask::new(Layer::Rtc, "rtc.call", service);
+        let straight = self.exam.service(crate::config::plan::Kind::LkJwt, service);
+        let down = straight.and_then(|straight| straight.down.map(str::to_owned));
+        let way = match down.map_or_else(|| self.exam.way(service), Err) {
+            Ok(way) => way,
+            Err(reason) => return vec![ask.skip(reason)],
+        };
+        let user = self.user.replace('@', "%40").replace(':', "%3A");
+        let token = match self.post(&format!("/_matrix/client/v3/user/{user}/openid/request_token"), &json!({})).await {
+            Ok(answer) if answer.status == 200 => answer.json(),
+            Ok(answer) => return vec![ask.skip(format!("Synapse gives no OpenID token: {}", answer.words()))],
+            Err(error) => return vec![ask.skip(format!("there is no answer ({error})"))],
+        };
+        let body = json!({ "room": format!("!doctor:{}", self.matrix.server_name), "openid_token": token, "device_id": "DOCTOR" });
+        match Question::post(format!("{service}/sfu/get"), &body).ask(&way).await {
+            Ok(answer) if answer.status == 200 => self.enter(&ask, &answer.json()).await,
+            Ok(answer) => vec![refused(&ask, &answer)],
+            Err(error) => vec![ask.fail("silent", format!("there is no answer ({error})"), "see lk-jwt-service's log")],
+        }
+    }
+
+    /// Shows the token to the SFU that it is for.
+    async fn enter(&self, ask: &Ask, pass: &Value) -> Vec<Finding> {
+        let (url, jwt) = (pass["url"].as_str().unwrap_or_default(), pass["jwt"].as_str().unwrap_or_default());
+        let http = url.replacen("ws", "http", 1);
+        let known = rtc::sfus(self.exam);
+        let url_is_known = known.iter().any(|known| known.trim_end_matches('/') == http.trim_end_matches('/'));
+        if !url_is_known && !known.is_empty() {
+            let fact = format!(
+                "clients are sent to {url}, and the edge serves LiveKit at {}",
+                known[0].replacen("http", "ws", 1)
+            );
+            return vec![ask.fail("url", fact, "set LIVEKIT_URL of lk-jwt-service to that address")];
+        }
+        let way = match self.exam.way(&http) {
+            Ok(way) => way,
+            Err(reason) => return vec![ask.skip(reason)],
+        };
+        let validate = format!("{}/rtc/validate?access_token={jwt}", http.trim_end_matches('/'));
+        vec![match Question::get(validate).ask(&way).await {
+            Ok(answer) if answer.status == 200 => ask.ok(format!("a token for a call is given, and taken at {url}")),
+            Ok(answer) if answer.status == 401 => {
+                let fact = "LiveKit does not take the tokens of lk-jwt-service";
+                ask.fail("key", fact, "let LIVEKIT_KEY and LIVEKIT_SECRET be a pair of `keys` in livekit.yaml")
+            }
+            Ok(answer) => {
+                ask.fail("other", format!("LiveKit answers a token with {}", answer.words()), "see LiveKit's log")
+            }
+            Err(error) => ask.fail("silent", format!("LiveKit does not answer ({error})"), "see LiveKit's log"),
+        }]
+    }
+
+    /// A long poll must not be cut by anything on the way (row 11).
+    async fn sync(&self) -> Finding {
+        let ask = Ask::new(Layer::Homeserver, "homeserver.sync", &self.matrix.homeserver);
+        let filter = "%7B%22room%22%3A%7B%22rooms%22%3A%5B%5D%7D%2C%22presence%22%3A%7B%22types%22%3A%5B%5D%7D%7D";
+        let since = match self.get(&format!("/_matrix/client/v3/sync?timeout=0&filter={filter}")).await {
+            Ok(answer) => answer.json()["next_batch"].as_str().unwrap_or_default().to_owned(),
+            Err(error) => return ask.skip(format!("there is no answer ({error})")),
+        };
+        let path = format!("/_matrix/client/v3/sync?timeout={POLL}&since={since}&filter={filter}");
+        let way = match self.exam.ground.way(&self.matrix.homeserver) {
+            Ok(address) => (self.exam.reach.patient)(address),
+            Err(reason) => return ask.skip(reason),
+        };
+        match Question::get(format!("{}{path}", self.matrix.homeserver)).token(&self.token).ask(&way).await {
+            Ok(answer) if answer.status == 200 => ask.ok("a long poll is not cut"),
+            Ok(answer) => ask.fail(
+                "cut",
+                format!("a long poll ends with {}", answer.words()),
+                "raise the timeouts of what stands before the edge over two minutes",
+            ),
+            Err(error) => ask.fail(
+                "cut",
+                format!("a long poll is cut ({error})"),
+                "raise the timeouts of what stands before the edge over two minutes",
+            ),
+        }
+    }
+}
+
+fn refused(ask: &Ask, answer: &super::ask::Answer) -> Finding {
+    let fact = format!("lk-jwt-service gives no token: {}", answer.words());
+    let said = answer.json()["error"].as_str().unwrap_or_default().to_owned();
+    match (answer.status.as_u16(), answer.errcode().as_str()) {
+        (401, _) | (500, "M_LOOKUP_FAILED") => ask.fail(
+            "openid",
+            format!("{fact}: it cannot ask the homeserver who a user is"),
+            "let the names lead to the edge inside the container network as well (aliases of the edge's service in compose.yaml)",
+        ),
+        (500, "M_UNKNOWN") if said.contains("SFU") => ask.fail(
+            "room",
+            format!("{fact}: it cannot make a room on LiveKit"),
+            "let LIVEKIT_URL be reachable from lk-jwt-service's container, and its key and secret a pair of livekit.yaml",
+        ),
+        _ => ask.fail("refused", format!("{fact} {said}"), "see lk-jwt-service's log"),
+    }
+}

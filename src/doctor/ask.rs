@@ -1,0 +1,247 @@
+//! One question to a server and its whole answer, with the few things that probes look at.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+
+use crate::{
+    body::{Body, BodyError, Request},
+    conn::Fetch,
+    error::ProxyError,
+};
+
+/// No document that a probe asks for is longer; Synapse's own bound for a well-known document is 50 KiB.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// The origin of a browser that comes from elsewhere, as every web client does.
+pub const ORIGIN: &str = "https://app.element.io";
+
+/// A question.
+#[derive(Debug, Clone)]
+pub struct Question {
+    method: Method,
+    url: String,
+    fields: Vec<(HeaderName, String)>,
+    body: Bytes,
+    /// Bytes that are announced and never sent.
+    announced: Option<u64>,
+}
+
+/// A body that is announced and never comes: a refusal must not wait for it.
+struct Never(u64);
+
+impl HttpBody for Never {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Pending
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+impl Question {
+    /// GET, as a browser of another origin would.
+    pub fn get(url: impl Into<String>) -> Self {
+        let fields = vec![(header::ORIGIN, ORIGIN.to_owned())];
+        Self { method: Method::GET, url: url.into(), fields, body: Bytes::new(), announced: None }
+    }
+
+    /// The preflight of a request with this method.
+    pub fn preflight(url: impl Into<String>, method: &str) -> Self {
+        let question = Self { method: Method::OPTIONS, ..Self::get(url) };
+        question
+            .field(header::ACCESS_CONTROL_REQUEST_METHOD, method)
+            .field(header::ACCESS_CONTROL_REQUEST_HEADERS, "authorization,content-type")
+    }
+
+    /// POST of a JSON value.
+    pub fn post(url: impl Into<String>, body: &Value) -> Self {
+        let question = Self { method: Method::POST, body: body.to_string().into(), ..Self::get(url) };
+        question.field(header::CONTENT_TYPE, "application/json")
+    }
+
+    /// POST that announces so many bytes and sends none.
+    pub fn upload(url: impl Into<String>, bytes: u64) -> Self {
+        Self { method: Method::POST, announced: Some(bytes), ..Self::get(url) }
+    }
+
+    /// The opening handshake of a WebSocket (RFC 6455 section 4.1), with the nonce of its example.
+    pub fn websocket(url: impl Into<String>) -> Self {
+        Self::get(url)
+            .field(header::CONNECTION, "Upgrade")
+            .field(header::UPGRADE, "websocket")
+            .field(header::SEC_WEBSOCKET_VERSION, "13")
+            .field(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+    }
+
+    /// With another method.
+    pub fn method(self, method: Method) -> Self {
+        Self { method, ..self }
+    }
+
+    /// With one more field.
+    pub fn field(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+        self.fields.push((name, value.into()));
+        self
+    }
+
+    /// On behalf of a user.
+    pub fn token(self, token: &str) -> Self {
+        self.field(header::AUTHORIZATION, format!("Bearer {token}"))
+    }
+
+    /// Asks, and reads the whole answer.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    pub async fn ask(self, fetch: &Fetch) -> Result<Answer, String> {
+        let body = self.announced.map_or_else(|| Body::full(self.body), |bytes| Body::stream(Never(bytes)));
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.url.parse::<Uri>().map_err(|error| format!("{} is no address: {error}", self.url))?;
+        for (name, value) in self.fields {
+            let value = HeaderValue::try_from(value).map_err(|error| format!("{name}: {error}"))?;
+            request.headers_mut().append(name, value);
+        }
+        let (parts, mut body) = fetch(request).await.map_err(|error| words(&error))?.into_parts();
+        let mut bytes = BytesMut::new();
+        // A tunnel has no body to wait for.
+        while parts.status != StatusCode::SWITCHING_PROTOCOLS
+            && let Some(frame) = body.frame().await
+        {
+            let frame = frame.map_err(|error| error.to_string())?;
+            bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if bytes.len() > MAX_ANSWER {
+                return Err(format!("the answer is longer than {MAX_ANSWER} bytes"));
+            }
+        }
+        Ok(Answer { status: parts.status, headers: parts.headers, body: bytes.freeze() })
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its fields.
+    pub headers: HeaderMap,
+    /// Its content.
+    pub body: Bytes,
+}
+
+/// What a browser of another origin makes of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cors {
+    /// It may read it.
+    Open,
+    /// There is no `Access-Control-Allow-Origin`.
+    Missing,
+    /// There are several, which counts as none.
+    Several,
+    /// It is for another origin.
+    Other,
+}
+
+impl Answer {
+    /// The content, `null` if it is not JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// The code of a Matrix error.
+    pub fn errcode(&self) -> String {
+        self.json()["errcode"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Whether the status is this one and the Matrix error that.
+    pub fn is(&self, status: u16, errcode: &str) -> bool {
+        self.status == status && self.errcode() == errcode
+    }
+
+    /// A field, empty if it is not there.
+    pub fn field(&self, name: HeaderName) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// Whether a web client may read it.
+    pub fn cors(&self) -> Cors {
+        let mut fields = self.headers.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN).iter();
+        match (fields.next(), fields.next()) {
+            (None, _) => Cors::Missing,
+            (Some(_), Some(_)) => Cors::Several,
+            (Some(origin), None) if origin == "*" || origin == ORIGIN => Cors::Open,
+            (Some(origin), None) if origin.as_bytes().contains(&b',') => Cors::Several,
+            (Some(_), None) => Cors::Other,
+        }
+    }
+
+    /// In a few words: the status, and the Matrix error or what kind of document it is.
+    pub fn words(&self) -> String {
+        let status = self.status.as_u16();
+        let errcode = self.errcode();
+        if !errcode.is_empty() {
+            format!("{status} {errcode}")
+        } else if self.body.trim_ascii_start().starts_with(b"<") {
+            format!("{status} with an HTML page")
+        } else {
+            status.to_string()
+        }
+    }
+}
+
+fn words(error: &ProxyError) -> String {
+    let mut words = error.kind.to_string();
+    let mut cause = error.source.as_deref().map(|source| source as &dyn std::error::Error);
+    while let Some(error) = cause {
+        words = format!("{words}: {error}");
+        cause = error.source();
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(origins: &[&'static str], body: &'static str) -> Answer {
+        let field = |origin: &&'static str| (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static(origin));
+        let mut headers = HeaderMap::new();
+        for (name, value) in origins.iter().map(field) {
+            headers.append(name, value);
+        }
+        Answer { status: StatusCode::NOT_FOUND, headers, body: body.into() }
+    }
+
+    #[test]
+    fn two_origins_are_as_good_as_none() {
+        for (origins, cors) in [
+            (&[][..], Cors::Missing),
+            (&["*"], Cors::Open),
+            (&[ORIGIN], Cors::Open),
+            (&["*", "*"], Cors::Several),
+            (&["*, *"], Cors::Several),
+            (&["https://other.example"], Cors::Other),
+        ] {
+            assert_eq!(answer(origins, "").cors(), cors, "{origins:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_told_in_a_few_words() {
+        assert_eq!(answer(&[], r#"{"errcode":"M_UNRECOGNIZED"}"#).words(), "404 M_UNRECOGNIZED");
+        assert_eq!(answer(&[], " <!doctype html>").words(), "404 with an HTML page");
+        assert_eq!(answer(&[], "gone").words(), "404");
+    }
+}

@@ -1,0 +1,54 @@
+//! Names: whether they lead anywhere.
+
+use std::net::IpAddr;
+
+use super::{
+    finding::{Ask, Finding, Layer},
+    ground::Seen,
+};
+
+/// Judges where a name leads. Whether somebody is there is another question.
+pub fn judge(seen: &Seen) -> Finding {
+    let ask = Ask::new(Layer::Dns, "dns", &seen.host);
+    let fix = format!("create an A record (and AAAA, if this machine has IPv6) for {}", seen.host);
+    match &seen.addresses {
+        Err(error) => ask.fail("missing", format!("the name does not resolve ({error})"), fix),
+        Ok(addresses) if addresses.is_empty() => ask.fail("missing", "the name has no address", fix),
+        Ok(addresses) => {
+            let words: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
+            let private = addresses.iter().all(|address| !is_public(address.ip()));
+            let note = if private { " (from here; what the internet sees is not tested from inside)" } else { "" };
+            ask.ok(format!("leads to {}{note}", words.join(", ")))
+        }
+    }
+}
+
+/// Whether an address can be reached from the whole internet.
+pub fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            // 100.64.0.0/10 is a provider's own network (RFC 6598).
+            let carrier = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || carrier)
+        }
+        IpAddr::V6(ip) => {
+            !(ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_addresses_are_not_public() {
+        for private in ["10.1.2.3", "172.18.0.2", "192.168.1.1", "127.0.0.1", "100.64.0.1", "fd00::1", "fe80::1", "::1"]
+        {
+            assert!(!is_public(private.parse().unwrap()), "{private}");
+        }
+        for public in ["203.0.113.7", "100.128.0.1", "2001:db8::1"] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The way other homeservers come: server discovery (domain.md section 2.3) step by step, then what they ask first.
+//!
+//! lk-jwt-service comes the same way to check who a user is, so a broken federation breaks calls as well.
+
+use std::time::{Duration, SystemTime};
+
+use super::{
+    Exam,
+    ask::Question,
+    finding::{Ask, Finding, Layer},
+    ground::server_name_origin,
+};
+use crate::config::plan::Matrix;
+
+/// Where a name without a port and without delegation is looked for.
+const PORT: u16 = 8448;
+
+/// Where discovery leads, and by which step.
+struct Target {
+    authority: String,
+    step: String,
+}
+
+/// Discovers the server and asks it what other homeservers ask.
+pub async fn probe(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
+    let discovery = Ask::new(Layer::Federation, "federation", &matrix.server_name);
+    let target = match discover(exam, matrix, &discovery).await {
+        Ok(target) => target,
+        Err(finding) => return vec![finding],
+    };
+    let homeserver = exam.homeserver(matrix);
+    if let Err(reason) = &homeserver {
+        return vec![discovery.skip(reason.clone())];
+    }
+    let base = format!("https://{}", target.authority);
+    let way = match exam.way(&base) {
+        Ok(way) => way,
+        Err(reason) => return vec![discovery.skip(reason)],
+    };
+    let version = match Question::get(format!("{base}/_matrix/federation/v1/version")).ask(&way).await {
+        Ok(answer) => answer,
+        Err(error) => return vec![unreachable(&discovery, &target, &error)],
+    };
+    let found = discovery.ok(format!("{} leads to {}", target.step, target.authority));
+    if version.status != 200 || !version.json()["server"].is_object() {
+        let listens = Ask::new(Layer::Federation, "federation.listener", &target.authority);
+        let fact = format!("/_matrix/federation/v1/version is answered with {}", version.words());
+        return vec![
+            found,
+            match version.errcode().as_str() {
+                "M_UNRECOGNIZED" => listens.fail(
+                    "missing",
+                    fact,
+                    "add `federation` to the resources of Synapse's listener (names: [client, federation])",
+                ),
+                _ => listens.fail("other", fact, "let the whole of /_matrix/ of that address go to Synapse"),
+            },
+        ];
+    }
+    let keys = Question::get(format!("{base}/_matrix/key/v2/server")).ask(&way).await;
+    let user = Question::get(format!("{base}/_matrix/federation/v1/openid/userinfo?access_token=x")).ask(&way).await;
+    vec![
+        found,
+        Ask::new(Layer::Federation, "federation.listener", &target.authority).ok(format!(
+            "answers as {} {}",
+            text(&version.json()["server"]["name"]),
+            text(&version.json()["server"]["version"])
+        )),
+        name(&Ask::new(Layer::Federation, "federation.key", &target.authority), keys, matrix, exam.reach.clock.now()),
+        openid(&Ask::new(Layer::Federation, "federation.openid", &target.authority), user),
+    ]
+}
+
+fn text(value: &serde_json::Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+async fn discover(exam: &Exam<'_>, matrix: &Matrix, ask: &Ask) -> Result<Target, Finding> {
+    if has_port(&matrix.server_name) {
+        return Ok(Target { authority: matrix.server_name.clone(), step: "the server name".into() });
+    }
+    let url = format!("{}/.well-known/matrix/server", server_name_origin(exam.plan, &matrix.server_name));
+    let way = exam.way(&url).map_err(|reason| ask.skip(reason))?;
+    let answer =
+        Question::get(&url).ask(&way).await.map_err(|error| ask.skip(format!("{url} does not answer ({error})")))?;
+    let document = answer.json();
+    match document["m.server"].as_str().filter(|_| answer.status == 200) {
+        Some(server) if has_port(server) => {
+            Ok(Target { authority: server.to_owned(), step: "/.well-known/matrix/server".into() })
+        }
+        Some(server) => {
+            let step = format!("/.well-known/matrix/server without a port, which means {PORT},");
+            Ok(Target { authority: format!("{server}:{PORT}"), step })
+        }
+        None => {
+            let step = format!("no /.well-known/matrix/server, which means port {PORT},");
+            Ok(Target { authority: format!("{}:{PORT}", matrix.server_name), step })
+        }
+    }
+}
+
+/// Whether a port stands behind the name; the colons of a bracketed address are not meant.
+fn has_port(name: &str) -> bool {
+    name.rsplit_once(':').is_some_and(|(host, port)| {
+        port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']'))
+    })
+}
+
+fn unreachable(ask: &Ask, target: &Target, error: &str) -> Finding {
+    let fact = format!("{} leads to {}, which does not answer ({error})", target.step, target.authority);
+    if target.authority.ends_with(&format!(":{PORT}")) {
+        let fix = "serve /.well-known/matrix/server on the server name with a port in m.server, as `vestibule check` prints it, or add \"[::]:8448\" to listen.https";
+        return ask.fail("delegation", fact, fix);
+    }
+    ask.fail("unreachable", fact, "let m.server (matrix.federation) be an address that the internet can reach")
+}
+
+fn name(ask: &Ask, answer: Result<super::ask::Answer, String>, matrix: &Matrix, now: SystemTime) -> Finding {
+    let keys = match answer {
+        Ok(answer) if answer.status == 200 => answer.json(),
+        Ok(answer) => {
+            let fact = format!("/_matrix/key/v2/server is answered with {}", answer.words());
+            return ask.fail("missing", fact, "let the whole of /_matrix/ go to Synapse");
+        }
+        Err(error) => return ask.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+    };
+    let name = text(&keys["server_name"]);
+    let until = SystemTime::UNIX_EPOCH + Duration::from_millis(keys["valid_until_ts"].as_u64().unwrap_or(0));
+    if name != matrix.server_name {
+        let fact = format!("the homeserver calls itself {name:?}, and matrix.server_name is {:?}", matrix.server_name);
+        ask.fail(
+            "server_name",
+            fact,
+            "set matrix.server_name to what homeserver.yaml says, which cannot be changed later",
+        )
+    } else if until <= now {
+        ask.fail(
+            "expired",
+            "the homeserver's signing key is shown as expired",
+            "set the clock of the homeserver's machine",
+        )
+    } else {
+        ask.ok(format!("signs as {name}"))
+    }
+}
+
+/// lk-jwt-service asks this of every user's homeserver.
+fn openid(ask: &Ask, answer: Result<super::ask::Answer, String>) -> Finding {
+    let fix = "add `federation` or `openid` to the resources of Synapse's listener, and let nothing filter /_matrix/federation/";
+    match answer {
+        Ok(answer) if answer.is(401, "M_UNKNOWN_TOKEN") => ask.ok("tells call services who a user is"),
+        Ok(answer) => ask.fail("missing", format!("call services cannot ask who a user is: {}", answer.words()), fix),
+        Err(error) => ask.fail("silent", format!("there is no answer ({error})"), fix),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_told_from_an_address() {
+        for (name, has) in
+            [("a.example", false), ("a.example:443", true), ("[2001:db8::1]", false), ("[::1]:8448", true)]
+        {
+            assert_eq!(has_port(name), has, "{name}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `livekit.yaml`.
+
+use std::{net::IpAddr, path::Path};
+
+use super::{Sheet, parse, yaml::Node};
+use crate::doctor::dns::is_public;
+
+/// LiveKit warns of a shorter one.
+const SECRET: usize = 32;
+
+/// Where LiveKit takes media.
+pub struct MediaPorts {
+    /// ICE over TCP.
+    pub tcp: Option<u16>,
+    /// One UDP port for all; none where a range is used.
+    pub udp: Option<u16>,
+    /// The address that clients are told.
+    pub node_ip: Option<IpAddr>,
+}
+
+/// The ports of a file, or of LiveKit where it says nothing.
+///
+/// # Errors
+/// It cannot be read.
+pub fn media_ports(path: &Path) -> Result<MediaPorts, String> {
+    let root = parse(path)?;
+    let number = |key| root.at(&["rtc", key]).and_then(|port| port.text()?.parse().ok());
+    let tcp = if root.at(&["rtc", "tcp_port"]).is_some() { number("tcp_port") } else { Some(7881) };
+    let node_ip = root.at(&["rtc", "node_ip"]).and_then(|ip| ip.text()?.parse().ok());
+    Ok(MediaPorts { tcp: tcp.filter(|port| *port != 0), udp: number("udp_port"), node_ip })
+}
+
+/// Judges the file.
+pub fn judge(sheet: &mut Sheet<'_>, root: &Node) {
+    secrets(sheet, root);
+    address(sheet, root);
+    let room = root.at(&["room"]).map_or(1, |room| room.line);
+    let creates = root.at(&["room", "auto_create"]);
+    if creates.and_then(|creates| creates.text()) != Some("false") {
+        let line = creates.map_or(room, |creates| creates.line);
+        let fact = "anyone with a token makes rooms, whatever LIVEKIT_FULL_ACCESS_HOMESERVERS says";
+        sheet.warn(line, "auto_create", fact, "set `room: {auto_create: false}`");
+    }
+    if root.at(&["webhook", "urls"]).is_none_or(|urls| urls.list().is_empty()) {
+        let line = root.at(&["webhook"]).map_or(1, |webhook| webhook.line);
+        let fact = "lk-jwt-service never learns who has left, so that members who crash stay in calls";
+        let fix = "set `webhook: {api_key: YOUR_KEY, urls: [\"http://lk-jwt-service:8080/sfu_webhook\"]}`";
+        sheet.warn(line, "webhook", fact, fix);
+    }
+}
+
+fn secrets(sheet: &mut Sheet<'_>, root: &Node) {
+    let keys = root.at(&["keys"]);
+    let short: Vec<usize> = keys
+        .iter()
+        .flat_map(|keys| keys.members())
+        .filter(|(_, secret)| secret.text().is_some_and(|secret| secret.len() < SECRET && !secret.contains('$')))
+        .map(|(_, secret)| secret.line)
+        .collect();
+    for line in short {
+        let fact = format!("the secret has fewer than {SECRET} characters");
+        sheet.warn(line, "secret", fact, "make one with `openssl rand -hex 32`, here and for lk-jwt-service");
+    }
+}
+
+/// A container's own address leads nobody to it.
+fn address(sheet: &mut Sheet<'_>, root: &Node) {
+    let external = root.at(&["rtc", "use_external_ip"]);
+    let node_ip = root.at(&["rtc", "node_ip"]);
+    let parsed = node_ip.and_then(|ip| ip.text()?.parse::<IpAddr>().ok());
+    match (parsed, node_ip, external) {
+        (Some(ip), Some(node), _) if !is_public(ip) => {
+            let fact = format!("clients are told to send media to {ip}, which the internet cannot reach");
+            let line = node.line;
+            sheet.fail(
+                line,
+                "node_ip",
+                fact,
+                "set it to the public address, or use `use_external_ip: true` in its place",
+            );
+        }
+        (_, Some(_), _) => {}
+        (_, None, Some(external)) if external.is_true() => {}
+        (_, None, external) => {
+            let line = external.or_else(|| root.at(&["rtc"])).map_or(1, |node| node.line);
+            let fact = "LiveKit tells clients its own address, which in a container leads nowhere: calls without sound";
+            sheet.warn(line, "address", fact, "set `use_external_ip: true` or `node_ip` under `rtc`");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The files of the services behind the edge: settings that are obsolete or missing (domain.md sections 1.6, 5 and 8).
+
+mod compose;
+mod homeserver;
+mod livekit;
+mod yaml;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+pub use self::livekit::{MediaPorts, media_ports};
+use self::yaml::Node;
+use super::{
+    Wanted,
+    finding::{Ask, Finding, Layer},
+};
+use crate::config::Plan;
+
+/// One of the files, while it is judged.
+struct Sheet<'a> {
+    plan: &'a Plan,
+    id: &'static str,
+    path: String,
+    found: Vec<Finding>,
+}
+
+impl Sheet<'_> {
+    /// A question about a line.
+    fn at(&self, line: usize) -> Ask {
+        Ask::new(Layer::Files, self.id, format!("{}:{line}", self.path))
+    }
+
+    fn warn(&mut self, line: usize, what: &str, fact: impl Into<String>, fix: impl Into<String>) {
+        let finding = self.at(line).warn(what, fact, fix);
+        self.found.push(finding);
+    }
+
+    fn fail(&mut self, line: usize, what: &str, fact: impl Into<String>, fix: impl Into<String>) {
+        let finding = self.at(line).fail(what, fact, fix);
+        self.found.push(finding);
+    }
+}
+
+/// What judges one kind of file.
+type Judge = fn(&mut Sheet<'_>, &Node);
+
+/// Judges the files that were named.
+pub fn read(plan: &Plan, wanted: &Wanted) -> Vec<Finding> {
+    let files: [(&Option<PathBuf>, &'static str, Judge); 3] = [
+        (&wanted.livekit, "files.livekit", livekit::judge),
+        (&wanted.homeserver, "files.homeserver", homeserver::judge),
+        (&wanted.compose, "files.compose", compose::judge),
+    ];
+    let named = files.into_iter().filter_map(|(path, id, judge)| Some((path.as_deref()?, id, judge)));
+    named.flat_map(|(path, id, judge)| one(plan, path, id, judge)).collect()
+}
+
+fn one(plan: &Plan, path: &Path, id: &'static str, judge: Judge) -> Vec<Finding> {
+    let name = path.display().to_string();
+    let ask = Ask::new(Layer::Files, id, &name);
+    let root = match parse(path) {
+        Ok(root) => root,
+        Err(error) => return vec![ask.fail("unreadable", error, "name the file that the service reads, and mend it")],
+    };
+    let mut sheet = Sheet { plan, id, path: name, found: Vec::new() };
+    judge(&mut sheet, &root);
+    if sheet.found.is_empty() {
+        sheet.found.push(ask.ok("nothing in it is obsolete, and nothing missing"));
+    }
+    sheet.found
+}
+
+fn parse(path: &Path) -> Result<Node, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("it cannot be read ({error})"))?;
+    Node::parse(&text).map_err(|error| format!("it is no YAML ({error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Verdict, *};
+
+    const PLAN: &str = r#"
+[matrix]
+server_name = "example.org"
+[sites."example.org"]
+[sites."matrix.example.org"]
+kind = "synapse"
+upstream = "http://synapse:8008"
+[sites."jwt.example.org"]
+kind = "lk-jwt"
+upstream = "http://jwt:8080"
+[sites."rtc.example.org"]
+kind = "livekit"
+upstream = "http://livekit:7880"
+"#;
+
+    fn judged(id: &'static str, judge: Judge, text: &str) -> Vec<(String, String)> {
+        let (plan, _) = crate::config::parse("t", PLAN, ".".into(), &|_| None).unwrap();
+        let root = Node::parse(text).unwrap();
+        let mut sheet = Sheet { plan: &plan, id, path: "f".into(), found: Vec::new() };
+        judge(&mut sheet, &root);
+        let short = |finding: Finding| (finding.id, finding.subject);
+        assert!(sheet.found.iter().all(|finding| matches!(finding.verdict, Verdict::Warn | Verdict::Fail)));
+        sheet.found.into_iter().map(short).collect()
+    }
+
+    fn expect(found: &[(String, String)], wanted: &[(&str, &str)]) {
+        let found: Vec<_> = found.iter().map(|(id, at)| (id.as_str(), at.as_str())).collect();
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn a_livekit_file_of_the_guide() {
+        let text =
+            "port: 7880\nkeys:\n  devkey: too-short-a-secret\nrtc:\n  tcp_port: 7881\n  use_external_ip: false\n";
+        let found = judged("files.livekit", livekit::judge, text);
+        expect(
+            &found,
+            &[
+                ("files.livekit.secret", "f:3"),
+                ("files.livekit.address", "f:6"),
+                ("files.livekit.auto_create", "f:1"),
+                ("files.livekit.webhook", "f:1"),
+            ],
+        );
+        let good = "keys: {k: 0123456789abcdef0123456789abcdef}\nrtc: {use_external_ip: true}\nroom: {auto_create: false}\nwebhook: {api_key: k, urls: [http://jwt:8080/sfu_webhook]}\n";
+        expect(&judged("files.livekit", livekit::judge, good), &[]);
+        let container =
+            "rtc: {node_ip: 172.18.0.4}\nroom: {auto_create: false}\nwebhook: {urls: [http://jwt:8080/sfu_webhook]}\n";
+        expect(&judged("files.livekit", livekit::judge, container), &[("files.livekit.node_ip", "f:1")]);
+    }
+
+    #[test]
+    fn a_homeserver_file_of_the_guide() {
+        let text = "server_name: example.org\nlisteners:\n  - port: 8008\n    type: http\n    resources:\n      - names: [client]\nexperimental_features:\n  msc3266_enabled: true\n  msc4140_enabled: true\nmax_event_delay_duration: 24h\n";
+        let found = judged("files.homeserver", homeserver::judge, text);
+        expect(
+            &found,
+            &[
+                ("files.homeserver.x_forwarded", "f:3"),
+                ("files.homeserver.federation", "f:3"),
+                ("files.homeserver.obsolete", "f:8"),
+                ("files.homeserver.obsolete", "f:9"),
+                ("files.homeserver.msc4222", "f:7"),
+                ("files.homeserver.transports", "f:7"),
+                ("files.homeserver.limits", "f:1"),
+            ],
+        );
+        let good = include_str!("../../../config/homeserver-lines.yaml").replace("matrixrtc.", "");
+        expect(&judged("files.homeserver", homeserver::judge, &good), &[]);
+    }
+
+    #[test]
+    fn a_compose_file_of_the_guide() {
+        let text = "services:\n  jwt:\n    image: ghcr.io/element-hq/lk-jwt-service:latest\n    environment:\n      - LK_JWT_PORT=8080\n      - LIVEKIT_LOCAL_HOMESERVERS=example.org\n      - LIVEKIT_URL=wss://other.example.org\n  livekit:\n    image: livekit/livekit-server:v1.8\n";
+        let found = judged("files.compose", compose::judge, text);
+        expect(
+            &found,
+            &[
+                ("files.compose.floating", "f:3"),
+                ("files.compose.jwt_port", "f:5"),
+                ("files.compose.local_homeservers", "f:6"),
+                ("files.compose.full_access", "f:2"),
+                ("files.compose.livekit_url", "f:7"),
+                ("files.compose.livekit_old", "f:9"),
+            ],
+        );
+        let good = "services:\n  jwt:\n    image: ghcr.io/element-hq/lk-jwt-service:0.6.0\n    environment:\n      LIVEKIT_URL: wss://rtc.example.org\n      LIVEKIT_FULL_ACCESS_HOMESERVERS: example.org\n  livekit:\n    image: livekit/livekit-server:v1.13.5\n";
+        expect(&judged("files.compose", compose::judge, good), &[]);
+    }
+}

@@ -1,0 +1,229 @@
+//! What a probe has to say: the layer, the fact, and the fix.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+/// Where a fact belongs; in the order in which they stand on each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layer {
+    /// Names and addresses.
+    Dns,
+    /// Ports and certificates.
+    Tls,
+    /// The services behind the edge, asked straight.
+    Services,
+    /// The documents that clients and servers find everything by.
+    WellKnown,
+    /// The homeserver, as clients reach it.
+    Homeserver,
+    /// The homeserver, as other homeservers reach it.
+    Federation,
+    /// Calls.
+    Rtc,
+    /// The files of the other services.
+    Files,
+}
+
+impl Layer {
+    /// As it is written in ids and in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Tls => "tls",
+            Self::Services => "services",
+            Self::WellKnown => "well-known",
+            Self::Homeserver => "homeserver",
+            Self::Federation => "federation",
+            Self::Rtc => "rtc",
+            Self::Files => "files",
+        }
+    }
+}
+
+/// How it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, and should be better.
+    Warn,
+    /// Broken.
+    Fail,
+    /// Not looked at, for the reason that the fact gives.
+    Skip,
+}
+
+impl Verdict {
+    /// As it is printed.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+/// One fact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Where it belongs.
+    pub layer: Layer,
+    /// Stable: the same fact has the same id in every version. `rtc.transports` is a question, and
+    /// `rtc.transports.empty` one answer to it.
+    pub id: String,
+    /// What it is about: a name, an address, a file with its line.
+    pub subject: String,
+    /// How it stands.
+    pub verdict: Verdict,
+    /// One sentence.
+    pub fact: String,
+    /// One sentence, where there is something to do.
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    /// For a program.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "layer": self.layer.as_str(),
+            "id": self.id,
+            "subject": self.subject,
+            "verdict": self.verdict.as_str(),
+            "fact": self.fact,
+            "fix": self.fix,
+        })
+    }
+}
+
+/// A question that is about to be answered.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    layer: Layer,
+    id: &'static str,
+    subject: String,
+}
+
+impl Ask {
+    /// A question about something.
+    pub fn new(layer: Layer, id: &'static str, subject: impl Into<String>) -> Self {
+        Self { layer, id, subject: subject.into() }
+    }
+
+    /// All is well.
+    pub fn ok(&self, fact: impl Into<String>) -> Finding {
+        self.finding(Verdict::Ok, None, fact.into(), None)
+    }
+
+    /// Nobody looked, and why.
+    pub fn skip(&self, reason: impl Into<String>) -> Finding {
+        self.finding(Verdict::Skip, None, reason.into(), None)
+    }
+
+    /// It could be better: what, the fact, the fix.
+    pub fn warn(&self, what: &str, fact: impl Into<String>, fix: impl Into<String>) -> Finding {
+        self.finding(Verdict::Warn, Some(what), fact.into(), Some(fix.into()))
+    }
+
+    /// It is broken: what, the fact, the fix.
+    pub fn fail(&self, what: &str, fact: impl Into<String>, fix: impl Into<String>) -> Finding {
+        self.finding(Verdict::Fail, Some(what), fact.into(), Some(fix.into()))
+    }
+
+    fn finding(&self, verdict: Verdict, what: Option<&str>, fact: String, fix: Option<String>) -> Finding {
+        let id = what.map_or_else(|| self.id.to_owned(), |what| format!("{}.{what}", self.id));
+        Finding { layer: self.layer, id, subject: self.subject.clone(), verdict, fact, fix }
+    }
+}
+
+/// Everything that was found, in the order of the layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnosis(pub Vec<Finding>);
+
+impl Diagnosis {
+    /// Puts findings in order, and says once what is true of several things.
+    #[must_use]
+    pub fn of(findings: Vec<Finding>) -> Self {
+        let mut merged: Vec<Finding> = Vec::new();
+        for finding in findings {
+            let same = |other: &&mut Finding| {
+                finding.verdict != Verdict::Ok
+                    && (&other.id, other.verdict, &other.fact, &other.fix)
+                        == (&finding.id, finding.verdict, &finding.fact, &finding.fix)
+            };
+            match merged.iter_mut().find(same) {
+                Some(other) => other.subject = format!("{}, {}", other.subject, finding.subject),
+                None => merged.push(finding),
+            }
+        }
+        merged.sort_by_key(|finding| finding.layer);
+        Self(merged)
+    }
+
+    /// How many have this verdict.
+    #[must_use]
+    pub fn count(&self, verdict: Verdict) -> usize {
+        self.0.iter().filter(|finding| finding.verdict == verdict).count()
+    }
+
+    /// Whether nothing is broken.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.count(Verdict::Fail) == 0
+    }
+
+    /// For a program.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "ok": self.is_healthy(),
+            "findings": self.0.iter().map(Finding::to_json).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A table by layer, with the fix below each fact that has one.
+impl fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut layer = None;
+        for finding in &self.0 {
+            if layer.replace(finding.layer) != Some(finding.layer) {
+                writeln!(f, "{}", finding.layer.as_str())?;
+            }
+            let Finding { id, subject, fact, .. } = finding;
+            writeln!(f, "  {:4}  {id:38} {subject}: {fact}", finding.verdict.as_str())?;
+            if let Some(fix) = &finding.fix {
+                writeln!(f, "        {:38} -> {fix}", "")?;
+            }
+        }
+        let [ok, warn, fail, skip] =
+            [Verdict::Ok, Verdict::Warn, Verdict::Fail, Verdict::Skip].map(|verdict| self.count(verdict));
+        writeln!(f, "\n{ok} ok, {warn} warn, {fail} fail, {skip} skip")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_true_of_several_names_is_said_once() {
+        let closed = |name| Ask::new(Layer::Tls, "tls.port", name).fail("closed", "nothing listens", "open it");
+        let resolves = Ask::new(Layer::Dns, "dns", "a").ok("192.0.2.1");
+        let diagnosis = Diagnosis::of(vec![closed("a"), resolves.clone(), closed("b")]);
+        assert_eq!(diagnosis.0[0], resolves);
+        assert_eq!(diagnosis.0[1].subject, "a, b");
+        assert_eq!((diagnosis.0[1].id.as_str(), diagnosis.0.len()), ("tls.port.closed", 2));
+        assert!(!diagnosis.is_healthy());
+        let text = diagnosis.to_string();
+        assert!(
+            text.contains("fail  tls.port.closed") && text.contains("-> open it") && text.contains("1 ok"),
+            "{text}"
+        );
+    }
+}

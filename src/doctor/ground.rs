@@ -1,0 +1,154 @@
+//! What everything else stands on: names, addresses, certificates, and whether the services answer at all.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use futures_util::future::{join, join_all};
+use http::Uri;
+
+use super::{Finding, Progress, Reach, dns, services, tls};
+use crate::{
+    config::{
+        Plan,
+        plan::{Site, SiteTls},
+    },
+    conn::{Closed, Shown},
+};
+
+/// What stands and what does not.
+pub struct Ground {
+    names: HashMap<(String, u16), Standing>,
+    down: HashMap<String, String>,
+}
+
+/// How a public name can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// There.
+    At(SocketAddr),
+    /// Not in a way that is worth trying, and why.
+    Broken(String),
+}
+
+/// What was seen of a name.
+pub struct Seen {
+    /// The name.
+    pub host: String,
+    /// The port that clients use.
+    pub port: u16,
+    /// Where the name leads.
+    pub addresses: Result<Vec<SocketAddr>, String>,
+    /// What each address shows.
+    pub outside: Vec<(SocketAddr, Result<Shown, Closed>)>,
+    /// What the edge itself shows, where the name is one of its own and it could be asked.
+    pub inside: Option<(SocketAddr, Result<Shown, Closed>)>,
+}
+
+impl Ground {
+    /// Where the server of a public address is; `None` where nobody has looked.
+    ///
+    /// # Errors
+    /// Why it is not worth asking.
+    pub fn way(&self, url: &str) -> Result<Option<SocketAddr>, String> {
+        let Some(name) = authority(url) else { return Err(format!("{url} is no address")) };
+        match self.names.get(&name) {
+            Some(Standing::At(address)) => Ok(Some(*address)),
+            Some(Standing::Broken(reason)) => Err(reason.clone()),
+            None => Ok(None),
+        }
+    }
+
+    /// Why a service need not be asked anything.
+    pub fn down(&self, server: &str) -> Option<&str> {
+        self.down.get(server).map(String::as_str)
+    }
+}
+
+/// The host and the port of a URL.
+pub fn authority(url: &str) -> Option<(String, u16)> {
+    let uri: Uri = url.parse().ok()?;
+    let port = uri.port_u16().unwrap_or_else(|| if uri.scheme_str() == Some("http") { 80 } else { 443 });
+    Some((uri.host()?.trim_matches(['[', ']']).to_ascii_lowercase(), port))
+}
+
+/// The public address of a site.
+pub fn origin(plan: &Plan, host: &str) -> String {
+    match plan.listen.public_port {
+        443 => format!("https://{host}"),
+        port => format!("https://{host}:{port}"),
+    }
+}
+
+/// Where clients look for the documents of the server name.
+pub fn server_name_origin(plan: &Plan, server_name: &str) -> String {
+    let host = server_name.split(':').next().unwrap_or(server_name);
+    let ours = plan.sites.iter().any(|site| site.host.as_str() == host);
+    if ours { origin(plan, host) } else { format!("https://{host}") }
+}
+
+/// Looks at the ground.
+pub async fn survey(plan: &Plan, reach: &Reach, progress: Progress<'_>) -> (Ground, Vec<Finding>) {
+    let names = names(plan);
+    let all = names.len() + 1;
+    let looks = names.into_iter().map(|((host, port), site)| see(host, port, site, plan, reach));
+    let (seen, (down, mut findings)) = join(join_all(looks), services::probe(reach)).await;
+    progress("names, certificates, services", all, all);
+    let silent = tls::edge_is_down(&seen);
+    let mut standings = HashMap::new();
+    if silent {
+        findings.push(tls::down(plan));
+    }
+    for seen in seen {
+        let standing = if silent {
+            Standing::Broken("the edge is not running (edge.down)".into())
+        } else {
+            let resolved = dns::judge(&seen);
+            findings.push(resolved.clone());
+            let (standing, found) = tls::judge(&seen, &resolved, plan, reach);
+            findings.extend(found);
+            standing
+        };
+        standings.insert((seen.host, seen.port), standing);
+    }
+    (Ground { names: standings, down }, findings)
+}
+
+/// Every public name of the deployment, with the site that serves it if it is one of ours.
+fn names(plan: &Plan) -> BTreeMap<(String, u16), Option<&Site>> {
+    let mut names = BTreeMap::new();
+    if let Some(matrix) = &plan.matrix {
+        let urls = [server_name_origin(plan, &matrix.server_name), matrix.homeserver.clone()];
+        let others = matrix.rtc_services.iter().cloned().chain([format!("https://{}", matrix.federation)]);
+        names.extend(urls.into_iter().chain(others).filter_map(|url| authority(&url)).map(|name| (name, None)));
+    }
+    for site in plan.sites.iter().filter(|site| site.tls != SiteTls::Off) {
+        names.insert((site.host.as_str().to_owned(), plan.listen.public_port), Some(site));
+    }
+    names
+}
+
+async fn see(host: String, port: u16, site: Option<&Site>, plan: &Plan, reach: &Reach) -> Seen {
+    let addresses = (reach.resolve)(host.clone(), port).await.map_err(|error| error.to_string());
+    let outside =
+        addresses.iter().flatten().map(|address| async { (*address, (reach.look)(*address, host.clone()).await) });
+    let inside = async {
+        let address = site.and_then(|_| ourselves(plan))?;
+        Some((address, (reach.look)(address, host.clone()).await))
+    };
+    let (outside, inside) = join(join_all(outside), inside).await;
+    Seen { host, port, addresses, outside, inside }
+}
+
+/// The first of our own TLS addresses that can be dialled from here and expects no PROXY protocol.
+fn ourselves(plan: &Plan) -> Option<SocketAddr> {
+    let address = *plan.listen.https.first()?;
+    let ip = match address.ip() {
+        // An IPv6 wildcard takes IPv4 as well, and this machine may have no IPv6.
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) | IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let greeted = plan.listen.proxy_protocol.iter().any(|network| network.contains(&ip));
+    (!greeted).then(|| SocketAddr::new(ip, address.port()))
+}

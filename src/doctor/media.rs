@@ -1,0 +1,119 @@
+//! The ports of media, which never pass the edge: TCP 7881 and UDP of LiveKit on the public address (row 7).
+//!
+//! Only what `livekit.yaml` says is tried: without it nobody knows the ports.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures_util::future::join_all;
+use tokio::{
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
+
+use super::{
+    Exam, files,
+    finding::{Ask, Finding, Layer},
+    ground, rtc,
+};
+
+/// Bound on one try.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A STUN server answers within a round trip; a closed port within the same.
+const STUN_LIMIT: Duration = Duration::from_secs(1);
+
+/// A binding request (RFC 8489 section 5): type 1, no attributes, the magic cookie, any transaction id.
+const STUN: [u8; 20] = *b"\x00\x01\x00\x00\x21\x12\xa4\x42vestibule!!!";
+
+/// Tries the ports of each SFU.
+pub async fn probe(exam: &Exam<'_>) -> Vec<Finding> {
+    let ask = |id| Ask::new(Layer::Rtc, id, "media");
+    let Some(path) = &exam.wanted.livekit else {
+        return vec![ask("rtc.media").skip("its ports are in livekit.yaml: name the file with --livekit")];
+    };
+    // What is wrong with the file is said where files are judged.
+    let Ok(ports) = files::media_ports(path) else {
+        return vec![ask("rtc.media").skip("livekit.yaml cannot be read (files.livekit)")];
+    };
+    let found = join_all(rtc::sfus(exam).iter().map(|url| sfu(exam, url.clone(), &ports))).await;
+    found.into_iter().flatten().collect()
+}
+
+async fn sfu(exam: &Exam<'_>, url: String, ports: &files::MediaPorts) -> Vec<Finding> {
+    let ask = |id| Ask::new(Layer::Rtc, id, &url);
+    let Some((host, port)) = ground::authority(&url) else { return Vec::new() };
+    let resolve = |port| (exam.reach.resolve)(host.clone(), port);
+    let addresses = match resolve(port).await {
+        Ok(addresses) if !addresses.is_empty() => addresses,
+        _ => return vec![ask("rtc.media").skip("the name does not resolve (dns.missing)")],
+    };
+    let at = |port| addresses.iter().map(move |address| SocketAddr::new(address.ip(), port));
+    let mut findings = Vec::new();
+    if let Some(ip) = ports.node_ip {
+        let ask = ask("rtc.media.address");
+        let words: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
+        findings.push(if addresses.iter().any(|address| address.ip() == ip) {
+            ask.ok(format!("LiveKit tells clients to send media to {ip}"))
+        } else {
+            let fact =
+                format!("LiveKit tells clients to send media to {ip}, and the name leads to {}", words.join(", "));
+            ask.fail("node_ip", fact, "set rtc.node_ip in livekit.yaml to the public address, or use_external_ip: true")
+        });
+    }
+    if let Some(port) = ports.tcp {
+        findings.push(tcp(&ask("rtc.media.tcp"), at(port)).await);
+    }
+    findings.push(match ports.udp {
+        Some(port) => udp(&ask("rtc.media.udp"), at(port)).await,
+        None => ask("rtc.media.udp").skip("a range of UDP ports cannot be tried without a call"),
+    });
+    findings
+}
+
+async fn tcp(ask: &Ask, addresses: impl Iterator<Item = SocketAddr>) -> Finding {
+    for address in addresses {
+        let fact = match timeout(LIMIT, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => format!("{address} does not accept media over TCP ({error})"),
+            Err(_) => format!("{address} does not answer"),
+        };
+        return ask.fail(
+            "closed",
+            fact,
+            "publish the port in compose.yaml and open it in the firewall: it must not pass a proxy",
+        );
+    }
+    ask.ok("media over TCP is accepted")
+}
+
+async fn udp(ask: &Ask, addresses: impl Iterator<Item = SocketAddr>) -> Finding {
+    let mut silent = None;
+    for address in addresses {
+        match stun(address).await {
+            Ok(true) => {}
+            Ok(false) => silent = Some(address),
+            Err(error) => {
+                let fact = format!("{address} refuses media over UDP ({error})");
+                return ask.fail("closed", fact, "publish the UDP port in compose.yaml and open it in the firewall");
+            }
+        }
+    }
+    match silent {
+        None => ask.ok("media over UDP is answered"),
+        Some(address) => ask.skip(format!("{address} says nothing to a stranger, which a firewall does as well")),
+    }
+}
+
+/// Whether somebody answers; an error is a refusal.
+async fn stun(address: SocketAddr) -> std::io::Result<bool> {
+    let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(address).await?;
+    socket.send(&STUN).await?;
+    let mut answer = [0; 128];
+    match timeout(STUN_LIMIT, socket.recv(&mut answer)).await {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Ok(false),
+    }
+}

@@ -1,0 +1,81 @@
+//! The services behind the edge, asked straight: whether they answer at all, and as what they are said to be.
+
+use std::collections::{HashMap, HashSet};
+
+use futures_util::future::join_all;
+
+use super::{
+    Reach, Service, Straight,
+    ask::{Answer, Question},
+    finding::{Ask, Finding, Layer},
+};
+use crate::config::plan::Kind;
+
+/// Asks each service once; which are down and why, and what was found.
+pub async fn probe(reach: &Reach) -> (HashMap<String, String>, Vec<Finding>) {
+    let mut seen = HashSet::new();
+    let once: Vec<_> = reach.services.iter().filter(|service| seen.insert((service.kind, &service.server))).collect();
+    let asked = join_all(once.iter().map(|service| greet(service))).await;
+    let mut down = HashMap::new();
+    for (service, (finding, reason)) in once.iter().zip(&asked) {
+        if let Some(reason) = reason {
+            down.insert(service.server.clone(), format!("{} {reason} ({})", name(service.kind), finding.id));
+        }
+    }
+    (down, asked.into_iter().map(|(finding, _)| finding).collect())
+}
+
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Synapse => "Synapse",
+        Kind::LkJwt => "lk-jwt-service",
+        Kind::Livekit => "LiveKit",
+        Kind::Http => "the service",
+    }
+}
+
+async fn greet(service: &Service) -> (Finding, Option<&'static str>) {
+    let (id, path) = match service.kind {
+        Kind::Synapse => ("services.synapse", "/health"),
+        Kind::LkJwt => ("services.lk-jwt", "/healthz"),
+        Kind::Livekit => ("services.livekit", "/"),
+        Kind::Http => ("services.http", "/"),
+    };
+    let ask = Ask::new(Layer::Services, id, &service.server);
+    let straight = Straight { service, down: None };
+    match Question::get(straight.url(path)).ask(&service.ask).await {
+        Ok(answer) => judge(&ask, service.kind, path, &answer),
+        Err(error) => {
+            let fact = format!("{} does not answer ({error})", name(service.kind));
+            (ask.fail("down", fact, advice(service)), Some("does not answer"))
+        }
+    }
+}
+
+fn judge(ask: &Ask, kind: Kind, path: &str, answer: &Answer) -> (Finding, Option<&'static str>) {
+    let name = name(kind);
+    match (kind, answer.status.as_u16()) {
+        (Kind::Http, _) | (_, 200) => (ask.ok(format!("{name} answers")), None),
+        (Kind::Livekit, 406) => {
+            let fact = "LiveKit says that its node is not ready";
+            (ask.fail("not_ready", fact, "see LiveKit's log: its Redis or its own load stops it"), Some("is not ready"))
+        }
+        _ => {
+            let fact = format!("{path} is answered with {}, which {name} never does", answer.words());
+            let fix = format!("let the site's upstream be the address of {name}");
+            (ask.fail("other", fact, fix), Some("is not what answers at its address"))
+        }
+    }
+}
+
+fn advice(service: &Service) -> String {
+    let log = "start it and read its log; it must share a network with the edge, under the name and port of `upstream`";
+    match service.kind {
+        // lk-jwt-service 0.5 and later ends at once without it; its image has neither curl nor wget for a healthcheck.
+        Kind::LkJwt => format!(
+            "{log}; if it restarts again and again, set LIVEKIT_FULL_ACCESS_HOMESERVERS to your server name, and drop a \
+             healthcheck that calls curl"
+        ),
+        Kind::Synapse | Kind::Livekit | Kind::Http => log.to_owned(),
+    }
+}

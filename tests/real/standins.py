@@ -1,0 +1,284 @@
+"""Stand-ins that answer as lk-jwt-service and LiveKit do (domain.md sections 2.4, 2.5, 6.2 of the design), a web server of
+somebody else, and a proxy that meddles. Each can be told to be wrong in one way."""
+
+import base64
+import hashlib
+import hmac
+import http.client
+import json
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+KEY, SECRET = "devkey", "a secret of thirty-two characters"
+
+
+def _b64(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def jwt(claims, key=KEY, secret=SECRET):
+    head = _b64(json.dumps({"alg": "HS256", "typ": "JWT"}).encode()) + b"." + _b64(json.dumps({"iss": key, **claims}).encode())
+    return (head + b"." + _b64(hmac.new(secret.encode(), head, hashlib.sha256).digest())).decode()
+
+
+def jwt_claims(token, key=KEY, secret=SECRET):
+    """The claims of a token that the key has signed and whose time is not over; None of any other."""
+    try:
+        head, _, signature = token.rpartition(".")
+        claims = json.loads(base64.urlsafe_b64decode(head.split(".")[1] + "=="))
+        good = hmac.compare_digest(_b64(hmac.new(secret.encode(), head.encode(), hashlib.sha256).digest()), signature.encode())
+    except (ValueError, IndexError):
+        return None
+    return claims if good and claims["iss"] == key and claims["exp"] > time.time() else None
+
+
+class Service:
+    """A server on a port of its own; what it answers is said by `answer(request)`."""
+
+    def __init__(self, address="127.0.0.1", port=0, tls=None):
+        service = self
+        self.requests = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one(self):
+                length = int(self.headers.get("Content-Length") or 0)
+                self.body = self.rfile.read(length) if length else b""
+                service.requests.append(f"{self.command} {self.path}")
+                status, headers, body = service.answer(self)
+                self.send_response_only(status)
+                for name, value in headers:
+                    self.send_header(name, value)
+                if not any(name.lower() == "content-length" for name, _ in headers):
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = handle_one
+
+            def log_message(self, *_):
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_):
+                pass
+
+        self.server = Server((address, port), Handler)
+        if tls:
+            # The handshake is done by the thread of the connection, or a scanner would hold up everybody.
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def matrix_error(status, errcode, error, headers=()):
+    return status, [*headers, ("Content-Type", "application/json")], json.dumps({"errcode": errcode, "error": error}).encode()
+
+
+class LiveKit(Service):
+    """`old`: before 1.9.10. `deaf`: Upgrade is lost on the way to it. `debug`: run with --dev. `secret`: its own."""
+
+    old = deaf = debug = False
+    secret = SECRET
+    # CORS by reflection, as rs/cors does.
+    def answer(self, request):
+        path, _, query = request.path.partition("?")
+        cors = [("Access-Control-Allow-Origin", "*")] if request.headers.get("Origin") else []
+        token = urllib.parse.parse_qs(query).get("access_token", [""])[0]
+        token = token or request.headers.get("Authorization", "").removeprefix("Bearer ")
+        claims = jwt_claims(token, secret=self.secret) if token else None
+        text = lambda status, body: (status, [*cors, ("Content-Type", "text/plain; charset=utf-8")], body)
+        if token and claims is None:
+            # The middleware stands before every path.
+            return text(401, b"invalid authorization token")
+        if path == "/":
+            return text(200, b"OK")
+        if path.startswith("/twirp/livekit.RoomService/"):
+            if claims is None:
+                body = {"code": "unauthenticated", "msg": "permissions denied"}
+                return 401, [*cors, ("Content-Type", "application/json")], json.dumps(body).encode()
+            return 200, [*cors, ("Content-Type", "application/json")], b"{}"
+        if path == "/debug/rooms" and self.debug:
+            return text(200, b"[]")
+        if path.startswith("/rtc/v1") and self.old:
+            return text(404, b"404 page not found\n")
+        if path in ("/rtc/validate", "/rtc/v1/validate"):
+            return text(200, b"success") if claims else text(401, b"permissions denied")
+        if path in ("/rtc", "/rtc/v1") and "upgrade" in request.headers and not self.deaf:
+            return text(401, b"permissions denied")
+        return text(404, b"404 page not found\n")
+
+
+class LkJwt(Service):
+    """`old`: before 0.4. `url`: LIVEKIT_URL. `reaches`: whether it can ask the homeserver. `livekit`: where it makes rooms.
+    `secret`: LIVEKIT_SECRET."""
+
+    old = False
+    reaches = True
+    secret = SECRET
+
+    def __init__(self, url, homeserver, livekit, **keywords):
+        self.url, self.homeserver, self.livekit = url, homeserver, livekit
+        super().__init__(**keywords)
+
+    def answer(self, request):
+        path = request.path.partition("?")[0]
+        cors = [
+            ("Access-Control-Allow-Origin", "*"),
+            ("Access-Control-Allow-Methods", "POST"),
+            ("Access-Control-Allow-Headers", "Accept, Content-Type, Content-Length, Accept-Encoding, X-CSRF-Token"),
+        ]
+        if path == "/healthz":
+            return 200 if request.command in ("GET", "HEAD") else 405, [], b""
+        paths = ["/sfu/get"] if self.old else ["/sfu/get", "/get_token", "/delegate_delayed_leave"]
+        if path not in paths:
+            return 404, [("Content-Type", "text/plain; charset=utf-8")], b"404 page not found\n"
+        if request.command == "OPTIONS":
+            return 200, cors, b""
+        if request.command != "POST":
+            return 405, cors, b""
+        try:
+            body = json.loads(request.body)
+        except ValueError:
+            return matrix_error(400, "M_NOT_JSON", "Error reading request", cors)
+        wanted = "room" if path == "/sfu/get" else "room_id"
+        if wanted not in body:
+            return matrix_error(400, "M_BAD_JSON", f"The request body is missing `{wanted}`", cors)
+        user = self.user(body["openid_token"])
+        if user is None:
+            return matrix_error(401, "M_UNAUTHORIZED", "The request could not be authorised.", cors)
+        if not self.room():
+            return matrix_error(500, "M_UNKNOWN", "Unable to create room on SFU", cors)
+        claims = {"sub": f"{user}:{body.get('device_id')}", "exp": int(time.time()) + 3600, "video": {"roomJoin": True}}
+        answer = {"url": self.url, "jwt": jwt(claims, secret=self.secret)}
+        return 200, [*cors, ("Content-Type", "application/json")], json.dumps(answer).encode()
+
+    def user(self, token):
+        if not self.reaches:
+            return None
+        url = f"{self.homeserver()}/_matrix/federation/v1/openid/userinfo?access_token={token['access_token']}"
+        try:
+            return json.load(urllib.request.urlopen(url, timeout=10))["sub"]
+        except OSError:
+            return None
+
+    def room(self):
+        claims = {"exp": int(time.time()) + 60, "video": {"roomCreate": True}}
+        headers = {"Authorization": f"Bearer {jwt(claims)}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.livekit()}/twirp/livekit.RoomService/CreateRoom", b"{}", headers)
+        try:
+            return urllib.request.urlopen(request, timeout=10).status == 200
+        except OSError:
+            return False
+
+
+class Web(Service):
+    """Somebody else's server: `pages` by path, each (status, headers, text); all else is its web site."""
+
+    def __init__(self, pages=None, **keywords):
+        self.pages = pages or {}
+        super().__init__(**keywords)
+
+    def answer(self, request):
+        if request.path in self.pages:
+            status, headers, text = self.pages[request.path]
+            if request.command == "OPTIONS":
+                return 204, [header for header in headers if header[0].startswith("Access")], b""
+            return status, headers, text.encode()
+        return 200, [("Content-Type", "text/html")], b"<!doctype html><title>my site</title>"
+
+
+class Meddler(Service):
+    """A proxy that makes paths prettier before it passes them on, as some do."""
+
+    def __init__(self, port):
+        self.behind = port
+        super().__init__()
+
+    def answer(self, request):
+        connection = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
+        path, question, query = request.path.partition("?")
+        path = urllib.parse.quote(urllib.parse.unquote(path).replace("//", "/").replace("/./", "/"))
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
+        connection.request(request.command, path + question + query, request.body or None, headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        kept = [(n, v) for n, v in answer.getheaders() if n.lower() not in ("transfer-encoding", "content-length", "connection")]
+        connection.close()
+        return answer.status, kept, body
+
+
+class Authority:
+    """A CA of the tests."""
+
+    def __init__(self, folder, name="a CA of the tests"):
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        self.folder, self.name = folder, name
+        folder.mkdir(exist_ok=True)
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._sign(name, self.key.public_key(), None, None)
+        self.root = folder / "ca.pem"
+        self.root.write_bytes(self._pem(self.certificate))
+
+    @staticmethod
+    def _pem(certificate):
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        return certificate.public_bytes(Encoding.PEM)
+
+    def _sign(self, name, public, hosts, days):
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.x509.oid import NameOID
+
+        named = lambda name: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.now(timezone.utc)
+        ends = now + timedelta(days=days if days is not None else 365)
+        builder = x509.CertificateBuilder().subject_name(named(name)).issuer_name(named(self.name))
+        builder = builder.public_key(public).serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(min(now, ends) - timedelta(days=10)).not_valid_after(ends)
+        builder = builder.add_extension(x509.BasicConstraints(hosts is None, None), critical=True)
+        if hosts:
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), False)
+        return builder.sign(self.key, hashes.SHA256())
+
+    def issue(self, *hosts, days=90):
+        """Files with a certificate and its key."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(hosts[0], key.public_key(), hosts, days)
+        name = hashlib.sha256(certificate.signature).hexdigest()[:12]
+        cert, secret = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        cert.write_bytes(self._pem(certificate))
+        secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return cert, secret
+
+    def context(self, *hosts, days=90):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.issue(*hosts, days=days))
+        return context
+
+
+def closed_port():
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

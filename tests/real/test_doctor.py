@@ -1,0 +1,538 @@
+"""`vestibule doctor` in front of a real Synapse: a healthy deployment is all ok, and of each thing that breaks for people who
+run such a deployment (the rows are those of the design's list of failures) it names that one and no other."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+
+import pytest
+
+from conftest import BINARY, ONE_HOST, ROOT, Edge, Synapse, free_port
+from standins import SECRET, Authority, LiveKit, LkJwt, Meddler, Web, closed_port
+
+HEALTHY = "max_event_delay_duration: 24h\nexperimental_features: { msc4222_enabled: true }\n"
+
+SITES = """
+[matrix]
+server_name = "example.org"
+{matrix}
+[sites."matrix.example.org"]
+kind     = "synapse"
+upstream = {upstream}
+{homeserver}
+[sites."jwt.matrixrtc.example.org"]
+kind     = "lk-jwt"
+upstream = "http://127.0.0.1:{jwt}"
+[sites."matrixrtc.example.org"]
+kind     = "livekit"
+upstream = "http://127.0.0.1:{livekit}"
+{apex}
+"""
+
+APEX = '[sites."example.org"]\nredirect = "https://www.example.org"\n'
+
+
+@pytest.fixture(scope="module")
+def synapses(tmp_path_factory):
+    """Real homeservers by their settings, started when they are first asked for."""
+    running = {}
+
+    def get(settings=HEALTHY, **listener):
+        key = (settings, *sorted(listener.items()))
+        if key not in running:
+            running[key] = Synapse(tmp_path_factory.mktemp("synapse"), settings, **listener)
+        return running[key]
+
+    yield get
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+class Deployment:
+    """Three names and the server name behind one edge."""
+
+    def __init__(self, folder, synapse, sites=SITES, **parts):
+        self.folder, self.synapse = folder, synapse
+        self.livekit = LiveKit()
+        self.jwt = LkJwt("", lambda: f"http://127.0.0.1:{synapse.port}", lambda: f"http://127.0.0.1:{self.livekit.port}")
+        values = {"matrix": "", "homeserver": "", "apex": APEX, "upstream": f'"http://127.0.0.1:{synapse.port}"', **parts}
+        ports = (free_port(), free_port())
+        text = sites.format(https=ports[1], synapse=synapse.port, jwt=self.jwt.port, livekit=self.livekit.port, **values)
+        self.edge = Edge(folder, text, ports=ports)
+        self.jwt.url = self.edge.url("matrixrtc.example.org").replace("https", "wss")
+
+    def stop(self):
+        self.edge.process.kill()
+        self.edge.process.wait()
+        self.livekit.stop()
+        self.jwt.stop()
+
+    def doctor(self, *arguments, environment=None):
+        """The findings, and how the program ended."""
+        edge = self.edge
+        command = [BINARY, "doctor", "--json", "--config", edge.folder / "vestibule.toml"]
+        command += ["--resolve", f"*:{edge.https}:127.0.0.1", "--resolve", f"*:80:127.0.0.1:{edge.http}", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **(environment or {})})
+        assert done.returncode in (0, 1), done.stderr
+        report = json.loads(done.stdout)
+        assert report["ok"] == (done.returncode == 0)
+        assert report["ok"] == (not [finding for finding in report["findings"] if finding["verdict"] == "fail"])
+        return report["findings"]
+
+    def user(self):
+        """A new user of the homeserver: name and token."""
+        name = f"u{uuid.uuid4().hex[:12]}"
+        body = {"username": name, "password": "a long password", "auth": {"type": "m.login.dummy"}}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.synapse.port}/_matrix/client/v3/register", json.dumps(body).encode())
+        return name, json.load(urllib.request.urlopen(request))["access_token"]
+
+
+@pytest.fixture
+def deploy(tmp_path, synapses):
+    with contextlib.ExitStack() as stack:
+
+        def start(settings=HEALTHY, **parts):
+            listener = {key: parts.pop(key) for key in ("serves", "forwarded") if key in parts}
+            deployment = Deployment(tmp_path, synapses(settings, **listener), **parts)
+            stack.callback(deployment.stop)
+            return deployment
+
+        yield start
+
+
+def ids(findings, verdict="fail"):
+    return sorted(finding["id"] for finding in findings if finding["verdict"] == verdict)
+
+
+def names(findings, *expected, warns=()):
+    """Exactly these are broken, and every one says a fact and a fix."""
+    broken = [finding for finding in findings if finding["verdict"] in ("fail", "warn")]
+    told = "\n".join(f"{finding['verdict']} {finding['id']} {finding['subject']}: {finding['fact']}" for finding in findings)
+    assert ids(findings) == sorted(expected), told
+    assert ids(findings, "warn") == sorted(warns), told
+    assert all(finding["fact"] and finding["fix"] for finding in broken)
+
+
+# Healthy
+
+
+def test_a_healthy_deployment_is_all_ok(deploy, tmp_path):
+    deployment = deploy()
+    began = time.monotonic()
+    findings = deployment.doctor()
+    took = time.monotonic() - began
+    names(findings)
+    # What is not looked at says why.
+    assert set(ids(findings, "skip")) == {"account", "rtc.media", "well-known.support"}
+    for wanted in ("dns", "tls", "tls.inside", "http", "services.synapse", "services.lk-jwt", "services.livekit", "well-known.client",
+                   "well-known.server", "homeserver.versions", "homeserver.delayed_events", "homeserver.uri", "homeserver.login",
+                   "homeserver.upload", "homeserver.exposed", "federation", "federation.listener", "federation.key",
+                   "federation.openid", "rtc.foci", "rtc.transports", "rtc.jwt", "rtc.sfu"):
+        assert wanted in ids(findings, "ok"), wanted
+    assert took < 20, took
+    print(f"a healthy run took {took:.2f} s")
+
+
+def test_an_account_shows_more_and_its_session_is_closed(deploy):
+    deployment = deploy()
+    name, token = deployment.user()
+    findings = deployment.doctor("--user", name, environment={"VESTIBULE_PASSWORD": "a long password"})
+    names(findings)
+    for wanted in ("account", "rtc.transports", "rtc.call", "homeserver.upload_limit", "homeserver.client_address"):
+        assert wanted in ids(findings, "ok"), wanted
+    assert "rtc.call" not in ids(deployment.doctor(), "ok")
+    devices = urllib.request.Request(f"http://127.0.0.1:{deployment.synapse.port}/_matrix/client/v3/devices",
+                                     headers={"Authorization": f"Bearer {token}"})
+    assert len(json.load(urllib.request.urlopen(devices))["devices"]) == 1, "only the one of the registration is left"
+    names(deployment.doctor("--token", token))
+    names(deployment.doctor("--token", "nonsense"), "account.token")
+    names(deployment.doctor("--user", name, environment={"VESTIBULE_PASSWORD": "wrong"}), "account.login")
+
+
+def test_one_host_with_prefixes_is_all_ok(deploy):
+    sites = ONE_HOST.replace("{calls}", "{jwt}", 1).replace("{calls}", "{livekit}", 1)
+    deployment = deploy(sites=sites)
+    deployment.jwt.url = deployment.edge.url("matrix.example.org").replace("https", "wss") + "/livekit/sfu"
+    names(deployment.doctor("--token", deployment.user()[1]))
+
+
+def test_it_can_be_read_by_people(deploy):
+    deployment = deploy()
+    deployment.jwt.stop()
+    edge = deployment.edge
+    command = [BINARY, "doctor", "--config", edge.folder / "vestibule.toml", "--resolve", f"*:{edge.https}:127.0.0.1"]
+    done = subprocess.run([*command, "--resolve", f"*:80:127.0.0.1:{edge.http}"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    at = next(n for n, line in enumerate(lines) if "services.lk-jwt.down" in line)
+    assert lines[at].startswith("  fail  ") and "->" in lines[at + 1]
+    assert "\x1b" not in done.stdout + done.stderr
+    broken = edge.folder / "broken.toml"
+    broken.write_text("[matrix]\nserver = 1\n")
+    assert subprocess.run([BINARY, "doctor", "--config", broken], capture_output=True).returncode == 78
+
+
+# 1: calls cannot be found
+
+
+def test_row_1_transports_are_off(deploy):
+    names(deploy(matrix='rtc_transports = "pass"').doctor(), "rtc.transports.off")
+
+
+def test_row_1_the_list_of_transports_is_empty(deploy):
+    settings = HEALTHY.replace("{ msc4222", "{ msc4143_enabled: true, msc4222")
+    deployment = deploy(settings, matrix='rtc_transports = "pass"')
+    names(deployment.doctor("--token", deployment.user()[1]), "rtc.transports.empty")
+
+
+def test_row_1_what_synapse_leaves_out_is_filled_in(deploy):
+    deployment = deploy(HEALTHY.replace("{ msc4222", "{ msc4143_enabled: true, msc4222"))
+    names(deployment.doctor("--token", deployment.user()[1]))
+
+
+def test_row_1_nobody_lets_clients_into_calls(deploy):
+    sites = SITES.replace('[sites."jwt.matrixrtc.example.org"]\nkind     = "lk-jwt"\nupstream = "http://127.0.0.1:{jwt}"\n', "")
+    names(deploy(sites=sites).doctor(), "rtc.foci.missing")
+
+
+# 2: documents that web clients cannot use
+
+
+CORS = [("Access-Control-Allow-Origin", "*"), ("Access-Control-Allow-Methods", "GET"), ("Access-Control-Allow-Headers", "Authorization")]
+JSON = [("Content-Type", "application/json")]
+
+
+@pytest.mark.parametrize("fault", [
+    "none", "missing", "html", "json", "type", "cors", "cors-twice", "redirect", "status", "homeserver", "differs", "delegation",
+])
+def test_row_2_documents_of_another_web_server(deploy, authority, fault):
+    web = Web(tls=authority.context("example.org"))
+    deployment = deploy(apex="")
+    edge = deployment.edge
+    document = {
+        "m.homeserver": {"base_url": edge.url("matrix.example.org")},
+        "org.matrix.msc4143.rtc_foci": [{"type": "livekit", "livekit_service_url": edge.url("jwt.matrixrtc.example.org")}],
+    }
+    server = {"m.server": f"matrix.example.org:{edge.https}"}
+    client = (200, CORS + JSON, json.dumps(document))
+    expected = {
+        "none": [],
+        "html": ["well-known.client.cors"],
+        "cors-twice": ["well-known.client.cors"],
+        "delegation": ["federation.delegation"],
+    }.get(fault, [f"well-known.client.{fault}"])
+    match fault:
+        case "missing":
+            client = (404, [], "404 page not found")
+        case "html":
+            client = (200, [("Content-Type", "text/html")], "<!doctype html><title>my site</title>")
+        case "json":
+            # The guide's own, which lacks its last brace.
+            client = (200, CORS + JSON, json.dumps(document)[:-1])
+        case "type":
+            client = (200, CORS + [("Content-Type", "text/plain")], json.dumps(document))
+        case "cors":
+            client = (200, JSON, json.dumps(document))
+        case "cors-twice":
+            client = (200, CORS + CORS[:1] + JSON, json.dumps(document))
+        case "redirect":
+            client = (301, [("Location", f"{edge.url('matrix.example.org')}/.well-known/matrix/client")], "")
+        case "status":
+            client = (500, CORS, "")
+        case "homeserver":
+            client = (200, CORS + JSON, json.dumps({**document, "m.homeserver": {"base_url": "https://old.example.org"}}))
+        case "differs":
+            client = (200, CORS + JSON, json.dumps({**document, "io.element.e2ee": {"default": False}}))
+    web.pages = {
+        "/.well-known/matrix/client": client,
+        "/.well-known/matrix/server": (200, CORS + JSON, json.dumps(server)),
+        "/.well-known/matrix/support": (404, CORS, ""),
+    }
+    closed = closed_port()
+    if fault == "delegation":
+        web.pages["/.well-known/matrix/server"] = (404, CORS, "")
+    findings = deployment.doctor("--ca-file", authority.root, "--resolve", f"example.org:443:127.0.0.1:{web.port}",
+                                 "--resolve", f"*:8448:127.0.0.1:{closed}")
+    web.stop()
+    names(findings, *expected)
+
+
+@pytest.mark.parametrize("extra, expected, warns", [
+    ('"org.matrix.msc4143.rtc_foci" = [{ type = "livekit", livekit_service_url = "https://jwt.example.org/" }]', ["rtc.foci.slash"], []),
+    ('"org.matrix.msc3575.proxy" = { url = "https://x.example.org" }', [], ["well-known.client.dead"]),
+])
+def test_row_2_documents_of_the_edge_with_members_that_harm(deploy, extra, expected, warns):
+    names(deploy(matrix=f"[matrix.client]\n{extra}").doctor(), *expected, warns=warns)
+
+
+# 3 and 12: the service that lets clients into calls
+
+
+def test_row_3_a_prefix_that_stays_on(deploy):
+    sites = ONE_HOST.replace('{calls}", strip_prefix = true', '{jwt}"', 1).replace("{calls}", "{livekit}", 1)
+    names(deploy(sites=sites).doctor(), "rtc.jwt.prefix")
+
+
+def test_row_3_an_old_lk_jwt_service(deploy):
+    deployment = deploy()
+    deployment.jwt.old = True
+    names(deployment.doctor(), "rtc.jwt.old")
+
+
+def test_row_12_lk_jwt_service_does_not_run(deploy):
+    deployment = deploy()
+    deployment.jwt.stop()
+    names(deployment.doctor("--token", deployment.user()[1]), "services.lk-jwt.down")
+
+
+def test_row_12_the_upstream_is_another_service(deploy):
+    deployment = deploy()
+    sites = SITES.replace("127.0.0.1:{jwt}", "127.0.0.1:{livekit}")
+    deployment.stop()
+    names(deploy(sites=sites).doctor(), "services.lk-jwt.other")
+
+
+# 4 and 5: a token for a call
+
+
+def test_row_4_the_call_service_cannot_ask_the_homeserver(deploy):
+    deployment = deploy()
+    deployment.jwt.reaches = False
+    names(deployment.doctor("--token", deployment.user()[1]), "rtc.call.openid")
+
+
+@pytest.mark.parametrize("fault", ["room", "key", "url"])
+def test_row_5_the_call_service_and_livekit_do_not_fit(deploy, fault):
+    deployment = deploy()
+    nowhere = closed_port()
+    match fault:
+        case "room":
+            deployment.jwt.livekit = lambda: f"http://127.0.0.1:{nowhere}"
+        case "key":
+            deployment.jwt.secret = SECRET[::-1]
+        case "url":
+            deployment.jwt.url = "wss://old.example.org"
+    names(deployment.doctor("--token", deployment.user()[1]), f"rtc.call.{fault}")
+
+
+# 6 and 7: the SFU
+
+
+@pytest.mark.parametrize("fault, expected", [("old", "rtc.sfu.old"), ("deaf", "rtc.sfu.upgrade")])
+def test_row_6_an_sfu_that_today_s_clients_cannot_use(deploy, fault, expected):
+    deployment = deploy()
+    setattr(deployment.livekit, fault, True)
+    names(deployment.doctor(), expected)
+
+
+LIVEKIT_YAML = """
+keys: {{ devkey: a secret of thirty-two characters }}
+rtc: {{ tcp_port: {tcp}, udp_port: {udp}, {address} }}
+room: {{ auto_create: false }}
+webhook: {{ api_key: devkey, urls: ["http://lk-jwt-service:8080/sfu_webhook"] }}
+"""
+
+
+@pytest.mark.parametrize("fault, expected", [("none", []), ("tcp", ["rtc.media.tcp.closed"]), ("udp", ["rtc.media.udp.closed"]),
+                                             ("address", ["rtc.media.address.node_ip"])])
+def test_row_7_media_ports(deploy, tmp_path, fault, expected):
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        udp.bind(("127.0.0.1", 0))
+        closed = closed_port()
+        file = tmp_path / "livekit.yaml"
+        file.write_text(LIVEKIT_YAML.format(
+            tcp=closed if fault == "tcp" else tcp.getsockname()[1],
+            udp=closed if fault == "udp" else udp.getsockname()[1],
+            address="node_ip: 203.0.113.7" if fault == "address" else "use_external_ip: true"))
+        findings = deploy().doctor("--livekit", file)
+    names(findings, *expected)
+    assert "files.livekit" in ids(findings, "ok")
+
+
+def test_row_7_livekit_tells_the_address_of_its_container(deploy, tmp_path):
+    with socket.socket() as tcp:
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        file = tmp_path / "livekit.yaml"
+        file.write_text(LIVEKIT_YAML.format(tcp=tcp.getsockname()[1], udp="50000-60000", address="use_external_ip: false"))
+        findings = deploy().doctor("--livekit", file)
+    names(findings, warns=["files.livekit.address"])
+    assert next(f for f in findings if f["id"] == "files.livekit.address")["subject"].endswith("livekit.yaml:3")
+
+
+# 8: members that never leave
+
+
+def test_row_8_delayed_events_are_off(deploy):
+    names(deploy("experimental_features: { msc4222_enabled: true }\n").doctor(), "homeserver.delayed_events.off")
+
+
+def test_row_8_everybody_shares_one_limit(deploy):
+    """Synapse counts per address; somebody else has used up that of the address which it sees of everybody."""
+    deployment = deploy(HEALTHY + "rc_delayed_event_mgmt: { per_second: 0.003, burst_count: 2 }\n")
+    url = f"http://127.0.0.1:{deployment.synapse.port}/_matrix/client/unstable/org.matrix.msc4140/delayed_events/x/restart"
+    for _ in range(10):
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, b"{}", {"X-Forwarded-For": "127.0.0.1"}))
+        except urllib.error.HTTPError as answer:
+            if answer.code == 429:
+                break
+    names(deployment.doctor(), "homeserver.delayed_events.limited")
+
+
+# 9: federation (more of it with row 2)
+
+
+def test_row_9_the_listener_does_not_federate(deploy):
+    names(deploy(serves="client").doctor(), "federation.listener.missing")
+
+
+def test_row_9_addresses_are_rewritten_on_the_way(deploy, synapses):
+    meddler = Meddler(synapses().port)
+    findings = deploy(upstream=f'"http://127.0.0.1:{meddler.port}"').doctor()
+    meddler.stop()
+    names(findings, "homeserver.uri.rewritten")
+
+
+def test_row_9_the_server_name_is_another(deploy):
+    sites = SITES.replace('server_name = "example.org"', 'server_name = "example.net"').replace("{apex}", '{apex}[sites."example.net"]\n')
+    names(deploy(sites=sites).doctor(), "federation.key.server_name")
+
+
+# 10 and 11: limits on the way
+
+
+def test_row_10_the_edge_takes_less_than_synapse(deploy):
+    deployment = deploy(homeserver='max_body = "1MiB"')
+    findings = deployment.doctor("--token", deployment.user()[1])
+    names(findings, "homeserver.upload_limit.edge")
+    fact = next(finding["fact"] for finding in findings if finding["id"] == "homeserver.upload_limit.edge")
+    assert "60 MiB" in fact and "1 MiB" in fact, "both numbers are told: " + fact
+
+
+def test_row_11_a_long_poll_is_cut(deploy, synapses):
+    upstream = f'{{ servers = ["http://127.0.0.1:{synapses().port}"], response_timeout = "4s" }}'
+    deployment = deploy(upstream=upstream)
+    names(deployment.doctor("--slow", "--token", deployment.user()[1]), "homeserver.sync.cut")
+
+
+# 13: who asks
+
+
+def test_row_13_synapse_does_not_believe_the_edge(deploy):
+    deployment = deploy(forwarded="false")
+    names(deployment.doctor("--token", deployment.user()[1]), "homeserver.client_address.proxy")
+
+
+# 14: what must not be open
+
+
+def test_row_14_the_admin_api_is_open(deploy):
+    settings = HEALTHY.replace("{ msc4222", "{ msc4143_enabled: true, msc4222") + (
+        "matrix_rtc: { transports: [{ type: livekit, livekit_service_url: 'https://x.example.org' }] }\n")
+    sites = SITES.replace('kind     = "synapse"', 'kind     = "http"\nwell_known = true')
+    sites = sites.replace("{matrix}", 'homeserver = "https://matrix.example.org:{https}"\n{matrix}')
+    names(deploy(settings, sites=sites).doctor(), "homeserver.exposed.open")
+
+
+def test_row_14_livekit_runs_with_dev(deploy):
+    deployment = deploy()
+    deployment.livekit.debug = True
+    names(deployment.doctor())
+    sites = SITES.replace('kind     = "livekit"', 'kind     = "http"')
+    deployment.stop()
+    names(deploy(sites=sites).doctor())
+
+
+def test_row_14_an_invited_admin_is_no_fault(deploy):
+    names(deploy(homeserver='admin_from = ["127.0.0.0/8"]').doctor())
+
+
+# 15: signing in
+
+
+def test_row_15_login_leads_elsewhere(deploy):
+    route = '[sites."matrix.example.org".routes]\n"/_matrix/client/v3/login" = { respond = { status = 404, body = "gone" } }'
+    names(deploy(homeserver=route).doctor(), "homeserver.login.other")
+
+
+# 17: names, ports and certificates
+
+
+def test_row_17_a_name_that_leads_nowhere(deploy):
+    sites = SITES.replace("jwt.matrixrtc.example.org", "jwt.nowhere.invalid")
+    deployment = deploy(sites=sites)
+    edge = deployment.edge
+    known = [f"{name}:{edge.https}:127.0.0.1" for name in ("example.org", "matrix.example.org", "matrixrtc.example.org")]
+    command = [BINARY, "doctor", "--json", "--config", edge.folder / "vestibule.toml", "--resolve", f"*:80:127.0.0.1:{edge.http}"]
+    for one in known:
+        command += ["--resolve", one]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    names(json.loads(done.stdout)["findings"], "dns.missing")
+
+
+@pytest.mark.parametrize("fault", ["expired", "name", "unknown"])
+def test_row_17_a_bad_certificate(deploy, authority, tmp_path, fault):
+    stranger = Authority(tmp_path / "stranger", "a CA that nobody knows")
+    cert, key = {
+        "expired": lambda: authority.issue("matrixrtc.example.org", days=-1),
+        "name": lambda: authority.issue("other.example.org"),
+        "unknown": lambda: stranger.issue("matrixrtc.example.org"),
+    }[fault]()
+    sites = SITES.replace('kind     = "livekit"', f'kind     = "livekit"\ntls = {{{{ cert = "{cert}", key = "{key}" }}}}')
+    names(deploy(sites=sites).doctor("--ca-file", authority.root), f"tls.inside.{fault}")
+
+
+def test_row_17_a_port_that_is_closed_from_outside(deploy):
+    deployment = deploy()
+    names(deployment.doctor("--resolve", f"matrixrtc.example.org:{deployment.edge.https}:127.0.0.2"), "tls.closed")
+
+
+def test_row_17_an_address_of_another_machine(deploy, authority):
+    deployment = deploy()
+    web = Web(tls=authority.context("someone.example"), address="127.0.0.2", port=deployment.edge.https)
+    findings = deployment.doctor("--resolve", f"matrixrtc.example.org:{deployment.edge.https}:127.0.0.1,127.0.0.2")
+    web.stop()
+    names(findings, "tls.elsewhere")
+
+
+def test_row_17_port_80_is_blocked(deploy):
+    findings = deploy().doctor("--resolve", f"*:80:127.0.0.1:{closed_port()}")
+    names(findings, warns=["http.closed"])
+
+
+def test_what_is_down_is_said_once(deploy, synapses):
+    deployment = deploy()
+    deployment.edge.process.kill()
+    deployment.edge.process.wait()
+    names(deployment.doctor(), "edge.down")
+    deployment.stop()
+    nowhere = closed_port()
+    names(deploy(upstream=f'"http://127.0.0.1:{nowhere}"').doctor(), "services.synapse.down")
+
+
+# The files
+
+
+def test_the_files_of_this_repository_are_fine(deploy):
+    deployment = deploy()
+    lines = (ROOT / "config" / "homeserver-lines.yaml").read_text()
+    own = lines.replace("https://jwt.matrixrtc.example.org", deployment.edge.url("jwt.matrixrtc.example.org"))
+    file = deployment.folder / "homeserver.yaml"
+    file.write_text(own)
+    findings = deployment.doctor("--homeserver", file, "--compose", ROOT / "config" / "compose.yaml")
+    names(findings)
+    assert {"files.homeserver", "files.compose"} <= set(ids(findings, "ok"))
