@@ -16,8 +16,9 @@ use crate::conn::worker;
 /// a shorter wait also lets a changed address be followed.
 const MAX_IDLE: Duration = Duration::from_secs(90);
 
-/// How many wait at most, per endpoint and worker: as many as a burst of a few hundred users leaves behind.
-const MAX_WAITING: usize = 128;
+/// How many wait at most, per endpoint and worker: as many as the burst of a thousand requests leaves behind. With room
+/// for 128, 512 streams at work closed and opened a connection for 38 % of their requests.
+const MAX_WAITING: usize = 1024;
 
 /// The idle connections of one endpoint.
 pub struct Pool(Box<[Mutex<VecDeque<Idle>>]>);
