@@ -11,6 +11,7 @@ mod config;
 mod errors;
 mod forwarding;
 mod http2;
+mod import_caddy;
 mod life;
 mod matrix;
 mod reload;

@@ -6,6 +6,7 @@ mod ask;
 mod check;
 mod demo;
 mod doctor;
+pub mod import_caddy;
 pub mod init;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -55,6 +56,8 @@ enum Command {
     },
     /// Write a complete deployment for a server name: this edge, Synapse, LiveKit and lk-jwt-service; overwrites nothing
     Init(init::Args),
+    /// Print a Caddyfile as our configuration, and say what was wrong in it and what could not be carried over
+    ImportCaddy(import_caddy::Args),
     /// Print the root of the internal CA
     Ca,
     /// Make the running edge read its file again
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(asked) => doctor::doctor(cli.config, *asked),
         Command::Demo { check } => demo::run(check),
         Command::Init(args) => init::run(&args),
+        Command::ImportCaddy(args) => import_caddy::run(&args),
         Command::Ca => ca(cli.config),
         Command::Reload => ask::reload(cli.config),
         Command::Renew { host } => ask::renew(cli.config, &host),

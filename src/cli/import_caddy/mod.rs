@@ -1,0 +1,150 @@
+//! `vestibule import-caddy`: a Caddyfile as our TOML, with everything that was wrong in it and everything that was lost.
+//!
+//! ```text
+//! text > lexer (words) > parser (sites, snippets filled in) > translate (routes, by Caddy's order) > settle > emit
+//! ```
+//!
+//! All of it but the command itself is a pure function of the text.
+
+mod emit;
+mod lexer;
+mod matcher;
+mod model;
+mod options;
+mod parser;
+mod proxy;
+mod settle;
+mod translate;
+mod well_known;
+
+use std::{fmt, fs, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+
+use self::model::Model;
+use super::{FAILED, Outcome};
+
+/// What `import-caddy` may be told.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The Caddyfile
+    caddyfile: PathBuf,
+}
+
+/// Prints the TOML, and beside it what there is to say about it. 1 if something was lost that changes what is served.
+///
+/// # Errors
+/// The file cannot be read, or is no Caddyfile.
+pub(super) fn run(args: &Args) -> Outcome {
+    let name = args.caddyfile.display().to_string();
+    let text = fs::read_to_string(&args.caddyfile).with_context(|| format!("{name} cannot be read"))?;
+    let imported = import(&name, &text).map_err(|error| anyhow::anyhow!("{name}:{}: {}", error.line, error.message))?;
+    print!("{}", imported.toml);
+    eprint!("{}", imported.words(&name));
+    Ok(if imported.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// A text that is no Caddyfile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyntaxError {
+    /// Where, from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl SyntaxError {
+    fn new(line: usize, message: impl Into<String>) -> Self {
+        Self { line, message: message.into() }
+    }
+}
+
+/// What came of a Caddyfile.
+#[derive(Debug)]
+pub struct Imported {
+    /// Our file.
+    pub toml: String,
+    /// What there is to say, by lines.
+    pub remarks: Vec<Remark>,
+}
+
+impl Imported {
+    /// Whether nothing was lost that changes what is served.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        !self.remarks.iter().any(|remark| remark.what == What::Lost)
+    }
+
+    /// The remarks, one a line.
+    #[must_use]
+    pub fn words(&self, name: &str) -> String {
+        self.remarks.iter().map(|remark| format!("{name}:{remark}\n")).collect()
+    }
+}
+
+/// Something to say about a line.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Remark {
+    /// The line, from 1.
+    pub line: usize,
+    /// What sort of thing.
+    pub what: What,
+    /// In words.
+    pub text: String,
+}
+
+/// What a remark is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum What {
+    /// It could not be carried over, and something that was served is not, or otherwise.
+    Lost,
+    /// It was wrong in the original, and is right now.
+    Mended,
+    /// It is as it was for those who ask, though not in every detail.
+    Note,
+}
+
+impl Remark {
+    fn lost(line: usize, text: impl Into<String>) -> Self {
+        Self { line, what: What::Lost, text: text.into() }
+    }
+
+    fn mended(line: usize, text: impl Into<String>) -> Self {
+        Self { line, what: What::Mended, text: text.into() }
+    }
+
+    fn note(line: usize, text: impl Into<String>) -> Self {
+        Self { line, what: What::Note, text: text.into() }
+    }
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.what {
+            What::Lost => "not carried over",
+            What::Mended => "mended",
+            What::Note => "note",
+        };
+        // Variables of the environment, as the file had them.
+        let text = self.text.replace(lexer::ENV, "{$").replace(lexer::ENV_DEFAULT, ":").replace(lexer::ENV_END, "}");
+        write!(f, "{}: {what}: {text}", self.line)
+    }
+}
+
+/// Translates a Caddyfile. Never panics, whatever the text is.
+///
+/// # Errors
+/// The text is no Caddyfile.
+pub fn import(name: &str, text: &str) -> Result<Imported, SyntaxError> {
+    let mut file = parser::parse(&lexer::lex(text)?)?;
+    let mut model = Model::default();
+    let mut remarks = std::mem::take(&mut file.remarks);
+    let ports = options::read(&file.options, &mut model, &mut remarks);
+    for site in &file.sites {
+        translate::site(site, ports, &mut model, &mut remarks);
+    }
+    let matrix = settle::settle(&mut model, ports, &mut remarks);
+    remarks.sort();
+    remarks.dedup();
+    Ok(Imported { toml: emit::write(name, &model, &matrix), remarks })
+}

@@ -1,0 +1,300 @@
+//! `reverse_proxy`: its servers and subdirectives, and what kind of service stands behind it.
+
+use super::{
+    Remark,
+    emit::quote,
+    lexer::{ENV, Token},
+    model::Upstream,
+    parser::Directive,
+};
+use crate::config::plan::Kind;
+
+/// The paths of lk-jwt-service.
+pub const JWT_PATHS: [&str; 5] = ["/sfu/get", "/get_token", "/delegate_delayed_leave", "/sfu_webhook", "/healthz"];
+
+/// The paths of LiveKit at its root.
+pub const SFU_PATHS: [&str; 3] = ["/rtc", "/twirp", "/settings"];
+
+/// No service has more servers in one line.
+const MAX_SERVERS: u16 = 64;
+
+/// Reads a directive whose matcher has been taken off.
+pub fn read(directive: &Directive, args: &[Token], remarks: &mut Vec<Remark>) -> Option<Upstream> {
+    let mut proxy = Proxy { upstream: Upstream::default(), tls: false, remarks };
+    let mut servers: Vec<_> = args.to_vec();
+    for line in directive.block.iter().flatten() {
+        if line.name == "to" {
+            servers.extend(line.args.iter().cloned());
+        } else {
+            proxy.subdirective(line, servers.len());
+        }
+    }
+    let mut all = Vec::new();
+    for server in &servers {
+        match addresses(&server.text, proxy.tls) {
+            Some(addresses) => all.extend(addresses),
+            None => proxy.remarks.push(Remark::lost(server.line, format!("the upstream `{}`", server.text))),
+        }
+    }
+    if servers.is_empty() {
+        proxy.remarks.push(Remark::lost(directive.line, "a `reverse_proxy` without an upstream"));
+    }
+    let mut upstream = proxy.upstream;
+    if !upstream.health.is_empty() && !upstream.health.iter().any(|(key, _)| *key == "path") {
+        upstream.health.clear();
+    }
+    upstream.servers = all;
+    (!upstream.servers.is_empty()).then_some(upstream)
+}
+
+struct Proxy<'r> {
+    upstream: Upstream,
+    tls: bool,
+    remarks: &'r mut Vec<Remark>,
+}
+
+impl Proxy<'_> {
+    fn subdirective(&mut self, line: &Directive, servers: usize) {
+        let first = line.args.first().map_or("", |token| token.text.as_str());
+        match line.name.as_str() {
+            "health_uri" | "health_path" if first.starts_with('/') => self.upstream.health.push(("path", quote(first))),
+            "health_interval" => {
+                if let Some(interval) = seconds(first) {
+                    self.upstream.health.push(("interval", quote(&interval)));
+                }
+            }
+            "lb_try_duration" => self.key("retry_connect", line, first),
+            "lb_policy" => match first {
+                "round_robin" => self.upstream.keys.push(("balance", quote("round-robin"))),
+                "random" | "random_choose" | "least_conn" => {}
+                _ if servers < 2 => {}
+                other => self.lost(line, format!("`lb_policy {other}`: servers are chosen by the fewest requests")),
+            },
+            "header_up" => self.header_up(line, first),
+            "header_down" => {
+                let field = first.trim_start_matches(['+', '-', '?', '>']);
+                if field.to_ascii_lowercase().starts_with("access-control-") {
+                    let text = format!("`{field}` is left to the service: a second one would be refused by browsers");
+                    self.remarks.push(Remark::note(line.line, text));
+                } else {
+                    self.lost(line, format!("`header_down {first}`"));
+                }
+            }
+            "transport" if first == "http" => line.block.iter().flatten().for_each(|line| self.transport(line)),
+            // It is always so.
+            "flush_interval" | "request_buffers" | "response_buffers" | "stream_buffer_size" => {}
+            "lb_retries"
+            | "lb_try_interval"
+            | "lb_retry_match"
+            | "fail_duration"
+            | "max_fails"
+            | "unhealthy_status"
+            | "unhealthy_latency"
+            | "unhealthy_request_count"
+            | "health_port"
+            | "health_timeout"
+            | "health_status"
+            | "health_body"
+            | "health_headers"
+            | "health_passes"
+            | "health_fails"
+            | "health_method"
+            | "health_follow_redirects"
+            | "health_interval_jitter"
+            | "stream_timeout"
+            | "stream_close_delay" => {
+                self.remarks.push(Remark::note(
+                    line.line,
+                    format!("`{}` has no counterpart; what it sets is fixed", line.name),
+                ));
+            }
+            "trusted_proxies" => {
+                self.lost(line, "`trusted_proxies` of one upstream: write listen.trusted_proxies".into());
+            }
+            other => self.lost(line, format!("`{other}` of `reverse_proxy`")),
+        }
+    }
+
+    fn transport(&mut self, line: &Directive) {
+        let first = line.args.first().map_or("", |token| token.text.as_str());
+        match line.name.as_str() {
+            "tls" => self.tls = true,
+            "dial_timeout" => self.key("connect_timeout", line, first),
+            "response_header_timeout" => self.key("response_timeout", line, first),
+            "keepalive"
+            | "keepalive_interval"
+            | "keepalive_idle_conns"
+            | "keepalive_idle_conns_per_host"
+            | "compression"
+            | "read_buffer"
+            | "write_buffer"
+            | "max_conns_per_host"
+            | "max_response_header"
+            | "read_timeout"
+            | "write_timeout"
+            | "dial_fallback_delay"
+            | "expect_continue_timeout"
+            | "versions"
+            | "resolvers"
+            | "tls_timeout" => {
+                self.remarks.push(Remark::note(
+                    line.line,
+                    format!("`{}` has no counterpart; what it sets is fixed", line.name),
+                ));
+            }
+            "tls_insecure_skip_verify" => {
+                self.tls = true;
+                self.lost(line, "`tls_insecure_skip_verify`: certificates of upstreams are always checked".into());
+            }
+            other => self.lost(line, format!("`{other}` of `transport http`")),
+        }
+    }
+
+    /// What proxies usually have to be told to say, we say.
+    fn header_up(&mut self, line: &Directive, first: &str) {
+        let field = first.to_ascii_lowercase();
+        let value = line.args.get(1).map_or("", |token| token.text.as_str());
+        let ours = match field.trim_start_matches('+') {
+            "host" => ["{host}", "{hostport}", "{http.request.host}", "{http.request.hostport}"].contains(&value),
+            "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "x-forwarded-port"
+            | "x-forwarded-server" | "x-real-ip" | "forwarded" => {
+                value.is_empty() || value.starts_with('{') || value == "https"
+            }
+            "connection" | "upgrade" | "sec-websocket-key" | "sec-websocket-version" => true,
+            "-x-forwarded-host" | "-x-forwarded-proto" | "-x-forwarded-for" => false,
+            "-proxy" | "-forwarded" | "-x-real-ip" | "-cf-connecting-ip" | "-true-client-ip" => true,
+            _ => false,
+        };
+        if !ours {
+            self.lost(line, format!("`header_up {first}`"));
+        }
+    }
+
+    fn key(&mut self, key: &'static str, line: &Directive, text: &str) {
+        match seconds(text) {
+            Some(duration) => self.upstream.keys.push((key, quote(&duration))),
+            None => self.lost(line, format!("`{} {text}`", line.name)),
+        }
+    }
+
+    fn lost(&mut self, line: &Directive, text: String) {
+        self.remarks.push(Remark::lost(line.line, text));
+    }
+}
+
+/// A duration of Go as one of ours: whole seconds or milliseconds.
+pub fn seconds(text: &str) -> Option<String> {
+    let mut millis = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (number, after) = rest.split_at(digits);
+        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let factor = match &after[..unit] {
+            "ns" => 1e-6,
+            "us" | "µs" => 1e-3,
+            "ms" => 1.0,
+            "s" => 1e3,
+            "m" => 60e3,
+            "h" => 3600e3,
+            "d" => 86_400e3,
+            _ => return None,
+        };
+        millis += number.parse::<f64>().ok()? * factor;
+        rest = &after[unit..];
+    }
+    // A year is the most that our durations take.
+    let fits = (1.0..=366.0 * 86_400e3).contains(&millis);
+    match millis % 1000.0 {
+        _ if !fits => None,
+        0.0 => Some(format!("{:.0}s", millis / 1000.0)),
+        _ => Some(format!("{millis:.0}ms")),
+    }
+}
+
+/// The servers that one word stands for, as we write them.
+fn addresses(text: &str, tls: bool) -> Option<Vec<String>> {
+    let text = text.strip_prefix("tcp/").unwrap_or(text);
+    if let Some(path) = text.strip_prefix("unix/").or_else(|| text.strip_prefix("unix+h2c/")) {
+        return path.starts_with('/').then(|| vec![format!("unix:{path}")]);
+    }
+    let (scheme, authority) = match text.split_once("://") {
+        Some((scheme @ ("http" | "https"), authority)) => (if tls { "https" } else { scheme }, authority),
+        Some(("h2c", authority)) => ("http", authority),
+        Some(_) => return None,
+        None => (if tls { "https" } else { "http" }, text),
+    };
+    let authority = authority.trim_end_matches('/');
+    if authority.is_empty() || authority.contains(['{', '/', '@', ' ', '+', '#', '?', '"', '\\']) {
+        return None;
+    }
+    let authority = if authority.starts_with(':') { format!("localhost{authority}") } else { authority.to_owned() };
+    if authority.contains(ENV) {
+        return Some(vec![format!("{scheme}://{authority}")]);
+    }
+    let range = authority.rsplit_once(':').and_then(|(host, ports)| Some((host, ports.split_once('-')?)));
+    let Some((host, (from, to))) = range else {
+        let url = format!("{scheme}://{authority}");
+        return url.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some()).then(|| vec![url]);
+    };
+    let (from, to): (u16, u16) = (from.parse().ok()?, to.parse().ok()?);
+    (from <= to && to - from < MAX_SERVERS)
+        .then(|| (from..=to).map(|port| format!("{scheme}://{host}:{port}")).collect())
+}
+
+/// What kind of service this is, by its name, its port, and what it is asked for.
+pub fn kind(upstream: &Upstream, site: &str, patterns: &[String]) -> Kind {
+    let servers = upstream.servers.join(" ").to_ascii_lowercase();
+    let names = |words: &[&str]| words.iter().any(|word| servers.contains(word));
+    let port = |port: &str| upstream.servers.iter().any(|server| server.ends_with(port));
+    let all_under = |prefixes: &[&str]| {
+        !patterns.is_empty() && patterns.iter().all(|path| prefixes.iter().any(|prefix| path.starts_with(prefix)))
+    };
+    if names(&["jwt"]) {
+        Kind::LkJwt
+    } else if names(&["livekit", "sfu"]) || port(":7880") {
+        Kind::Livekit
+    } else if names(&["synapse"]) || port(":8008") || all_under(&["/_matrix", "/_synapse"]) {
+        Kind::Synapse
+    } else if (port(":8080") && (site.contains("jwt") || patterns.iter().any(|path| path.contains("jwt"))))
+        || all_under(&JWT_PATHS)
+    {
+        Kind::LkJwt
+    } else {
+        Kind::Http
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        for (text, expected) in [
+            ("5s", Some("5s")),
+            ("1m30s", Some("90s")),
+            ("1.5s", Some("1500ms")),
+            ("250ms", Some("250ms")),
+            ("0", None),
+            ("", None),
+            ("5", None),
+            ("9999999h", None),
+        ] {
+            assert_eq!(seconds(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn servers_are_spelled_out() {
+        let all = |text: &str| addresses(text, false).map(|all| all.join(" "));
+        assert_eq!(all("synapse:8008").as_deref(), Some("http://synapse:8008"));
+        assert_eq!(all(":9000").as_deref(), Some("http://localhost:9000"));
+        assert_eq!(all("https://[::1]:1/").as_deref(), Some("https://[::1]:1"));
+        assert_eq!(all("app:81-82").as_deref(), Some("http://app:81 http://app:82"));
+        assert_eq!(all("unix//run/s.sock").as_deref(), Some("unix:/run/s.sock"));
+        for not in ["{upstream}", "srv+http://a", "app:1-60000", "http://a/path", ""] {
+            assert_eq!(all(not), None, "{not}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What only the whole file tells: the ports, the server name, and which keys of `[matrix]` have to be said, because we
+//! would derive something else.
+
+use super::{
+    Remark,
+    emit::{Matrix, list, quote},
+    model::{Action, Model, Site},
+    options::Ports,
+};
+use crate::config::plan::Kind;
+
+/// First labels of homeservers, which are not part of the server name.
+const LABELS: [&str; 6] = ["matrix.", "synapse.", "homeserver.", "hs.", "chat.", "m."];
+
+/// Settles the model.
+pub fn settle(model: &mut Model, ports: Ports, remarks: &mut Vec<Remark>) -> Matrix {
+    listen(model, ports);
+    serve_something(model);
+    let matrix = matrix(model, remarks);
+    let server_name = matrix.iter().find(|(key, _)| *key == "server_name").map(|(_, value)| value.clone());
+    for site in &mut model.sites {
+        // These serve the documents by themselves.
+        site.well_known &= !is_homeserver(site) && Some(quote(&site.host)) != server_name && server_name.is_some();
+    }
+    matrix
+}
+
+fn listen(model: &mut Model, ports: Ports) {
+    let any = |ports: &[u16]| list(&ports.iter().map(|port| format!("[::]:{port}")).collect::<Vec<_>>());
+    let mut http = std::mem::take(&mut model.http);
+    if !http.contains(&ports.http) {
+        http.insert(0, ports.http);
+    }
+    let mut https = std::mem::take(&mut model.https);
+    if https.is_empty() {
+        https.push(ports.https);
+    }
+    https.sort_by_key(|port| *port != ports.https);
+    let mut keys = Vec::new();
+    if http != [80] {
+        keys.push(("listen", "http", any(&http)));
+    }
+    if https != [443] {
+        keys.push(("listen", "https", any(&https)));
+    }
+    // A port in the addresses of the sites is one that clients see; `https_port` is not.
+    if !https.contains(&443) && ports.https == 443 {
+        keys.push(("listen", "public_port", https[0].to_string()));
+    }
+    model.settings.splice(0..0, keys);
+}
+
+/// Every site needs something to serve: where Caddy had an empty answer, we have one.
+fn serve_something(model: &mut Model) {
+    for site in &mut model.sites {
+        if site.root.is_none() && site.routes.is_empty() && !site.well_known {
+            site.root = Some(Action::Respond { status: 404, content_type: None, body: String::new() });
+        }
+    }
+}
+
+fn is_homeserver(site: &Site) -> bool {
+    matches!(&site.root, Some(Action::Proxy(Kind::Synapse, _)))
+}
+
+fn matrix(model: &Model, remarks: &mut Vec<Remark>) -> Matrix {
+    let homeservers: Vec<&Site> = model.sites.iter().filter(|site| is_homeserver(site)).collect();
+    let routed =
+        |site: &&Site| site.routes.iter().any(|route| matches!(&route.action, Action::Proxy(Kind::Synapse, _)));
+    let host = homeservers.first().copied().or_else(|| model.sites.iter().find(routed)).map(|site| site.host.clone());
+    let documents = &model.documents;
+    let said = documents.homeserver.clone().filter(|url| url.starts_with("https://") || url.starts_with("http://"));
+    let Some(homeserver) = said.or_else(|| host.as_ref().map(|host| format!("https://{host}"))) else {
+        return Matrix::new();
+    };
+    let host = host.unwrap_or_else(|| homeserver.split("://").last().unwrap_or_default().to_owned());
+    let mut keys = vec![("server_name", quote(&server_name(model, &host, remarks)))];
+    let derived = match homeservers.as_slice() {
+        [one] => Some(format!("https://{}", one.host)),
+        _ => None,
+    };
+    if derived.as_ref() != Some(&homeserver) {
+        keys.push(("homeserver", quote(&homeserver)));
+    }
+    let (services, derived) = (rtc_services(model), derived_services(model));
+    if !services.is_empty() && services != derived {
+        let value = if services.len() == 1 { quote(&services[0]) } else { list(&services) };
+        keys.push(("rtc_service", value));
+    }
+    let authority = homeserver.split("://").last().unwrap_or_default();
+    let with_port = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:443") };
+    if let Some(federation) = model.documents.federation.clone().filter(|federation| *federation != with_port) {
+        keys.push(("federation", quote(&federation)));
+    }
+    keys
+}
+
+/// What the client document said; else where lk-jwt-service is.
+fn rtc_services(model: &Model) -> Vec<String> {
+    if !model.documents.rtc_services.is_empty() {
+        return model.documents.rtc_services.clone();
+    }
+    let mut found = Vec::new();
+    for (host, at) in jwt_places(model) {
+        // Several routes on one host are the paths of one service.
+        let url = if at.ends_with("/sfu/get") || at.is_empty() {
+            format!("https://{host}")
+        } else {
+            format!("https://{host}{at}")
+        };
+        let is_path = super::proxy::JWT_PATHS.contains(&at.as_str()) && at != "/sfu/get";
+        if !is_path && !found.contains(&url) {
+            found.push(url);
+        }
+    }
+    found
+}
+
+/// What our configuration derives by itself: one address for each site or route.
+fn derived_services(model: &Model) -> Vec<String> {
+    jwt_places(model).into_iter().map(|(host, at)| format!("https://{host}{at}")).collect()
+}
+
+fn jwt_places(model: &Model) -> Vec<(String, String)> {
+    let is_jwt = |action: &Action| matches!(action, Action::Proxy(Kind::LkJwt, _));
+    let mut found = Vec::new();
+    for site in &model.sites {
+        if site.root.as_ref().is_some_and(is_jwt) {
+            found.push((site.host.clone(), String::new()));
+        }
+        let routes = site.routes.iter().filter(|route| is_jwt(&route.action));
+        found.extend(routes.map(|route| (site.host.clone(), route.prefix.clone())));
+    }
+    found
+}
+
+/// The host that serves the documents and is not the homeserver; else what the homeserver's name suggests.
+fn server_name(model: &Model, homeserver: &str, remarks: &mut Vec<Remark>) -> String {
+    let (server, client) = &model.documents.hosts;
+    let others = server.iter().chain(client);
+    if let Some(host) =
+        others.clone().find(|host| *host != homeserver && model.sites.iter().any(|site| site.host == **host))
+    {
+        return host.clone();
+    }
+    let line = model.sites.iter().find(|site| site.host == homeserver).map_or(1, |site| site.line);
+    let shorter = LABELS
+        .iter()
+        .find_map(|label| homeserver.strip_prefix(label))
+        .filter(|rest| rest.contains(['.', super::lexer::ENV]));
+    let name = shorter.unwrap_or(homeserver).to_owned();
+    let named = model.sites.iter().any(|site| site.host == name);
+    let text = if named || name == homeserver {
+        format!("`matrix.server_name` is taken to be {name}: put it right if your user ids end otherwise")
+    } else {
+        format!(
+            "`matrix.server_name` is taken to be {name}, which has no site here: clients and other homeservers ask \
+             https://{name}/.well-known/matrix/ first, so give it one, or serve the documents where it is"
+        )
+    };
+    remarks.push(Remark::note(line, text));
+    name
+}

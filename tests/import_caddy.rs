@@ -1,0 +1,132 @@
+//! Golden tests of `import-caddy`: `caddyfile/NAME.caddyfile` with the TOML it makes and the remarks it earns beside it.
+//! `BLESS=1` writes what is there now; read the difference before you commit it.
+
+use std::{fs, path::Path};
+
+use proptest::prelude::*;
+use vestibule::{cli::import_caddy::import, config};
+
+use crate::support::edge::program;
+
+fn folder() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/caddyfile")
+}
+
+#[test]
+fn every_caddyfile_makes_the_file_and_the_remarks_beside_it() {
+    let mut files: Vec<_> = fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "caddyfile"));
+    files.sort();
+    assert!(files.len() >= 10, "the golden files are gone");
+    let mut wrong = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let (toml, remarks) = match import("Caddyfile", &text) {
+            Ok(imported) => (imported.toml.clone(), imported.words("Caddyfile")),
+            Err(error) => (String::new(), format!("Caddyfile:{}: {}\n", error.line, error.message)),
+        };
+        if !toml.is_empty()
+            && let Err(report) = config::parse("imported", &toml, "/etc/vestibule".into(), &|_| None)
+        {
+            wrong.push(format!("{} makes what `check` refuses:\n{toml}\n{}", file.display(), report.render()));
+        }
+        for (extension, outcome) in [("toml", toml), ("remarks", remarks)] {
+            let golden = file.with_extension(extension);
+            if std::env::var_os("BLESS").is_some() {
+                fs::write(&golden, &outcome).unwrap();
+            } else if fs::read_to_string(&golden).ok().as_deref() != Some(&outcome) {
+                wrong.push(format!("{}:\n{outcome}", golden.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_command_prints_both_and_its_code_says_what_was_lost() {
+    let command = |name: &str| program(&["import-caddy", folder().join(name).to_str().unwrap()]);
+    let guide = command("guide.caddyfile");
+    assert_eq!(guide.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&guide.stdout).contains("kind     = \"synapse\""));
+    let said = String::from_utf8_lossy(&guide.stderr).into_owned();
+    assert!(
+        said.contains("guide.caddyfile:5: mended: the JSON of /.well-known/matrix/client lacks its last `}`"),
+        "{said}"
+    );
+    assert_eq!(command("lost.caddyfile").status.code(), Some(1));
+    let broken = command("open_block.caddyfile");
+    assert_eq!((broken.status.code(), broken.stdout.as_slice()), (Some(1), &b""[..]));
+    assert!(String::from_utf8_lossy(&broken.stderr).contains("a `}` is missing"));
+    assert_eq!(program(&["import-caddy"]).status.code(), Some(2));
+}
+
+/// Pieces of Caddyfiles, so that random text gets past the first line.
+const PIECES: [&str; 48] = [
+    "a.example.org",
+    "matrix.example.org",
+    "{",
+    "}",
+    "\n",
+    "\n",
+    "\t",
+    " ",
+    " ",
+    "(s)",
+    "import s",
+    "import s x /y",
+    "{args[0]}",
+    "{args[:]}",
+    "{block}",
+    "@m",
+    "path /a/*",
+    "path_regexp x",
+    "method OPTIONS",
+    "handle",
+    "handle_path /a/*",
+    "route",
+    "reverse_proxy",
+    "synapse:8008",
+    "lk-jwt:8080",
+    "livekit:7880",
+    "/.well-known/matrix/client",
+    "respond",
+    "`{\"m.homeserver\":{`",
+    "\"",
+    "`",
+    "<<E\n",
+    "E",
+    "404",
+    "redir",
+    "https://b.example.org{uri}",
+    "header",
+    "X-A",
+    "tls",
+    "internal",
+    "{$A:b}",
+    "{$",
+    "\\\n",
+    "http://",
+    ":80",
+    "*",
+    "#",
+    "é",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_is_read_or_refused(text in "(?s).{0,200}") {
+        let _ = import("Caddyfile", &text);
+    }
+
+    #[test]
+    fn any_pieces_are_read_or_refused(pieces in proptest::collection::vec(proptest::sample::select(&PIECES[..]), 0..120)) {
+        let text: String = pieces.iter().flat_map(|piece| [piece, " "]).collect();
+        if let Ok(imported) = import("Caddyfile", &text) {
+            // Whatever came out can be read as TOML; what it says may still need a person.
+            let said = config::parse("imported", &imported.toml, "/".into(), &|_| None).err().map(|report| report.render());
+            prop_assert!(!said.as_deref().unwrap_or_default().contains("TOML parse"), "{}\n{}", imported.toml, said.unwrap_or_default());
+        }
+    }
+}
