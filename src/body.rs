@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-/// A request as it walks the road. Its extensions carry `Arc<`[`ConnInfo`](crate::conn::ConnInfo)`>`.
+/// A request as it walks the road.
 pub type Request = http::Request<Body>;
 
 /// A response as it walks back.

@@ -5,13 +5,13 @@
 //! "later"; the driver of the connection pushes once, when its poll is over (35 % less CPU on small answers).
 
 use std::{
+    cell::Cell,
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::watchdog::FrameBudget;
@@ -19,6 +19,15 @@ use super::watchdog::FrameBudget;
 /// What is gathered before a writer is held back. Below it nobody waits for the network; above it, h2's own flow control
 /// has to.
 const HIGH_WATER: usize = 64 * 1024;
+
+/// Above what a thread keeps of a buffer for the next connection.
+const KEPT: usize = 2 * HIGH_WATER;
+
+thread_local! {
+    /// The buffer of whichever connection is polled: nearly always what is gathered leaves before the next one's turn.
+    /// One of its own for each poll cost a growing buffer, four copies and a consolidation of the heap.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// A stream whose writes wait for a [`Pusher`].
 pub struct Coalesce<IO>(Arc<Mutex<Inner<IO>>>);
@@ -28,7 +37,11 @@ pub struct Pusher<IO>(Arc<Mutex<Inner<IO>>>);
 
 struct Inner<IO> {
     io: IO,
-    out: BytesMut,
+    out: Vec<u8>,
+    /// How much of `out` has left.
+    pushed: usize,
+    /// A read has found nothing in this turn of the connection.
+    dry: bool,
     closing: bool,
     budget: FrameBudget,
     written: u64,
@@ -36,30 +49,47 @@ struct Inner<IO> {
 
 /// Wraps a stream. The lock between the two halves is never waited for: one task polls both.
 pub fn coalesce<IO>(io: IO) -> (Coalesce<IO>, Pusher<IO>) {
-    let inner = Inner { io, out: BytesMut::new(), closing: false, budget: FrameBudget::new(), written: 0 };
+    let budget = FrameBudget::new();
+    let inner = Inner { io, out: Vec::new(), pushed: 0, dry: false, closing: false, budget, written: 0 };
     let inner = Arc::new(Mutex::new(inner));
     (Coalesce(inner.clone()), Pusher(inner))
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Inner<IO> {
     fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.out.is_empty() {
-            let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out))?;
+        while self.pushed < self.out.len() {
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.out[self.pushed..]))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.written += n as u64;
             self.budget.wrote(n);
-            self.out.advance(n);
+            self.pushed += n;
         }
-        // An idle connection owns no buffer.
-        self.out = BytesMut::new();
+        self.give_back();
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         if self.closing { Pin::new(&mut self.io).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    /// An idle connection owns no buffer.
+    fn give_back(&mut self) {
+        self.pushed = 0;
+        if self.out.capacity() > 0 {
+            let mut out = std::mem::take(&mut self.out);
+            out.clear();
+            out.shrink_to(KEPT);
+            SPARE.set(out);
+        }
     }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Pusher<IO> {
+    /// A turn of the connection begins, in which its stream is asked for bytes until it has none and then no more: h2
+    /// asks again after every request that it hands out.
+    pub fn begin(&self) {
+        lock(&self.0).dry = false;
+    }
+
     /// Writes everything that has been gathered. Pending only says that the peer is slow; the caller goes on meanwhile.
     ///
     /// # Errors
@@ -71,7 +101,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Pusher<IO> {
     /// How many bytes the peer has taken so far, and whether more wait for it.
     pub fn progress(&self) -> (u64, bool) {
         let inner = lock(&self.0);
-        (inner.written, !inner.out.is_empty())
+        (inner.written, inner.pushed < inner.out.len())
     }
 }
 
@@ -82,8 +112,13 @@ fn lock<T>(inner: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Coalesce<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = lock(&self.0);
+        if inner.dry {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut inner.io).poll_read(cx, buf))?;
+        let read = Pin::new(&mut inner.io).poll_read(cx, buf);
+        inner.dry = read.is_pending();
+        ready!(read)?;
         inner.budget.read(&buf.filled()[before..])?;
         Poll::Ready(Ok(()))
     }
@@ -100,8 +135,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Coalesce<IO> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut inner = lock(&self.0);
-        if inner.out.len() >= HIGH_WATER {
+        if inner.out.len() - inner.pushed >= HIGH_WATER {
             ready!(inner.poll_push(cx))?;
+        }
+        if inner.out.capacity() == 0 {
+            inner.out = SPARE.take();
+        }
+        if inner.pushed >= HIGH_WATER {
+            // A slow peer: the buffer holds what it has not taken, and not all that it ever took.
+            let pushed = std::mem::take(&mut inner.pushed);
+            inner.out.drain(..pushed);
         }
         inner.out.reserve(slices.iter().map(|slice| slice.len()).sum());
         let before = inner.out.len();

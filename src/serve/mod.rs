@@ -1,7 +1,7 @@
 //! HTTP towards clients: framing, and everything that is timed or bounded on a client's connection.
 //!
 //! HTTP/1.1 is our own (`h1`), because what a proxy must refuse (bare LF, `Content-Length` beside `Transfer-Encoding`)
-//! cannot be seen after a lenient parser, and because an idle connection should own no buffer. HTTP/2 is hyper's (`h2`).
+//! cannot be seen after a lenient parser, and because an idle connection should own no buffer. HTTP/2 is the h2 crate's (`h2`).
 //! Whoever answers the requests is a [`Handler`]; this room does not know what is behind it.
 
 mod coalesce;
@@ -11,14 +11,16 @@ pub mod normalize;
 mod watchdog;
 
 use std::{
+    cell::RefCell,
     future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use http::HeaderValue;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -35,7 +37,7 @@ use crate::{
 /// What arrives is settled: the target is in origin-form (or the asterisk of OPTIONS), byte for byte as it was sent;
 /// there is exactly one valid `Host` field, equal to `:authority` and to the authority of an absolute-form target;
 /// `Transfer-Encoding` is gone and the body knows its length or not; a WebSocket of HTTP/2 looks like the GET of HTTP/1.1
-/// and carries [`ExtendedConnect`](crate::conn::ExtendedConnect). The extensions hold the `Arc<ConnInfo>`.
+/// and carries [`ExtendedConnect`](crate::conn::ExtendedConnect).
 ///
 /// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::conn::Takeover) in its extensions gets
 /// the byte stream.
@@ -109,4 +111,17 @@ pub async fn serve_connection<IO: Io, H: Handler>(
         }
         Alpn::Http2 => Box::pin(h2::serve(io, conn, handler, settings, drain, tasks)).await,
     }
+}
+
+/// The date as a field value; formatted once a second and thread.
+fn date(now: SystemTime) -> HeaderValue {
+    thread_local!(static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) });
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    LAST.with_borrow_mut(|(last, value)| {
+        if *last != second {
+            *last = second;
+            *value = HeaderValue::try_from(httpdate::fmt_http_date(now)).expect("a date is a valid value");
+        }
+        value.clone()
+    })
 }

@@ -186,7 +186,6 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         *request.uri_mut() = head.target;
         *request.version_mut() = head.version;
         *request.headers_mut() = head.headers;
-        request.extensions_mut().insert(self.conn.clone());
         if head.version == Version::HTTP_11 {
             request.extensions_mut().insert(Interim(self.interim.clone()));
         }

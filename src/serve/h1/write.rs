@@ -1,13 +1,12 @@
 //! Writing an answer: its framing, its head, and a body as it comes.
 
 use std::{
-    cell::RefCell,
     future::poll_fn,
     io::IoSlice,
     pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::{Context, Poll},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
@@ -22,7 +21,7 @@ use crate::{
     body::{Body, BodyError, Response},
     clock::Patience,
     conn::{InterimSink, Io},
-    serve::Settings,
+    serve::{Settings, date},
     wire::{self, Framing},
 };
 
@@ -237,19 +236,6 @@ fn frame(response: &mut Response, asked: &Asked) -> Framing {
         (None, None) if asked.version == Version::HTTP_11 => Framing::Chunked,
         (None, None) => Framing::UntilClose,
     }
-}
-
-/// The date as a field value; formatted once a second and thread.
-fn date(now: SystemTime) -> HeaderValue {
-    thread_local!(static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) });
-    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    LAST.with_borrow_mut(|(last, value)| {
-        if *last != second {
-            *last = second;
-            *value = HeaderValue::try_from(httpdate::fmt_http_date(now)).expect("a date is a valid value");
-        }
-        value.clone()
-    })
 }
 
 /// Interim responses that wait to be written between two polls of the handler. Never more than this many bytes: an

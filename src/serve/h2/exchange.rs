@@ -1,0 +1,222 @@
+//! One request of an HTTP/2 connection and its answer.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, ext::Protocol, server::SendResponse};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body::Body as _;
+use tokio_util::task::TaskTracker;
+
+use super::{body::Upload, tunnel::Bytestream};
+use crate::{
+    body::{Body, Request, Response},
+    conn::{ConnInfo, ExtendedConnect, Takeover},
+    error::Kind,
+    serve::{
+        Handler, Settings, date, normalize,
+        watchdog::{OpenStream, Streams},
+    },
+};
+
+/// Fields that HTTP/2 forbids (RFC 9113 section 8.2.2). h2 refuses to send an answer that has one.
+const FORBIDDEN: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::TE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// What the streams of one connection share.
+pub struct Exchange<H> {
+    pub conn: Arc<ConnInfo>,
+    pub handler: H,
+    pub settings: Arc<Settings>,
+    pub streams: Arc<Streams>,
+    pub tasks: TaskTracker,
+}
+
+/// The stream is over before its answer: reset by the client, or gone with its connection.
+struct Gone;
+
+impl<H: Handler> Exchange<H> {
+    /// Answers a request, to the last byte of its body.
+    pub async fn answer(&self, incoming: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let mut stream = OpenStream::new(&self.streams);
+        let is_head = incoming.method() == Method::HEAD;
+        let target = incoming.uri().path_and_query().cloned();
+        let (request, tunnel) = self.request(incoming);
+        let mut response = match request {
+            Ok(request) => {
+                let mut handling = pin!(self.handler.handle(request, &self.conn));
+                let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
+                    Poll::Ready(response) => Poll::Ready(Some(response)),
+                    // A client that resets the stream takes its request with it.
+                    Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+                });
+                let Some(response) = answered.await else { return };
+                response
+            }
+            Err(kind) => {
+                let target = target.as_ref().map(http::uri::PathAndQuery::as_str);
+                self.handler.refuse(kind.into(), target, &self.conn)
+            }
+        };
+        for name in &FORBIDDEN {
+            response.headers_mut().remove(name);
+        }
+        if let Some(tunnel) = tunnel
+            && (response.status() == StatusCode::SWITCHING_PROTOCOLS || response.status().is_success())
+        {
+            return self.bridge(response, respond, tunnel);
+        }
+        let (head, body) = self.head(response, is_head);
+        let Ok(send) = respond.send_response(head, body.is_end_stream()) else {
+            // The client has reset the stream, or the answer cannot be said in HTTP/2.
+            return respond.send_reset(Reason::INTERNAL_ERROR);
+        };
+        if !body.is_end_stream() {
+            // Whoever is gone has been told so by h2.
+            let _ = pipe(body, send, &mut stream).await;
+        }
+    }
+
+    /// The request as every handler sees it, and what a WebSocket needs besides.
+    fn request(&self, incoming: http::Request<RecvStream>) -> (Result<Request, Kind>, Option<RecvStream>) {
+        let (mut parts, stream) = incoming.into_parts();
+        let protocol = parts.extensions.remove::<Protocol>();
+        let settled = self.settle(&mut parts, protocol.as_ref());
+        let (body, tunnel) = match &settled {
+            Ok(()) if protocol.is_some() => (Body::empty(), Some(stream)),
+            Ok(()) if stream.is_end_stream() => (Body::empty(), None),
+            Ok(()) => {
+                let upload = Upload::new(stream, &parts.headers, self.settings.body_stall, self.tasks.clone());
+                (Body::stream(upload), None)
+            }
+            Err(_) => (Body::empty(), None),
+        };
+        (settled.map(|()| Request::from_parts(parts, body)), tunnel)
+    }
+
+    fn settle(&self, parts: &mut http::request::Parts, protocol: Option<&Protocol>) -> Result<(), Kind> {
+        if let Some(protocol) = protocol {
+            if parts.method != Method::CONNECT || !protocol.as_str().eq_ignore_ascii_case("websocket") {
+                return Err(Kind::UnknownProtocol);
+            }
+            parts.method = Method::GET;
+        }
+        if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > self.settings.head.target) {
+            return Err(Kind::TargetTooLong);
+        }
+        if parts.headers.len() > self.settings.head.fields {
+            return Err(Kind::HeadTooLarge);
+        }
+        let dropped = normalize::multiplexed(&parts.method, &mut parts.uri, &mut parts.headers)?;
+        self.settings.count_dropped(dropped);
+        if protocol.is_some() {
+            normalize::websocket_to_http1(&mut parts.headers, websocket_key());
+            parts.extensions.insert(ExtendedConnect);
+        }
+        Ok(())
+    }
+
+    /// The head of an answer as it is sent, and the body that follows it.
+    fn head(&self, response: Response, is_head: bool) -> (http::Response<()>, Body) {
+        let (mut parts, body) = response.into_parts();
+        if let Some(n @ 1..) = body.size_hint().exact() {
+            parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| n.into());
+        }
+        parts.headers.entry(header::DATE).or_insert_with(|| date(self.settings.clock.now()));
+        (http::Response::from_parts(parts, ()), if is_head { Body::empty() } else { body })
+    }
+
+    /// Turns the 101 of an upstream into the 200 of an extended CONNECT (RFC 8441 section 5), with the tunnel behind it.
+    fn bridge(&self, mut response: Response, mut respond: SendResponse<Bytes>, recv: RecvStream) {
+        let Some(takeover) = response.extensions_mut().remove::<Takeover>() else {
+            // A success without a tunnel would be taken for one.
+            return respond.send_reset(Reason::INTERNAL_ERROR);
+        };
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        let (head, _) = self.head(response.map(|_| Body::empty()), false);
+        // Fails when the client left before the answer; then the tunnel is dropped with the takeover.
+        let Ok(send) = respond.send_response(head, false) else { return };
+        let open = OpenStream::new(&self.streams);
+        self.tasks.spawn(async move {
+            takeover.run(Box::new(Bytestream::new(send, recv)), Bytes::new()).await;
+            drop(open);
+        });
+    }
+}
+
+/// Sends a body as it comes and as fast as the peer takes it.
+async fn pipe(mut body: Body, mut send: SendStream<Bytes>, stream: &mut OpenStream) -> Result<(), Gone> {
+    loop {
+        let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => send.poll_reset(cx).map(|_reset| Err(Gone)),
+        });
+        let frame = match frame.await? {
+            Some(Ok(frame)) => frame,
+            Some(Err(_cause)) => {
+                // A cut body never ends cleanly.
+                send.send_reset(Reason::INTERNAL_ERROR);
+                return Err(Gone);
+            }
+            None => return send.send_data(Bytes::new(), true).map_err(|_reset| Gone),
+        };
+        match frame.into_data() {
+            Ok(data) => {
+                let last = body.is_end_stream();
+                if !data.is_empty() {
+                    room(&mut send, stream).await?;
+                }
+                send.send_data(data, last).map_err(|_reset| Gone)?;
+                if last {
+                    return Ok(());
+                }
+            }
+            Err(frame) => {
+                let Ok(trailers) = frame.into_trailers() else { continue };
+                return send.send_trailers(trailers).map_err(|_reset| Gone);
+            }
+        }
+    }
+}
+
+/// Waits until the peer takes at least a byte. One byte is asked for and not the whole piece: what a stream has asked
+/// for is kept from the others of its connection.
+async fn room(send: &mut SendStream<Bytes>, stream: &mut OpenStream) -> Result<(), Gone> {
+    send.reserve_capacity(1);
+    if send.capacity() > 0 {
+        return Ok(());
+    }
+    stream.waits_for_peer();
+    let room = poll_fn(|cx| {
+        while send.capacity() == 0 {
+            let Some(Ok(_)) = ready!(send.poll_capacity(cx)) else { return Poll::Ready(Err(Gone)) };
+        }
+        Poll::Ready(Ok(()))
+    });
+    room.await?;
+    stream.moves();
+    Ok(())
+}
+
+/// RFC 6455 section 4.1 asks for 16 random bytes, so that no cache can answer for the server.
+fn websocket_key() -> HeaderValue {
+    use std::hash::{BuildHasher as _, RandomState};
+
+    use base64::Engine as _;
+    let random = [RandomState::new().hash_one(0), RandomState::new().hash_one(1)];
+    let bytes: Vec<u8> = random.iter().flat_map(|half| half.to_ne_bytes()).collect();
+    HeaderValue::try_from(base64::engine::general_purpose::STANDARD.encode(bytes)).expect("base64 is a valid value")
+}
