@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -70,11 +70,6 @@ pub enum Alpn {
     /// `h2`.
     Http2,
 }
-
-/// The client of one request, found by `layer/forwarded.rs` (right to left through trusted proxies) and kept in the
-/// request's extensions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClientIp(pub IpAddr);
 
 /// What to do with the client's byte stream once the head of an upgrade has been written.
 ///

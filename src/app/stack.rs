@@ -21,7 +21,7 @@ use crate::{
     body::{Request, Response},
     clock::Clock,
     config::plan::{self, Kind as SiteKind},
-    conn::{ClientIp, ConnInfo},
+    conn::ConnInfo,
     error::{Kind, ProxyError},
     layer::{
         access,
@@ -302,7 +302,6 @@ impl serve::Handler for Front {
             client,
             exchange,
         };
-        request.extensions_mut().insert(ClientIp(visit.client.ip));
         let answer = road.walk(request, &mut visit).await;
         finish(answer, visit)
     }

@@ -3,7 +3,7 @@
 //! Synapse takes the first value of the first `X-Forwarded-For` without a look (domain.md section 2.2), so exactly one
 //! bare address is sent, and nothing that a client wrote survives.
 
-use std::net::IpAddr;
+use std::{io::Write as _, net::IpAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header, uri::Scheme};
 use ipnet::IpNet;
@@ -73,15 +73,23 @@ impl Client {
     /// Replaces everything that speaks of the client by what we know.
     pub fn announce(&self, headers: &mut HeaderMap) {
         remove_spoofable(headers);
-        let ip = HeaderValue::try_from(self.ip.to_string()).expect("an address is a valid value");
-        headers.insert(X_FORWARDED_FOR, ip);
+        headers.insert(X_FORWARDED_FOR, value(self.ip));
         let https = self.scheme == Scheme::HTTPS;
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }));
         if let Some(host) = self.host.as_ref().or_else(|| headers.get(header::HOST)).cloned() {
             headers.insert(X_FORWARDED_HOST, host);
         }
-        headers.insert(X_REQUEST_ID, self.id.value().clone());
+        headers.insert(X_REQUEST_ID, self.id.value());
     }
+}
+
+/// An address as a field value, written on the stack first: a `String` grows twice on its way.
+fn value(ip: IpAddr) -> HeaderValue {
+    let mut text = [0; 48];
+    let mut rest = &mut text[..];
+    write!(rest, "{ip}").expect("the longest address has 45 characters");
+    let left = rest.len();
+    HeaderValue::from_bytes(&text[..48 - left]).expect("an address is a valid value")
 }
 
 /// The addresses of all `X-Forwarded-For` fields, last first; `None` for what is no address.

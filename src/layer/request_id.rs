@@ -2,7 +2,6 @@
 
 use std::{
     cell::Cell,
-    fmt::Write as _,
     hash::{BuildHasher as _, RandomState},
 };
 
@@ -16,7 +15,14 @@ const MAX_LEN: usize = 64;
 
 /// The id of one exchange: sixteen hexadecimal digits, or what a trusted proxy called it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestId(HeaderValue);
+pub struct RequestId(Id);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Id {
+    /// In place: an exchange makes a field value of it once, and that is its only allocation.
+    Own([u8; 16]),
+    Given(HeaderValue),
+}
 
 impl RequestId {
     /// A new id. Unique in this process, and not to be guessed from another id.
@@ -25,9 +31,8 @@ impl RequestId {
         thread_local!(static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(0)));
         let state = STATE.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         STATE.set(state);
-        let mut id = String::with_capacity(16);
-        write!(id, "{:016x}", mix(state)).expect("a String takes everything");
-        Self(HeaderValue::try_from(id).expect("digits are a valid value"))
+        let id = mix(state);
+        Self(Id::Own(std::array::from_fn(|at| b"0123456789abcdef"[(id >> (60 - 4 * at) & 15) as usize])))
     }
 
     /// The id that a trusted proxy gave, if it is one that may stand in a log.
@@ -36,19 +41,25 @@ impl RequestId {
         let value = headers.get(X_REQUEST_ID)?;
         let fits = (1..=MAX_LEN).contains(&value.len())
             && value.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b));
-        fits.then(|| Self(value.clone()))
+        fits.then(|| Self(Id::Given(value.clone())))
     }
 
     /// As text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        self.0.to_str().expect("made of letters, digits and dashes")
+        match &self.0 {
+            Id::Own(digits) => std::str::from_utf8(digits).expect("made of digits"),
+            Id::Given(value) => value.to_str().expect("made of letters, digits and dashes"),
+        }
     }
 
     /// As a field value.
     #[must_use]
-    pub const fn value(&self) -> &HeaderValue {
-        &self.0
+    pub fn value(&self) -> HeaderValue {
+        match &self.0 {
+            Id::Own(digits) => HeaderValue::from_bytes(digits).expect("digits are a valid value"),
+            Id::Given(value) => value.clone(),
+        }
     }
 }
 

@@ -66,7 +66,7 @@ pub fn response(error: &ProxyError, form: Form, id: &RequestId) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(super::request_id::X_REQUEST_ID, id.value().clone());
+    headers.insert(super::request_id::X_REQUEST_ID, id.value());
     cors::open(headers);
     match kind {
         Kind::Unavailable => drop(headers.insert(header::RETRY_AFTER, RETRY_AFTER)),

@@ -26,6 +26,7 @@ pub struct WellKnown {
 struct Document {
     etag: HeaderValue,
     plain: Variant,
+    offered: Vec<Encoding>,
     encoded: Vec<(Encoding, Variant)>,
 }
 
@@ -96,13 +97,13 @@ impl Document {
         Self {
             etag: etag(""),
             plain: variant(None, body.clone()),
+            offered: encoded.iter().map(|(encoding, _)| *encoding).collect(),
             encoded: encoded.into_iter().map(|(encoding, body)| (encoding, variant(Some(encoding), body))).collect(),
         }
     }
 
     fn answer(&self, asked: &HeaderMap) -> Response {
-        let offered: Vec<Encoding> = self.encoded.iter().map(|(encoding, _)| *encoding).collect();
-        let chosen = compress::negotiate(asked, &offered);
+        let chosen = compress::negotiate(asked, &self.offered);
         let variant =
             self.encoded.iter().find(|(encoding, _)| Some(*encoding) == chosen).map_or(&self.plain, |(_, v)| v);
         let known = asked.get_all(header::IF_NONE_MATCH).iter().any(|field| {

@@ -10,6 +10,11 @@ use super::{Framing, WireError};
 /// Most fields that any configuration can allow; a head is parsed into an array of this size on the stack.
 const MAX_FIELDS: usize = 512;
 
+/// Fields that the road adds to a request (who the client is) and to an answer (`Date`, and one more). A map of up to six
+/// fits the allocator's fast bins; the next size does not.
+const FORWARDED: usize = 4;
+const ANSWERED: usize = 2;
+
 /// What a head may weigh.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadLimits {
@@ -111,7 +116,7 @@ pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, W
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| WireError::Malformed("the method is no token"))?;
     let target = parse_target(head, target)?;
     let old = parsed.version == Some(0);
-    let (mut headers, dropped) = collect(head, parsed.headers)?;
+    let (mut headers, dropped) = collect(head, parsed.headers, FORWARDED)?;
     let framing = request_framing(&mut headers, old)?;
     let keep_alive = keep_alive(&headers, old);
     let version = if old { Version::HTTP_10 } else { Version::HTTP_11 };
@@ -135,7 +140,7 @@ pub fn parse_response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Resu
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let Some(status) = status else { return Err(WireError::Malformed("the status is no status")) };
     let old = parsed.version == Some(0);
-    let (mut headers, _) = collect(head, parsed.headers)?;
+    let (mut headers, _) = collect(head, parsed.headers, ANSWERED)?;
     let framing = response_framing(&mut headers, status, asked, old)?;
     let keep_alive = keep_alive(&headers, old) && framing != Framing::UntilClose;
     Ok(ResponseHead { status, headers, framing, keep_alive })
@@ -163,8 +168,8 @@ fn parse_target(head: &Bytes, target: &str) -> Result<Uri, WireError> {
 }
 
 /// Copies the fields into a map whose values share the bytes of the head.
-fn collect(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<(HeaderMap, usize), WireError> {
-    let mut map = HeaderMap::with_capacity(fields.len() + 6);
+fn collect(head: &Bytes, fields: &[httparse::Header<'_>], more: usize) -> Result<(HeaderMap, usize), WireError> {
+    let mut map = HeaderMap::with_capacity(fields.len() + more);
     let mut dropped = 0;
     for field in fields {
         if field.name.contains('_') {
