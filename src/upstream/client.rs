@@ -4,7 +4,7 @@
 //! refuses a body should not be sent the rest of it.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::{Future as _, poll_fn},
     pin::Pin,
     sync::Arc,
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
@@ -41,12 +41,17 @@ const CONTINUE: Duration = Duration::from_secs(1);
 /// head stands before the first.
 const SCRATCH: usize = 72 * 1024;
 
+/// How much of a long body is read at once: four TLS records, which go out in one write.
+const BODY_READ: usize = 64 * 1024;
+
 /// A read of at least this much keeps the buffer and leaves the thread a new one, which is cheaper than a copy; a smaller
 /// one is copied, so that an answer of 1 KiB does not hold 72.
-const BULK: usize = 16 * 1024;
+const BULK: usize = 32 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+    /// Where the heads of requests are written, one after the other.
+    static HEAD: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// A request on its way, which may have to start again on another connection.
@@ -106,7 +111,7 @@ impl Outgoing {
     }
 
     fn head(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1024);
+        let mut out = HEAD.take();
         let target = self.parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         wire::request_head(&mut out, &self.parts.method, target.as_bytes(), &self.parts.headers);
         out
@@ -176,7 +181,7 @@ impl Exchange {
                 Ok(None) if self.link.read.len() > ANSWER_HEAD.bytes => {
                     return Poll::Ready(Err(nonsense("the head of the answer is too large")));
                 }
-                Ok(None) => match self.link.poll_fill(cx) {
+                Ok(None) => match self.link.poll_fill(cx, 0) {
                     Poll::Ready(Ok(n)) if n > 0 => self.saw_bytes = true,
                     Poll::Ready(end) => return Poll::Ready(Err(hung_up(end.err()))),
                     Poll::Pending => {
@@ -414,6 +419,10 @@ impl Upload {
         }
         self.small.clear();
         self.written = 0;
+        if matches!(self.stage, Stage::Done) {
+            // What waits for its answer owns no buffer; the next request of this thread writes its head here.
+            HEAD.set(std::mem::take(&mut self.small));
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -472,7 +481,8 @@ impl Incoming {
                 Ok(None) => {}
                 Err(_malformed) => return Poll::Ready(Err(BodyError::Truncated)),
             }
-            match link.poll_fill(cx) {
+            let wanted = self.decoder.remaining().unwrap_or(0);
+            match link.poll_fill(cx, wanted) {
                 Poll::Ready(Ok(n)) if n > 0 => self.patience.moved(),
                 Poll::Ready(Ok(_)) if self.decoder.may_end_here() => return Poll::Ready(Ok(Piece::End)),
                 Poll::Ready(_) => return Poll::Ready(Err(BodyError::Truncated)),
@@ -522,8 +532,15 @@ impl HttpBody for Incoming {
 }
 
 impl Link {
-    /// Reads more, through the thread's buffer, so that a link which waits owns nothing.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+    /// Reads more. With at least [`BULK`] bytes of a body `wanted` they go into room of the link's own, which is used again
+    /// once its last bytes have been passed on; else they come through the thread's buffer, so that a link which waits
+    /// owns nothing.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, wanted: u64) -> Poll<std::io::Result<usize>> {
+        if wanted >= BULK as u64 {
+            self.read.reserve(BODY_READ);
+            let mut room = (&mut self.read).limit(BODY_READ);
+            return tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, &mut room);
+        }
         BUFFER.with_borrow_mut(|buffer| {
             buffer.reserve(SCRATCH);
             let n = ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, buffer))?;
