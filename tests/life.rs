@@ -1,10 +1,13 @@
 //! The life of the process: reload, drain, the operator's door.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::{Client, Edge, Origin, origin};
+use crate::support::{Client, Edge, Origin, frames, origin};
 
 const HOST: &str = "a.example.org";
 
@@ -59,17 +62,22 @@ async fn addresses_that_change_are_opened_and_closed() {
 
 #[tokio::test]
 async fn a_drain_finishes_what_is_in_flight_and_says_goodbye() {
-    let upstream = Origin::talking(|mut stream, _| async move {
-        let Some(request) = origin::read_request(&mut stream).await else { return };
-        if request.contains("/slow") {
-            tokio::time::sleep(Duration::from_millis(1_500)).await;
-            let _ = stream.write_all(&origin::ok("slow but whole")).await;
-            return;
+    let release = Arc::new(tokio::sync::Notify::new());
+    let released = release.clone();
+    let upstream = Origin::talking(move |mut stream, _| {
+        let released = released.clone();
+        async move {
+            let Some(request) = origin::read_request(&mut stream).await else { return };
+            if request.contains("/slow") {
+                released.notified().await;
+                let _ = stream.write_all(&origin::ok("slow but whole")).await;
+                return;
+            }
+            let open = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+            stream.write_all(open.as_bytes()).await.unwrap();
+            let mut all = Vec::new();
+            let _ = stream.read_to_end(&mut all).await;
         }
-        let open = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
-        stream.write_all(open.as_bytes()).await.unwrap();
-        let mut all = Vec::new();
-        let _ = stream.read_to_end(&mut all).await;
     })
     .await;
     let mut edge = Edge::start(&format!("[sites.\"{HOST}\"]\nupstream = \"{}\"\n", upstream.url()));
@@ -93,6 +101,7 @@ async fn a_drain_finishes_what_is_in_flight_and_says_goodbye() {
     }
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert!(idle.ends().await);
+    release.notify_one();
     let answer = slow.answer(false).await;
     assert_eq!((answer.text().as_str(), answer.field("connection").as_deref()), ("slow but whole", Some("close")));
     assert_eq!(edge.wait().code(), Some(0));
@@ -255,6 +264,19 @@ async fn no_secret_reaches_a_log_at_any_level() {
             assert!(client.ends().await);
         }
     }
+    // The same over HTTP/2, whose library would tell a lot at this level.
+    let io = crate::support::client::tls(&edge, HOST, &["h2"]).await.unwrap();
+    let (mut send, connection) = h2::client::handshake(io).await.unwrap();
+    let mut driven = tokio::task::JoinSet::new();
+    driven.spawn(connection);
+    let request = http::Request::get(format!("https://{HOST}/h2?access_token=S3CRET"))
+        .header("authorization", "Bearer S3CRET")
+        .header("cookie", "a=S3CRET")
+        .header("referer", "https://a.example.org/?loginToken=S3CRET")
+        .body(())
+        .unwrap();
+    assert_eq!(send.send_request(request, true).unwrap().0.await.unwrap().status(), 200);
+    edge.wait_for_log("/h2?access_token=REDACTED");
     edge.wait_for_log("/cut?access_token=REDACTED");
     // What the log holds is looked at when the edge is dropped.
 }
@@ -413,4 +435,115 @@ async fn addresses_of_clients_are_masked_or_left_out() {
             assert_eq!(edge.exchange(target)["client"].as_str(), shown, "{how}");
         }
     }
+}
+
+/// Reads one frame: its kind, flags, stream and payload; `None` at the end.
+async fn frame<IO: tokio::io::AsyncRead + Unpin>(io: &mut IO) -> Option<(u8, u8, u32, Vec<u8>)> {
+    let mut head = [0; 9];
+    io.read_exact(&mut head).await.ok()?;
+    let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; usize::try_from(len).unwrap()];
+    io.read_exact(&mut payload).await.ok()?;
+    Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+}
+
+#[tokio::test]
+async fn a_drain_says_goodbye_twice_on_http2_and_answers_a_request_that_crossed_it() {
+    let upstream = Origin::talking(|mut stream, _| async move {
+        while origin::read_request(&mut stream).await.is_some() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let _ = stream.write_all(&origin::ok("fine")).await;
+        }
+    })
+    .await;
+    let mut edge = Edge::start(&format!("[sites.\"{HOST}\"]\nupstream = \"{}\"\n", upstream.url()));
+    let mut io = crate::support::client::tls(&edge, HOST, &["h2"]).await.unwrap();
+    let get =
+        |stream| frames::frame(frames::HEADERS, frames::END_STREAM | frames::END_HEADERS, stream, &frames::get(HOST));
+    io.write_all(&[frames::PREFACE, &get(1)].concat()).await.unwrap();
+    let (mut goodbyes, mut ended) = (Vec::new(), Vec::new());
+    let began = Instant::now();
+    while let Some((kind, flags, stream, payload)) =
+        tokio::time::timeout(Duration::from_secs(15), frame(&mut io)).await.expect("the connection ends by itself")
+    {
+        match kind {
+            frames::SETTINGS if flags & 1 == 0 => {
+                io.write_all(&frames::frame(frames::SETTINGS, 1, 0, &[])).await.unwrap();
+                edge.signal("TERM");
+            }
+            frames::GOAWAY => {
+                let last = u32::from_be_bytes(payload[..4].try_into().unwrap());
+                goodbyes.push(last);
+                if goodbyes.len() == 1 {
+                    // Sent before the client could know.
+                    io.write_all(&get(3)).await.unwrap();
+                }
+            }
+            frames::PING if flags & 1 == 0 => {
+                io.write_all(&frames::frame(frames::PING, 1, 0, &payload)).await.unwrap();
+            }
+            frames::DATA | frames::HEADERS if flags & frames::END_STREAM != 0 => ended.push(stream),
+            frames::RST_STREAM => panic!("stream {stream} is reset"),
+            _ => {}
+        }
+    }
+    assert_eq!(goodbyes.first(), Some(&0x7fff_ffff), "the first names no last stream");
+    assert_eq!((goodbyes.last(), ended.as_slice()), (Some(&3), &[1, 3][..]));
+    assert_eq!(edge.wait().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_told_once_and_its_end_once() {
+    let placeholder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = placeholder.local_addr().unwrap();
+    drop(placeholder);
+    let edge = Edge::start(&format!(
+        "[sites.\"{HOST}\"]\nupstream = {{ servers = [\"http://{addr}\"], retry_connect = \"off\", \
+         health = {{ path = \"/health\", interval = \"1s\" }} }}\n"
+    ));
+    edge.wait_for_log("upstream does not answer");
+    let mut client = Client::tls(&edge, HOST).await;
+    for _ in 0..3 {
+        assert_eq!(client.get(HOST, "/").await.status, 502);
+    }
+    assert!(edge.page("/ready").await.contains(&format!("http://{addr} does not answer")));
+    assert!(edge.page("/metrics").await.contains(&format!("server=\"http://{addr}\"}} 0")));
+    let listener = tokio::net::TcpListener::bind(addr).await.unwrap();
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if origin::read_request(&mut stream).await.is_some() {
+                let _ = stream.write_all(&origin::ok("well")).await;
+            }
+        }
+    });
+    edge.wait_for_log("upstream answers again");
+    let until = Instant::now() + Duration::from_secs(5);
+    while !edge.page("/ready").await.contains("200 OK") {
+        assert!(Instant::now() < until, "it does not become ready");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Two more probes.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let log = edge.log();
+    for line in ["upstream does not answer", "upstream answers again"] {
+        assert_eq!(log.matches(line).count(), 1, "{log}");
+    }
+    assert!(!log.contains("probe failed"), "{log}");
+}
+
+#[tokio::test]
+async fn a_service_that_refused_is_not_ready_until_it_is_found_again() {
+    let placeholder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = placeholder.local_addr().unwrap();
+    drop(placeholder);
+    let upstream = format!("{{ servers = [\"http://{addr}\"], retry_connect = \"off\" }}");
+    let edge = Edge::start(&format!("[sites.\"{HOST}\"]\nupstream = {upstream}\n"));
+    assert_eq!(Client::tls(&edge, HOST).await.get(HOST, "/").await.status, 502);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(edge.page("/ready").await.contains("does not answer"), "nothing has changed");
+    let _listener = tokio::net::TcpListener::bind(addr).await.unwrap();
+    edge.wait_for_log("upstream answers again");
+    assert!(edge.page("/ready").await.contains("200 OK"), "nobody had to ask for it");
 }

@@ -288,6 +288,7 @@ impl admin::State for Door {
                 "next": status.next.map(rfc3339),
                 "failures": status.failures,
                 "last_error": status.last_error,
+                "last_failure": status.failed_at.map(rfc3339),
             })
         };
         self.certificates.status().into_iter().map(one).collect()

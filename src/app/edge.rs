@@ -305,6 +305,7 @@ fn certificate(status: cert::Status) -> telemetry::Certificate {
         not_after: status.not_after,
         next: status.next,
         failures: status.failures,
+        failed_at: status.failed_at,
         causes: cert::Cause::ALL.iter().map(|cause| cause.as_str()).zip(status.causes).collect(),
     }
 }

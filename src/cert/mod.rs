@@ -78,6 +78,8 @@ pub struct Status {
     pub failures: u32,
     /// The last of them, in words.
     pub last_error: Option<String>,
+    /// When this process last failed.
+    pub failed_at: Option<SystemTime>,
     /// Failures of this process by their cause, in the order of [`Cause::ALL`].
     pub causes: [u64; Cause::ALL.len()],
 }
@@ -204,6 +206,7 @@ impl Manager {
             next: None,
             failures: 0,
             last_error: None,
+            failed_at: None,
             causes: [0; Cause::ALL.len()],
         };
         let keeper = Keeper {
@@ -252,11 +255,14 @@ impl Keeper {
         let mut status = lock(&self.status);
         status.failures += 1;
         status.last_error = Some(chain(error));
+        status.failed_at = Some(self.clock.now());
     }
 
     fn count(&self, cause: Cause) {
         let index = Cause::ALL.iter().position(|one| *one == cause).unwrap_or_default();
-        lock(&self.status).causes[index] += 1;
+        let mut status = lock(&self.status);
+        status.causes[index] += 1;
+        status.failed_at = Some(self.clock.now());
     }
 
     /// Notes what is remembered from before.

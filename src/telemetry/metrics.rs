@@ -73,6 +73,8 @@ pub struct Certificate {
     pub next: Option<SystemTime>,
     /// Failures since the last success.
     pub failures: u32,
+    /// When this process last failed.
+    pub failed_at: Option<SystemTime>,
     /// Failures of this process, by a word for their cause.
     pub causes: Vec<(&'static str, u64)>,
 }
@@ -365,12 +367,14 @@ fn certificates(out: &mut DescriptorEncoder<'_>, all: &[Certificate]) -> Result<
         ("certificate_not_after_timestamp_seconds", "When a certificate ends"),
         ("certificate_next_order_timestamp_seconds", "When the next order is placed"),
         ("certificate_failures", "Failures since the last success"),
+        ("certificate_last_failure_timestamp_seconds", "When an order last failed"),
     ] {
         let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for certificate in all {
             let value = match name {
                 "certificate_not_after_timestamp_seconds" => certificate.not_after.map_or(0, seconds),
                 "certificate_next_order_timestamp_seconds" => certificate.next.map_or(0, seconds),
+                "certificate_last_failure_timestamp_seconds" => certificate.failed_at.map_or(0, seconds),
                 _ => i64::from(certificate.failures),
             };
             ConstGauge::new(value).encode(family.encode_family(&HostLabels { host: certificate.host.clone() })?)?;

@@ -17,22 +17,60 @@ use crate::{
 /// How long an answer to a probe may take; a service that needs longer to say that it is well is not.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Probes the endpoints of an upstream until it is told to stop. Does nothing where no probe is configured.
+/// How often a server is dialled that could not be reached, where no probe is configured.
+const SEEK: Duration = Duration::from_secs(10);
+
+/// An answer to a probe that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("it does not answer its probe well")]
+struct Unwell;
+
+/// Probes the endpoints of an upstream until it is told to stop. Where no probe is configured, only those are looked for
+/// that a request could not reach, so that their return is known although nobody asks.
 pub async fn probe(upstream: Upstream, stop: CancellationToken) {
-    let Some(health) = upstream.0.plan.health.clone() else { return };
-    let mut ticks = interval(health.interval);
+    let health = upstream.0.plan.health.clone();
+    let mut ticks = interval(health.as_ref().map_or(SEEK, |health| health.interval));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         for index in 0..upstream.0.endpoints.len() {
-            let answers = timeout(PATIENCE, ask(&upstream, index, &health)).await.unwrap_or(false);
-            let endpoint = &upstream.0.endpoints[index];
-            let before = endpoint.healthy.swap(answers, Ordering::Relaxed);
-            match (before, answers) {
-                (true, false) => warn!(upstream = %upstream.name(), server = %endpoint.server, "probe failed"),
-                (false, true) => info!(upstream = %upstream.name(), server = %endpoint.server, "probe succeeds again"),
-                _ => {}
+            match &health {
+                Some(health) => look(&upstream, index, health).await,
+                None => seek(&upstream, index).await,
             }
         }
+    }
+}
+
+async fn look(upstream: &Upstream, index: usize, health: &plan::Health) {
+    let answers = timeout(PATIENCE, ask(upstream, index, health)).await.unwrap_or(false);
+    let endpoint = &upstream.0.endpoints[index];
+    let before = endpoint.healthy.swap(answers, Ordering::Relaxed);
+    if answers {
+        // Whoever answers can be reached.
+        endpoint.reached.store(true, Ordering::Relaxed);
+    }
+    let is_one_of_several = upstream.0.endpoints.len() > 1;
+    match (before, answers) {
+        (true, false) if is_one_of_several => {
+            warn!(upstream = %upstream.name(), server = %endpoint.server, "probe failed");
+        }
+        (false, true) if is_one_of_several => {
+            info!(upstream = %upstream.name(), server = %endpoint.server, "probe succeeds again");
+        }
+        (true, false) => upstream.is_away(Unwell),
+        (_, true) => upstream.answers(endpoint),
+        (false, false) => {}
+    }
+}
+
+async fn seek(upstream: &Upstream, index: usize) {
+    let (inner, endpoint) = (&upstream.0, &upstream.0.endpoints[index]);
+    if endpoint.reached.load(Ordering::Relaxed) {
+        return;
+    }
+    let phases = Phases::default();
+    if connect::dial(&endpoint.server, inner.plan.connect_timeout, &inner.env.roots, &phases).await.is_ok() {
+        upstream.answers(endpoint);
     }
 }
 

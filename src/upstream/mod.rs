@@ -20,7 +20,7 @@ pub use inspect::inspect;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -78,7 +78,7 @@ struct Inner {
     endpoints: Vec<Endpoint>,
     turn: AtomicUsize,
     retries: AtomicU64,
-    down: std::sync::atomic::AtomicBool,
+    down: AtomicBool,
 }
 
 /// One address of an upstream, and what we know of it.
@@ -89,7 +89,9 @@ struct Endpoint {
     /// Milliseconds of `epoch` until which dials go elsewhere.
     ejected_until: AtomicU64,
     /// What the probes found last.
-    healthy: std::sync::atomic::AtomicBool,
+    healthy: AtomicBool,
+    /// Whether the last dial led anywhere.
+    reached: AtomicBool,
     dial_failures: AtomicU64,
     epoch: Instant,
 }
@@ -168,7 +170,7 @@ impl Upstream {
         let status = |endpoint: &Endpoint| Status {
             name: self.0.plan.name.clone(),
             server: endpoint.server.to_string(),
-            up: endpoint.is_up(),
+            up: endpoint.answers(),
             in_flight: endpoint.in_flight.load(Ordering::Relaxed),
             idle: endpoint.pool.len(),
             dial_failures: endpoint.dial_failures.load(Ordering::Relaxed),
@@ -226,8 +228,8 @@ impl Upstream {
         pick(self.0.plan.balance, &candidates, self.0.turn.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// One line when a service goes away, one when it is back.
-    fn is_away(&self, error: &DialError) {
+    /// One line when a service goes away, one when it is back, whoever notices.
+    fn is_away(&self, error: impl std::fmt::Display) {
         if !self.0.down.swap(true, Ordering::Relaxed) {
             warn!(upstream = %self.0.plan.name, %error, "upstream does not answer");
         }
@@ -235,6 +237,7 @@ impl Upstream {
 
     fn answers(&self, endpoint: &Endpoint) {
         endpoint.ejected_until.store(0, Ordering::Relaxed);
+        endpoint.reached.store(true, Ordering::Relaxed);
         if self.0.down.load(Ordering::Relaxed) && self.0.down.swap(false, Ordering::Relaxed) {
             info!(upstream = %self.0.plan.name, "upstream answers again");
         }
@@ -249,6 +252,7 @@ impl Endpoint {
             in_flight: AtomicUsize::new(0),
             ejected_until: AtomicU64::new(0),
             healthy: true.into(),
+            reached: true.into(),
             dial_failures: AtomicU64::new(0),
             epoch: Instant::now(),
         }
@@ -260,12 +264,18 @@ impl Endpoint {
 
     fn eject(&self) {
         self.dial_failures.fetch_add(1, Ordering::Relaxed);
+        self.reached.store(false, Ordering::Relaxed);
         let until = self.now() + u64::try_from(EJECTED.as_millis()).unwrap_or(u64::MAX);
         self.ejected_until.store(until, Ordering::Relaxed);
     }
 
     fn is_up(&self) -> bool {
         self.healthy.load(Ordering::Relaxed) && self.ejected_until.load(Ordering::Relaxed) <= self.now()
+    }
+
+    /// What is believed, for those who watch: a dial that failed counts until one succeeds.
+    fn answers(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed) && self.reached.load(Ordering::Relaxed)
     }
 
     fn candidate(&self) -> Candidate {

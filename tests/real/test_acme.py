@@ -29,8 +29,8 @@ def test_four_names_get_their_certificates_by_each_challenge(stage, kind):
 
 @pytest.mark.parametrize("blocked", ["http-01", "tls-alpn-01"])
 def test_the_other_challenge_is_tried(stage, blocked):
-    ca, edge = stage(blocked=blocked, hosts=["example.org"])
-    wait_for("a certificate", lambda: edge.served("example.org"), 60)
+    ca, edge = stage(blocked=blocked)
+    wait_for("certificates", edge.has_all, 90)
 
 
 def test_a_failure_explains_itself_and_holds_up_nobody(stage):
@@ -85,6 +85,17 @@ def test_a_profile_that_is_not_offered_is_named_with_those_that_are(stage):
     wait_for("the reason", lambda: edge.status()["example.org"]["failures"] > 0, 60)
     assert re.search("no profile `shortlived`; it has: .*default", edge.status()["example.org"]["last_error"])
     assert ca.count("Added order") == 0
+
+
+def test_a_profile_that_is_offered_is_asked_for_and_its_six_days_are_right(stage):
+    profiles = {"default": {"description": "ninety days", "validityPeriod": 90 * 86400},
+                "shortlived": {"description": "six days", "validityPeriod": 6 * 86400}}
+    ca, edge = stage(hosts=["example.org"], more='profile = "shortlived"', profiles=profiles)
+    wait_for("a certificate", lambda: edge.served("example.org"), 60)
+    wait_for("the plan", lambda: edge.status()["example.org"]["next"], 30)
+    stamp = lambda days: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * 86400))
+    status = edge.status()["example.org"]
+    assert stamp(5.9) < status["not_after"] < stamp(6.1) and stamp(2) < status["next"] < stamp(5.8), status
 
 
 def test_two_processes_on_one_storage_place_one_order(stage):
