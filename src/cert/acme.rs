@@ -54,7 +54,7 @@ struct Name {
 
 /// What is kept of a name, in one file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct State {
+pub(super) struct State {
     chain: String,
     key: String,
     /// The directory that issued it.
@@ -302,7 +302,12 @@ impl Name {
 }
 
 impl State {
-    fn certificate(&self) -> Result<Certificate, CertError> {
+    /// A certificate and nothing else.
+    pub(super) fn new(chain: String, key: String, directory: String) -> Self {
+        Self { chain, key, directory, ..Self::default() }
+    }
+
+    pub(super) fn certificate(&self) -> Result<Certificate, CertError> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(self.chain.as_bytes())
             .collect::<Result<_, _>>()
             .map_err(|_| CertError::X509)?;
@@ -310,7 +315,7 @@ impl State {
         Certificate::new(chain, key)
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         json!({
             "version": 1,
@@ -329,7 +334,7 @@ impl State {
         })
     }
 
-    fn from_json(text: &str) -> Option<Self> {
+    pub(super) fn from_json(text: &str) -> Option<Self> {
         let json: Value = serde_json::from_str(text).ok()?;
         let at =
             |value: &Value| value.as_u64().and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));

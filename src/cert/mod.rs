@@ -10,12 +10,14 @@ mod issue;
 mod resolver;
 mod schedule;
 mod store;
+mod takeover;
 
 pub use self::{
     internal::{known_root_pem, root_pem},
     issue::Cause,
     resolver::Resolver,
     store::{Store, StoreError},
+    takeover::{Foreign, TakeOverError, take_over, take_over_account},
 };
 
 use std::{

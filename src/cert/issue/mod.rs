@@ -496,7 +496,8 @@ const fn word(challenge: Challenge) -> &'static str {
     }
 }
 
-fn account_file(directory: &str) -> String {
+/// Where the account at a directory is kept.
+pub fn account_file(directory: &str) -> String {
     format!("accounts/{}.json", as_name(directory))
 }
 

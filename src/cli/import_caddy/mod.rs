@@ -6,6 +6,7 @@
 //!
 //! All of it but the command itself is a pure function of the text.
 
+mod data;
 mod emit;
 mod lexer;
 mod matcher;
@@ -17,18 +18,26 @@ mod settle;
 mod translate;
 mod well_known;
 
-use std::{fmt, fs, path::PathBuf, process::ExitCode};
+use std::{env, fmt, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 
 use self::model::Model;
 use super::{FAILED, Outcome};
+use crate::{cert, clock::Clock, config};
 
 /// What `import-caddy` may be told.
 #[derive(clap::Args)]
 pub struct Args {
     /// The Caddyfile
     caddyfile: PathBuf,
+    /// Take over certificates and the ACME account from this folder, Caddy's /data, so that nothing is ordered again.
+    /// Run it as the user that the edge runs as, who has to be able to read what it writes
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Where the edge keeps its certificates [default: /var/lib/vestibule]
+    #[arg(long, value_name = "DIR")]
+    storage: Option<PathBuf>,
 }
 
 /// Prints the TOML, and beside it what there is to say about it. 1 if something was lost that changes what is served.
@@ -38,7 +47,17 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> Outcome {
     let name = args.caddyfile.display().to_string();
     let text = fs::read_to_string(&args.caddyfile).with_context(|| format!("{name} cannot be read"))?;
-    let imported = import(&name, &text).map_err(|error| anyhow::anyhow!("{name}:{}: {}", error.line, error.message))?;
+    let storage = args.storage.as_ref().map(|path| path.display().to_string());
+    let imported = import_into(&name, &text, storage.as_deref());
+    let imported = imported.map_err(|error| anyhow::anyhow!("{name}:{}: {}", error.line, error.message))?;
+    if let Some(dir) = &args.data {
+        // Before anything is printed: who pipes the output into a file wants the whole of it or nothing.
+        let (plan, _) = config::parse("what came of it", &imported.toml, PathBuf::new(), &|name| env::var(name).ok())?;
+        let store = cert::Store::new(plan.storage.clone());
+        for line in data::take_over(dir, &plan, &store, &Clock::system())? {
+            eprintln!("{line}");
+        }
+    }
     print!("{}", imported.toml);
     eprint!("{}", imported.words(&name));
     Ok(if imported.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
@@ -136,8 +155,15 @@ impl fmt::Display for Remark {
 /// # Errors
 /// The text is no Caddyfile.
 pub fn import(name: &str, text: &str) -> Result<Imported, SyntaxError> {
+    import_into(name, text, None)
+}
+
+fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported, SyntaxError> {
     let mut file = parser::parse(&lexer::lex(text)?)?;
     let mut model = Model::default();
+    if let Some(storage) = storage {
+        model.set("storage", "path", emit::quote(storage));
+    }
     let mut remarks = std::mem::take(&mut file.remarks);
     let ports = options::read(&file.options, &mut model, &mut remarks);
     for site in &file.sites {

@@ -1,0 +1,151 @@
+//! Certificates and accounts of another program, into our storage: so that who moves here orders nothing.
+
+use std::time::SystemTime;
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
+use serde_json::json;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use super::{CertError, Certificate, Store, acme::State, issue::account_file};
+
+/// A certificate that another program has ordered.
+#[derive(Clone)]
+pub struct Foreign {
+    /// The name that it is wanted for.
+    pub host: String,
+    /// The ACME directory that issued it.
+    pub directory: String,
+    /// Leaf first, as PEM.
+    pub chain: String,
+    /// Its key as PEM, in any of the three forms.
+    pub key: String,
+}
+
+/// Why nothing was taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeOverError {
+    /// Nobody would accept it any more.
+    #[error("the certificate has expired")]
+    Expired,
+    /// It is another name's.
+    #[error("the certificate is not for this name")]
+    OtherName,
+    /// Ours is as good.
+    #[error("the storage has one that is at least as new")]
+    NotNewer,
+    /// We could not sign with it.
+    #[error("the key of the account is no P-256 key")]
+    AccountKey,
+    /// It cannot be read, its key is another's, or the storage failed.
+    #[error(transparent)]
+    Cert(#[from] CertError),
+}
+
+/// Puts a certificate into the storage, after making sure that it can be served, and returns when it ends. What is there
+/// stays if it is as new.
+///
+/// # Errors
+/// It cannot be served, or not be written.
+pub fn take_over(store: &Store, foreign: Foreign, now: SystemTime) -> Result<SystemTime, TakeOverError> {
+    let host = foreign.host;
+    let state = State::new(foreign.chain, foreign.key, foreign.directory);
+    let certificate = state.certificate()?;
+    if certificate.not_after <= now {
+        return Err(TakeOverError::Expired);
+    }
+    if !is_for(&certificate, &host) {
+        return Err(TakeOverError::OtherName);
+    }
+    let file = format!("certificates/{host}.json");
+    let _lock = store.lock(&format!("order-{host}")).map_err(CertError::from)?;
+    let known = store.load(&file).map_err(CertError::from)?.and_then(|text| State::from_json(&text));
+    if known.and_then(|known| known.certificate().ok()).is_some_and(|known| known.not_after >= certificate.not_after) {
+        return Err(TakeOverError::NotNewer);
+    }
+    store.save(&file, &state.to_json().to_string()).map_err(CertError::from)?;
+    Ok(certificate.not_after)
+}
+
+/// Puts an account at a directory into the storage: its URL there and its key as PEM.
+///
+/// # Errors
+/// The key is of another kind, there is an account already, or the storage cannot be written.
+pub fn take_over_account(store: &Store, directory: &str, url: &str, key: &str) -> Result<(), TakeOverError> {
+    let file = account_file(directory);
+    if store.load(&file).map_err(CertError::from)?.is_some() {
+        return Err(TakeOverError::NotNewer);
+    }
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| TakeOverError::AccountKey)?;
+    let key = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_der());
+    let key = key.map_err(|_| TakeOverError::AccountKey)?.to_pkcs8v1().map_err(|_| TakeOverError::AccountKey)?;
+    // The form in which the ACME library keeps an account.
+    let account =
+        json!({ "id": url, "key_pkcs8": BASE64_URL_SAFE_NO_PAD.encode(key.as_ref()), "directory": directory });
+    store.save(&file, &account.to_string()).map_err(CertError::from)?;
+    Ok(())
+}
+
+fn is_for(certificate: &Certificate, host: &str) -> bool {
+    let Ok(leaf) = certificate.key.end_entity_cert() else { return false };
+    let Ok((_, leaf)) = X509Certificate::from_der(leaf) else { return false };
+    let Ok(Some(names)) = leaf.subject_alternative_name() else { return false };
+    let parent = host.split_once('.').map(|(_, parent)| parent);
+    names.value.general_names.iter().any(|name| match name {
+        GeneralName::DNSName(name) => {
+            name.eq_ignore_ascii_case(host) || name.strip_prefix("*.").is_some_and(|rest| Some(rest) == parent)
+        }
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn issued(host: &str, days: i32) -> Foreign {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2030 + days, 1, 1);
+        let chain = params.self_signed(&key).unwrap().pem();
+        Foreign { host: host.into(), directory: "https://ca/dir".into(), chain, key: key.serialize_pem() }
+    }
+
+    #[test]
+    fn only_what_can_be_served_and_is_newer_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("state"));
+        let at = |years: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(years * 31_557_600);
+        let now = at(56);
+        let (old, new) = (issued("a.example.org", 0), issued("a.example.org", 1));
+        assert!(take_over(&store, old.clone(), now).is_ok());
+        assert!(take_over(&store, new.clone(), now).is_ok());
+        assert!(matches!(take_over(&store, old.clone(), now), Err(TakeOverError::NotNewer)));
+        assert!(matches!(take_over(&store, new.clone(), at(70)), Err(TakeOverError::Expired)));
+        let other = Foreign { host: "b.example.org".into(), ..new.clone() };
+        assert!(matches!(take_over(&store, other, now), Err(TakeOverError::OtherName)));
+        let mixed = Foreign { key: old.key, ..issued("a.example.org", 2) };
+        assert!(matches!(take_over(&store, mixed, now), Err(TakeOverError::Cert(CertError::Mismatch(_)))));
+        let stored = State::from_json(&store.load("certificates/a.example.org.json").unwrap().unwrap()).unwrap();
+        assert_eq!(stored, State::new(new.chain, new.key, new.directory));
+        assert!(take_over(&store, issued("*.example.org", 1), now).is_ok());
+    }
+
+    #[test]
+    fn an_account_is_taken_once_and_only_with_a_key_that_signs() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("state"));
+        let take = |key: &str| take_over_account(&store, "https://ca/dir", "https://ca/acct/1", key);
+        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
+        assert!(matches!(take(&p384), Err(TakeOverError::AccountKey)));
+        assert!(matches!(take("no key"), Err(TakeOverError::AccountKey)));
+        let key = KeyPair::generate().unwrap().serialize_pem();
+        assert!(take(&key).is_ok());
+        assert!(matches!(take(&key), Err(TakeOverError::NotNewer)));
+    }
+}
