@@ -217,7 +217,8 @@ impl Generation {
         limit::bound_head(&request, route.kind)?;
         let answer = match &route.transports {
             Some(transports) if transports.takes(request.uri().path()) => {
-                transports.answer(request, |request| Box::pin(upstream.send(request))).await
+                // Boxed: few requests are for these paths, and the others should not own the room for them.
+                Box::pin(transports.answer(request, |request| Box::pin(upstream.send(request)))).await
             }
             _ => upstream.send(request).await,
         };

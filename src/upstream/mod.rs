@@ -145,8 +145,12 @@ impl Upstream {
     /// # Errors
     /// No connection ([`Kind::Connect`], [`Kind::ConnectTimeout`]), no answer ([`Kind::Reset`],
     /// [`Kind::ResponseTimeout`], [`Kind::BadResponse`]), or a body that its client did not finish.
-    pub async fn send(&self, request: Request) -> Result<Response, ProxyError> {
-        let mut outgoing = Outgoing::new(request);
+    pub fn send(&self, request: Request) -> impl Future<Output = Result<Response, ProxyError>> + Send + '_ {
+        // Not an async fn, whose future would keep a room for the request beside the one for what becomes of it.
+        self.deliver(Outgoing::new(request))
+    }
+
+    async fn deliver(&self, mut outgoing: Outgoing) -> Result<Response, ProxyError> {
         let inner = &self.0;
         let mut may_reuse = true;
         loop {
@@ -199,7 +203,9 @@ impl Upstream {
                 if may_reuse && let Some(link) = endpoint.pool.take() {
                     return Ok((index, link, true));
                 }
-                match connect::dial(&endpoint.server, self.0.plan.connect_timeout, &self.0.env.roots, phases).await {
+                // Boxed: a dial is rare, and a request that waits for its answer should not own the room for one.
+                let dial = connect::dial(&endpoint.server, self.0.plan.connect_timeout, &self.0.env.roots, phases);
+                match Box::pin(dial).await {
                     Ok(link) => {
                         self.answers(endpoint);
                         return Ok((index, link, false));
