@@ -71,6 +71,29 @@ pub enum Alpn {
     Http2,
 }
 
+/// Fields by which some upstream or other believes to know the client, besides all `X-Forwarded-*` and `X-Matrix-*`
+/// (Synapse trusts the latter from MSC4512 proxies). `Proxy` becomes `HTTP_PROXY` in CGI (CVE-2016-5385).
+const SPOOFABLE: [&str; 10] = [
+    "forwarded",
+    "x-real-ip",
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "fastly-client-ip",
+    "proxy",
+    "x-request-id",
+];
+
+const SPOOFABLE_PREFIXES: [&str; 2] = ["x-forwarded-", "x-matrix-"];
+
+/// Whether a field is one by which services believe to know the client, so that only we may say it.
+#[must_use]
+pub fn speaks_of_client(name: &str) -> bool {
+    SPOOFABLE.contains(&name) || SPOOFABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// What to do with the client's byte stream once the head of an upgrade has been written.
 ///
 /// The upstream puts it into the extensions of a 101; the server side takes it out, writes the head (101 on HTTP/1.1,

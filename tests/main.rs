@@ -15,6 +15,7 @@ mod import_caddy;
 mod life;
 mod matrix;
 mod reload;
+mod shapes;
 mod smuggling;
 mod soak;
 mod streaming;

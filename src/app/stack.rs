@@ -148,6 +148,9 @@ impl Generation {
         if found.site.secure && visit.client.scheme == Scheme::HTTP {
             return self.to_https(&request);
         }
+        if path == "*" {
+            return self.whole_server(request, visit, found).await;
+        }
         let route = found.route(path).ok_or(Kind::NoRoute)?;
         visit.form = visit.form.on(route.kind);
         if let (Some(origin), "/") = (&route.root_redirect, path) {
@@ -165,6 +168,22 @@ impl Generation {
             Action::Redirect(origin) => redirected(redirect::to(origin, path_and_query(&request))?, path),
             Action::Respond(fixed) => Ok(fixed.answer()),
             Action::NotFound => Err(Kind::NoRoute.into()),
+        }
+    }
+
+    /// `OPTIONS *` asks a server and no path (RFC 9110 section 9.3.7): the one service behind everything answers it, or we.
+    async fn whole_server(
+        &self,
+        request: Request,
+        visit: &mut Visit<'_>,
+        found: &route::Site<Site, Route>,
+    ) -> Result<Response, ProxyError> {
+        match found.route("/") {
+            Some(route) if route.kind == SiteKind::Http && route.strip.is_none() => match &route.action {
+                Action::Proxy(upstream) => self.proxy(request, visit, route, upstream).await,
+                _ => Ok(rescue::options()),
+            },
+            _ => Ok(rescue::options()),
         }
     }
 

@@ -9,28 +9,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, header, uri::Scheme};
 use ipnet::IpNet;
 
 use super::request_id::{RequestId, X_REQUEST_ID};
-use crate::conn::ConnInfo;
+use crate::conn::{ConnInfo, speaks_of_client};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-
-/// Fields by which some upstream or other believes to know the client, besides all `X-Forwarded-*` and `X-Matrix-*`
-/// (Synapse trusts the latter from MSC4512 proxies). `Proxy` becomes `HTTP_PROXY` in CGI (CVE-2016-5385).
-const SPOOFABLE: [&str; 10] = [
-    "forwarded",
-    "x-real-ip",
-    "cf-connecting-ip",
-    "cf-connecting-ipv6",
-    "true-client-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "fastly-client-ip",
-    "proxy",
-    "x-request-id",
-];
-
-const SPOOFABLE_PREFIXES: [&str; 2] = ["x-forwarded-", "x-matrix-"];
 
 /// What is known of the client of one request.
 #[derive(Debug, Clone)]
@@ -111,12 +94,8 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 fn remove_spoofable(headers: &mut HeaderMap) {
-    let is_spoofable = |name: &HeaderName| {
-        let name = name.as_str();
-        SPOOFABLE.contains(&name) || SPOOFABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    };
     // Most requests carry none of them, and then nothing is allocated.
-    let found: Vec<HeaderName> = headers.keys().filter(|name| is_spoofable(name)).cloned().collect();
+    let found: Vec<HeaderName> = headers.keys().filter(|name| speaks_of_client(name.as_str())).cloned().collect();
     for name in found {
         headers.remove(name);
     }

@@ -2,20 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 
-/// Fields of one hop that nobody has to name in `Connection`. `Trailer` stays: trailers pass.
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("http2-settings"),
-];
-
-/// Fields that no `Connection` can take away, since framing and routing rest on them.
-const KEPT: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+use crate::wire::{is_of_one_hop, strip_hop, tokens};
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
@@ -28,7 +15,7 @@ pub fn request(method: &Method, headers: &mut HeaderMap) {
     }
     let websocket = is_websocket(method, headers);
     let trailers = has_token(headers, &header::TE, "trailers");
-    strip(headers);
+    strip_hop(headers);
     headers.remove(header::TE);
     if trailers {
         headers.insert(header::TE, TRAILERS);
@@ -42,6 +29,10 @@ pub fn request(method: &Method, headers: &mut HeaderMap) {
 /// Cleans a response for the client. A 101 keeps its upgrade, and so does the 426 that names one, where the client's
 /// protocol has the field.
 pub fn response(status: StatusCode, headers: &mut HeaderMap, client: Version) {
+    if status == StatusCode::NO_CONTENT {
+        // Forbidden (RFC 9110 section 8.6), and a length without its body breaks a stream of HTTP/2.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     if !any_of_one_hop(headers) {
         return;
     }
@@ -51,7 +42,7 @@ pub fn response(status: StatusCode, headers: &mut HeaderMap, client: Version) {
         }
         _ => None,
     };
-    strip(headers);
+    strip_hop(headers);
     headers.remove(header::TE);
     if let Some(upgrade) = upgrade {
         headers.insert(header::CONNECTION, UPGRADE);
@@ -69,28 +60,11 @@ pub fn is_websocket(method: &Method, headers: &HeaderMap) -> bool {
 
 /// Most messages have none of these fields, and one walk over the names they have costs a fifth of ten look-ups.
 fn any_of_one_hop(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| *name == header::TE || HOP_BY_HOP.contains(name))
-}
-
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
-        .filter_map(|token| HeaderName::from_bytes(token).ok())
-        .filter(|name| !KEPT.contains(name))
-        .collect();
-    for name in &named {
-        headers.remove(name);
-    }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
+    headers.keys().any(|name| *name == header::TE || is_of_one_hop(name))
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|t| t.eq_ignore_ascii_case(token.as_bytes()))
-}
-
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    headers.get_all(name).into_iter().flat_map(|field| field.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii)
 }
 
 #[cfg(test)]

@@ -76,6 +76,15 @@ pub fn response(error: &ProxyError, form: Form, id: &RequestId) -> Response {
     response
 }
 
+/// The answer to `OPTIONS *` where no service is there to give it.
+#[must_use]
+pub fn options() -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = http::StatusCode::NO_CONTENT;
+    response.headers_mut().insert(header::ALLOW, ALLOW);
+    response
+}
+
 /// Whether a path belongs to the Matrix APIs (client-server, server-server, well-known).
 fn is_matrix(path: &str) -> bool {
     ["/_matrix/", "/_synapse/", "/.well-known/matrix/"].iter().any(|prefix| path.starts_with(prefix))

@@ -1,7 +1,7 @@
 //! Settles what a request is for, or refuses it: one authority, one form of target, no method that is not for an origin.
 //! Pure. The bytes of the path are not touched.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
 
 use crate::{error::Kind, wire::RequestHead};
 
@@ -11,6 +11,7 @@ use crate::{error::Kind, wire::RequestHead};
 /// 400 for every doubt, 405 for CONNECT and TRACE.
 pub fn http1(head: &mut RequestHead) -> Result<(), Kind> {
     method(&head.method)?;
+    scheme(&head.target)?;
     let target = target(&head.target, &head.method)?;
     let host = single_host(&head.headers)?;
     // The authority of an absolute-form target wins over Host (section 3.2.2); a client that says two different things
@@ -31,15 +32,21 @@ pub fn http1(head: &mut RequestHead) -> Result<(), Kind> {
     if head.target.authority().is_some() {
         head.target = Uri::from(target);
     }
+    // Who speaks HTTP/1.0 cannot wait for a 100 (RFC 9110 section 10.1.1).
+    if head.version == Version::HTTP_10 {
+        head.headers.remove(header::EXPECT);
+    }
     Ok(())
 }
 
-/// Settles a request of HTTP/2 or 3 (RFC 9113 section 8.3), whose fields the framing layer has judged one by one.
+/// Settles a request of HTTP/2 or 3 (RFC 9113 section 8.3), whose fields the framing layer has judged one by one. The
+/// number of fields that were dropped for an underscore in their name.
 ///
 /// # Errors
 /// 400 for every doubt, 405 for TRACE and for a CONNECT without a protocol.
 pub fn multiplexed(wanted: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> Result<usize, Kind> {
     method(wanted)?;
+    scheme(uri)?;
     let target = target(uri, wanted)?;
     let host = single_host(headers)?;
     let authority = match (uri.authority(), host) {
@@ -67,6 +74,15 @@ pub fn multiplexed(wanted: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> R
 /// CONNECT is for forward proxies; TRACE shows a script what it may not read (RFC 9110 section 9.3.8).
 fn method(method: &Method) -> Result<(), Kind> {
     if matches!(*method, Method::CONNECT | Method::TRACE) { Err(Kind::MethodNotAllowed) } else { Ok(()) }
+}
+
+/// We are an origin of two schemes, and no gateway to others (RFC 9110 section 7.4). Which of the two a target names does
+/// not matter: what counts is how the connection is made.
+fn scheme(uri: &Uri) -> Result<(), Kind> {
+    match uri.scheme_str() {
+        None | Some("http" | "https") => Ok(()),
+        Some(_) => Err(Kind::BadRequest("the scheme is neither http nor https")),
+    }
 }
 
 /// The target as it goes on: origin-form, or the asterisk that only OPTIONS may use.
@@ -177,6 +193,7 @@ mod tests {
         assert!(is_bad(settle("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n")));
         assert!(is_bad(settle("GET http://a.b/ HTTP/1.1\r\nHost: c.d\r\n\r\n")));
         assert!(is_bad(settle("GET http://u@a.b/ HTTP/1.1\r\nHost: u@a.b\r\n\r\n")));
+        assert!(is_bad(settle("GET ftp://a.b/ HTTP/1.1\r\nHost: a.b\r\n\r\n")));
     }
 
     #[test]
@@ -214,6 +231,7 @@ mod tests {
             ("https://a.b/c", &[("host", "c.d")]),
             ("https://a.b/c", &[("host", "a.b"), ("host", "a.b")]),
             ("https://u@a.b/c", &[]),
+            ("ftp://a.b/c", &[]),
             ("*", &[("host", "a.b")]),
             ("https://a.b/", &[("connection", "close")]),
             ("https://a.b/", &[("transfer-encoding", "chunked")]),

@@ -94,7 +94,8 @@ impl Outgoing {
             Framing::None | Framing::UntilClose => {}
         }
         let websocket = parts.headers.contains_key(header::UPGRADE);
-        let expects_continue = parts.headers.contains_key(header::EXPECT) && !body.is_empty();
+        let expects_continue = !body.is_empty()
+            && wire::tokens(&parts.headers, &header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"));
         let phases = parts.extensions.get::<Arc<Phases>>().cloned();
         Self { parts, body: Some(body), framing, websocket, expects_continue, phases }
     }
@@ -133,7 +134,7 @@ pub async fn exchange(
 ) -> Result<Answered, Failed> {
     let upload = Upload::new(outgoing, env.body_stall);
     let patience = Patience::new(plan.response_timeout);
-    let mut exchange = Exchange { link, upload, scanned: 0, patience, saw_bytes: false };
+    let mut exchange = Exchange { link, upload, scanned: 0, patience, saw_bytes: false, heads: 0 };
     let head = match poll_fn(|cx| exchange.poll(cx, outgoing)).await {
         Ok(head) => head,
         Err(error) => {
@@ -154,6 +155,8 @@ struct Exchange {
     scanned: usize,
     patience: Patience,
     saw_bytes: bool,
+    /// Bytes of heads so far. Interim ones count as well, or a service could send them for ever.
+    heads: usize,
 }
 
 impl Exchange {
@@ -196,7 +199,11 @@ impl Exchange {
     /// A final head, or `None` after an interim one.
     fn head(&mut self, len: usize, outgoing: &Outgoing) -> Result<Option<ResponseHead>, ProxyError> {
         let bytes = self.link.take(len);
-        let head = wire::parse_response(&bytes, &outgoing.parts.method, &ANSWER_HEAD)
+        self.heads += len;
+        if self.heads > ANSWER_HEAD.bytes {
+            return Err(nonsense("the heads of the answer are too large"));
+        }
+        let mut head = wire::parse_response(&bytes, &outgoing.parts.method, &ANSWER_HEAD)
             .map_err(|error| ProxyError::new(Kind::BadResponse, error))?;
         match head.status.as_u16() {
             100 => self.upload.may_go(),
@@ -204,6 +211,8 @@ impl Exchange {
             101 => return Err(nonsense("an upgrade that nobody asked for")),
             102..=199 => {
                 if let Some(interim) = outgoing.parts.extensions.get::<Interim>() {
+                    wire::strip_hop(&mut head.headers);
+                    head.headers.remove(header::CONTENT_LENGTH);
                     interim.0.push(head.status, &head.headers);
                 }
             }

@@ -39,11 +39,11 @@ pub fn chunk_head(out: &mut Vec<u8>, len: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends the end of a chunked body, with trailers if there are any.
+/// Appends the end of a chunked body, with those trailers that may stand there.
 pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"0\r\n");
     match trailers {
-        Some(trailers) => fields(out, trailers),
+        Some(trailers) => fields(out, &super::fields::permitted_trailers(trailers)),
         None => out.extend_from_slice(b"\r\n"),
     }
 }

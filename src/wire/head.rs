@@ -116,7 +116,7 @@ pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, W
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| WireError::Malformed("the method is no token"))?;
     let target = parse_target(head, target)?;
     let old = parsed.version == Some(0);
-    let (mut headers, dropped) = collect(head, parsed.headers, FORWARDED)?;
+    let (mut headers, dropped) = collect(head, parsed.headers, Underscores::Drop, FORWARDED)?;
     let framing = request_framing(&mut headers, old)?;
     let keep_alive = keep_alive(&headers, old);
     let version = if old { Version::HTTP_10 } else { Version::HTTP_11 };
@@ -140,7 +140,7 @@ pub fn parse_response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Resu
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let Some(status) = status else { return Err(WireError::Malformed("the status is no status")) };
     let old = parsed.version == Some(0);
-    let (mut headers, _) = collect(head, parsed.headers, ANSWERED)?;
+    let (mut headers, _) = collect(head, parsed.headers, Underscores::Pass, ANSWERED)?;
     let framing = response_framing(&mut headers, status, asked, old)?;
     let keep_alive = keep_alive(&headers, old) && framing != Framing::UntilClose;
     Ok(ResponseHead { status, headers, framing, keep_alive })
@@ -167,12 +167,24 @@ fn parse_target(head: &Bytes, target: &str) -> Result<Uri, WireError> {
         .map_err(|_| WireError::Malformed("the target has characters that a URI may not have"))
 }
 
+/// What becomes of names with an underscore; see [`RequestHead::dropped`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Underscores {
+    Drop,
+    Pass,
+}
+
 /// Copies the fields into a map whose values share the bytes of the head.
-fn collect(head: &Bytes, fields: &[httparse::Header<'_>], more: usize) -> Result<(HeaderMap, usize), WireError> {
+fn collect(
+    head: &Bytes,
+    fields: &[httparse::Header<'_>],
+    underscores: Underscores,
+    more: usize,
+) -> Result<(HeaderMap, usize), WireError> {
     let mut map = HeaderMap::with_capacity(fields.len() + more);
     let mut dropped = 0;
     for field in fields {
-        if field.name.contains('_') {
+        if underscores == Underscores::Drop && field.name.contains('_') {
             dropped += 1;
             continue;
         }

@@ -7,9 +7,11 @@
 
 pub mod chunked;
 mod encode;
+mod fields;
 mod head;
 
 pub use encode::{chunk_head, last_chunk, request_head, response_head};
+pub use fields::{is_of_one_hop, strip_hop, tokens};
 pub use head::{HeadLimits, RequestHead, ResponseHead, head_len, parse_request, parse_response};
 
 use bytes::{Bytes, BytesMut};

@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::stream::{ReadError, Shared};
@@ -66,7 +65,7 @@ impl<IO: Io> HttpBody for Incoming<IO> {
             }
             Ok(Piece::Trailers(trailers)) => {
                 this.done = true;
-                Some(Ok(Frame::trailers(permitted(trailers))))
+                Some(Ok(Frame::trailers(trailers)))
             }
             Ok(Piece::End) => {
                 this.done = true;
@@ -89,22 +88,4 @@ impl<IO: Io> HttpBody for Incoming<IO> {
     fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
-}
-
-/// Trailers without the fields that would change how the message was read (RFC 9110 section 6.5.1).
-fn permitted(mut trailers: HeaderMap) -> HeaderMap {
-    const FORBIDDEN: [header::HeaderName; 8] = [
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::HOST,
-        header::CONNECTION,
-        header::TRAILER,
-        header::TE,
-        header::UPGRADE,
-        header::AUTHORIZATION,
-    ];
-    for name in FORBIDDEN {
-        trailers.remove(name);
-    }
-    trailers
 }

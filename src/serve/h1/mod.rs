@@ -271,7 +271,7 @@ impl Asked {
             head: head.method == Method::HEAD,
             keep_alive: head.keep_alive,
             expects_continue: new && has(header::EXPECT, b"100-continue"),
-            takes_trailers: new && has(header::TE, b"trailers"),
+            takes_trailers: new,
         }
     }
 

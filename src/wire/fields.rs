@@ -1,0 +1,110 @@
+//! Fields that say something about one connection or one message only, wherever they turn up.
+
+use http::{HeaderMap, HeaderName, header};
+
+use crate::conn::speaks_of_client;
+
+/// Fields of one hop that nobody has to name in `Connection` (RFC 9110 section 7.6.1). `Trailer` stays: trailers pass.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+];
+
+/// Fields that no `Connection` can take away, since framing and routing rest on them.
+const KEPT: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+
+/// Fields that are too late behind a body: how it was framed, where it goes and who sent it has been judged by then (RFC
+/// 9110 section 6.5.1).
+const TOO_LATE: [HeaderName; 10] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::CONTENT_RANGE,
+    header::TRAILER,
+    header::TE,
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::SET_COOKIE,
+];
+
+/// Whether a field is for one hop whatever `Connection` says, `Connection` itself among them.
+#[must_use]
+pub fn is_of_one_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+}
+
+/// Takes away what is for one hop: the usual fields, and those that `Connection` names.
+pub fn strip_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        .filter(|name| !KEPT.contains(name))
+        .collect();
+    for name in &named {
+        headers.remove(name);
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// The comma-separated words of all fields of a name.
+pub fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers.get_all(name).into_iter().flat_map(|field| field.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// What may follow a body. Some services add trailers to the fields of the head, so what a client may not say there it
+/// may not say here.
+pub(super) fn permitted_trailers(trailers: &HeaderMap) -> HeaderMap {
+    let mut trailers = trailers.clone();
+    strip_hop(&mut trailers);
+    for name in &TOO_LATE {
+        trailers.remove(name);
+    }
+    let refused: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| speaks_of_client(name.as_str()) || name.as_str().contains('_'))
+        .cloned()
+        .collect();
+    for name in refused {
+        trailers.remove(name);
+    }
+    trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn trailers_cannot_say_what_a_head_may_not() {
+        let mut trailers = HeaderMap::new();
+        for name in [
+            "grpc-status",
+            "x-forwarded-for",
+            "x-matrix-origin",
+            "x-real-ip",
+            "forwarded",
+            "content-length",
+            "transfer-encoding",
+            "host",
+            "authorization",
+            "cookie",
+            "x_forwarded_for",
+            "connection",
+            "x-hop",
+        ] {
+            trailers.insert(name, HeaderValue::from_static("x-hop"));
+        }
+        let permitted = permitted_trailers(&trailers);
+        assert_eq!(permitted.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
+    }
+}
