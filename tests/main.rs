@@ -14,6 +14,7 @@ mod http2;
 mod import_caddy;
 mod life;
 mod matrix;
+mod pressure;
 mod reload;
 mod shapes;
 mod smuggling;

@@ -23,7 +23,7 @@ pub struct TlsError(#[from] rustls::Error);
 
 /// The configurations.
 pub struct Configs {
-    /// For clients: `h2` and `http/1.1`.
+    /// For clients: `h2`, `http/1.1` and `http/1.0`.
     pub http: Arc<ServerConfig>,
     /// For the CA: RFC 8737 wants `acme-tls/1` agreed on and nothing else offered.
     pub validation: Arc<ServerConfig>,
@@ -36,7 +36,8 @@ impl Configs {
     /// The system gives no randomness.
     pub fn new(resolver: Arc<dyn ResolvesServerCert>, min: TlsVersion) -> Result<Self, TlsError> {
         let mut http = server(resolver.clone(), min)?;
-        http.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // `http/1.0` is what `curl --http1.0` offers, and nothing else beside it.
+        http.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"http/1.0".to_vec()];
         // Tickets whose keys rotate every six hours and live in this process only. Early data stays off: it can be
         // replayed, and nothing behind us could tell.
         http.ticketer = aws_lc_rs::Ticketer::new()?;
