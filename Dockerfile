@@ -7,6 +7,8 @@ ARG BASE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${RUST} AS build
 WORKDIR /src
+# Before the dependencies: those with C in them are built again when it changes.
+ARG SOURCE_DATE_EPOCH=0
 # Dependencies first, so that a change of ours does not build them again: every target that Cargo.toml names, and nothing in it.
 COPY Cargo.toml Cargo.lock ./
 RUN sed -n 's/^path = "\(.*\)"/\1/p' Cargo.toml | while read -r target; do mkdir -p "$(dirname "$target")" && touch "$target"; done \
@@ -15,7 +17,6 @@ RUN sed -n 's/^path = "\(.*\)"/\1/p' Cargo.toml | while read -r target; do mkdir
 COPY README.md ./
 COPY config config
 COPY src src
-ARG SOURCE_DATE_EPOCH=0
 RUN touch src/main.rs src/lib.rs && cargo build --locked --release \
     && mkdir -p /out/var/lib/vestibule /out/etc/vestibule \
     && install -D -m 755 target/release/vestibule /out/usr/local/bin/vestibule \

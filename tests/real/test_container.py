@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -116,7 +117,9 @@ def test_the_image_is_small_and_holds_nothing_to_break_in_with(image):
     config = image["Config"]
     assert config["User"].split(":")[0] not in ("", "0", "root")
     assert config["StopSignal"] == "SIGTERM" and config["Healthcheck"]["Test"][-1] == "healthcheck"
-    assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT OR Apache-2.0"
+    labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
+    version = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE).group(1)
+    assert (labels["licenses"], labels["version"]) == ("MIT OR Apache-2.0", version)
     assert image["Size"] < 60 << 20, image["Size"]
     for shell in ("sh", "/bin/sh", "/bin/bash"):
         assert docker("run", "--rm", "--entrypoint", shell, IMAGE, "-c", "true").returncode == 127
