@@ -1,6 +1,7 @@
 //! `vestibule init`: a complete deployment for a server name, written into a folder. It asks nothing and overwrites
 //! nothing. What the files say is in `render`, which touches no file.
 
+mod appliance;
 mod render;
 
 use std::{
@@ -35,6 +36,9 @@ pub struct Args {
     /// Serve calls on the name of the homeserver too, under /livekit, instead of on two names of their own
     #[arg(long)]
     one_host: bool,
+    /// What the appliance asks for at each of its starts: everything on one loopback, written anew over the last time
+    #[arg(long, hide = true)]
+    appliance: bool,
 }
 
 /// Writes the files, and says what is left to do.
@@ -44,14 +48,22 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> Outcome {
     let layout = if args.one_host { Layout::OneHost } else { Layout::ThreeHosts };
     let homeserver = args.homeserver.clone().unwrap_or_else(|| format!("matrix.{}", args.server_name));
+    let (addresses, secrets) = if args.appliance {
+        (appliance::addresses(), appliance::secrets(&args.dir)?)
+    } else {
+        (Addresses::default(), Secrets::generate()?)
+    };
     let deployment = Deployment {
         server_name: args.server_name.clone(),
         homeserver,
         layout,
         email: args.email.clone(),
-        addresses: Addresses::default(),
-        secrets: Secrets::generate()?,
+        addresses,
+        secrets,
     };
+    if args.appliance {
+        return appliance::write(&args.dir, &deployment);
+    }
     let files = render(&deployment);
     judge(&files)?;
     write(&args.dir, &files)?;

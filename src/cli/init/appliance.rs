@@ -1,0 +1,140 @@
+//! The configuration of the appliance: the same files as for compose, with everything on the loopback of one container.
+//! They are written anew at every start; the secrets are those of the first.
+
+use std::{fs, io, path::Path, process::ExitCode};
+
+use anyhow::Context as _;
+
+use super::{
+    Outcome, judge,
+    render::{Addresses, Deployment, File, LIVEKIT_KEY, Secrets, env, homeserver_lines, livekit, vestibule_toml},
+    write_new,
+};
+
+/// Where the services of one container are for each other; PostgreSQL by the folder of its socket.
+pub fn addresses() -> Addresses {
+    Addresses {
+        synapse: "127.0.0.1:8008".into(),
+        lk_jwt: "127.0.0.1:8080".into(),
+        livekit: "127.0.0.1:7880".into(),
+        postgres: "/run/postgresql".into(),
+        bind: "127.0.0.1".into(),
+    }
+}
+
+/// The secrets of the first start, or new ones that the next start will find.
+///
+/// # Errors
+/// The folder cannot be read or written, or what stands in its `.env` is not what we have written.
+pub fn secrets(dir: &Path) -> anyhow::Result<Secrets> {
+    let path = dir.join(".env");
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let value = |name: &str| {
+                let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+                found.map(str::to_owned).with_context(|| format!("{} has no {name}", path.display()))
+            };
+            Ok(Secrets { livekit: value("LIVEKIT_SECRET")?, postgres: value("POSTGRES_PASSWORD")? })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let secrets = Secrets::generate()?;
+            fs::create_dir_all(dir)?;
+            replace(dir, &File { name: ".env", mode: 0o600, text: env(&secrets) })?;
+            Ok(secrets)
+        }
+        Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
+    }
+}
+
+/// Writes everything but the secrets' own file, which is there.
+///
+/// # Errors
+/// The names cannot be served together, or the folder cannot be written.
+pub fn write(dir: &Path, deployment: &Deployment) -> Outcome {
+    let files = render(deployment);
+    judge(&files)?;
+    for file in &files {
+        replace(dir, file)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(deployment: &Deployment) -> Vec<File> {
+    let file = |name, mode, text| File { name, mode, text };
+    vec![
+        file("vestibule.toml", 0o644, vestibule_toml(deployment)),
+        file("livekit.yaml", 0o644, livekit(deployment)),
+        file("livekit.env", 0o600, format!("LIVEKIT_KEYS=\"{LIVEKIT_KEY}: {}\"\n", deployment.secrets.livekit)),
+        file("lk-jwt.env", 0o600, lk_jwt_env(deployment)),
+        file("homeserver-lines.yaml", 0o644, homeserver_lines(deployment)),
+        file("hosts", 0o644, format!("127.0.0.1 {}\n", deployment.hosts().join(" "))),
+    ]
+}
+
+fn lk_jwt_env(deployment: &Deployment) -> String {
+    let Deployment { server_name, addresses, secrets, .. } = deployment;
+    format!(
+        "LIVEKIT_URL={}\nLIVEKIT_KEY={LIVEKIT_KEY}\nLIVEKIT_SECRET={}\nLIVEKIT_JWT_BIND={}\n\
+         LIVEKIT_FULL_ACCESS_HOMESERVERS={server_name}\nLIVEKIT_CS_API_URL_OVERRIDES={server_name}=http://{}\n",
+        deployment.sfu_url(),
+        secrets.livekit,
+        addresses.lk_jwt,
+        addresses.synapse,
+    )
+}
+
+/// Writes a file so that a start which is cut off leaves the old one or the new one.
+fn replace(dir: &Path, file: &File) -> anyhow::Result<()> {
+    let (path, new) = (dir.join(file.name), dir.join(format!("{}.new", file.name)));
+    let written = || -> io::Result<()> {
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        write_new(&new, file)?;
+        fs::rename(&new, &path)
+    };
+    written().with_context(|| format!("{} cannot be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::render::Layout, *};
+    use crate::config;
+
+    #[test]
+    fn the_secrets_of_the_first_start_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("new");
+        let first = secrets(&dir).unwrap();
+        let second = secrets(&dir).unwrap();
+        assert_eq!((first.livekit.len(), &first.livekit, &first.postgres), (64, &second.livekit, &second.postgres));
+        fs::write(dir.join(".env"), "POSTGRES_PASSWORD=x\n").unwrap();
+        let said = secrets(&dir).unwrap_err().to_string();
+        assert!(said.ends_with(".env has no LIVEKIT_SECRET"), "{said}");
+    }
+
+    #[test]
+    fn one_container_has_everything_on_its_loopback() {
+        let secrets = Secrets { livekit: "l".repeat(64), postgres: "p".repeat(64) };
+        let deployment = Deployment {
+            server_name: "example.org".into(),
+            homeserver: "matrix.example.org".into(),
+            layout: Layout::ThreeHosts,
+            email: None,
+            addresses: addresses(),
+            secrets,
+        };
+        let files = render(&deployment);
+        let text = |name: &str| &files.iter().find(|file| file.name == name).unwrap().text;
+        let parsed = config::parse("vestibule.toml", text("vestibule.toml"), "/".into(), &|_| None);
+        assert_eq!(parsed.unwrap().1.render(), "");
+        assert!(text("homeserver-lines.yaml").contains("host: /run/postgresql,"));
+        assert!(text("homeserver-lines.yaml").contains("bind_addresses: [\"127.0.0.1\"]"));
+        assert!(text("lk-jwt.env").contains("LIVEKIT_URL=wss://matrixrtc.example.org\n"));
+        assert_eq!(text("hosts").split_whitespace().count(), 5);
+        for file in &files {
+            assert_eq!(file.text.contains("llll"), file.mode == 0o600, "{}", file.name);
+        }
+    }
+}

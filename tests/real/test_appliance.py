@@ -1,0 +1,220 @@
+"""The appliance: built and started from nothing, used, stopped, started again, and hurt.
+
+Synapse, PostgreSQL, s6 and the edge are real. LiveKit and lk-jwt-service are where their images can be pulled; where not, the
+stand-ins of `stand-ins/` have their names, which check real tokens with the real Synapse and carry no media."""
+
+import json
+import os
+import re
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from conftest import ROOT, free_port, wait_for
+from test_container import docker, image as _image  # noqa: F401 (the fixtures that this one stands on)
+from test_container import IMAGE, engine  # noqa: F401
+
+APPLIANCE = "vestibule-appliance:test"
+SERVICES = ("postgres", "synapse", "livekit", "lk-jwt", "vestibule")
+
+
+@pytest.fixture(scope="module")
+def appliance_image(_image):
+    subprocess.run([ROOT / "tests/real/base-images.sh", "appliance"], check=True)
+    built = docker("build", "--network", "host", "-t", APPLIANCE, "--build-arg", f"VESTIBULE={IMAGE}", str(ROOT / "config/appliance"))
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    return APPLIANCE
+
+
+class Appliance:
+    """One on a volume of its own, with the internal CA, for want of a public name."""
+
+    def __init__(self, image, volume, *more):
+        self.port, self.name = free_port(), f"appliance-test-{free_port()}"
+        self.began = time.monotonic()
+        run = docker(
+            "run", "--detach", "--name", self.name, "--volume", f"{volume}:/data", "--publish", f"127.0.0.1:{self.port}:443",
+            "--env", "SERVER_NAME=example.org", "--env", "ACME_EMAIL=admin@example.org", "--env", "CERTIFICATES=internal",
+            "--health-interval", "2s", *more, image)
+        assert run.returncode == 0, run.stderr
+        self.wait()
+        self.seconds = time.monotonic() - self.began
+
+    def wait(self):
+        wait_for("the appliance", lambda: self.alive() and self.exec("/opt/appliance/healthy").returncode == 0, 180)
+        self.context = ssl.create_default_context(cadata=self.exec("vestibule", "ca").stdout)
+
+    def alive(self):
+        assert json.loads(docker("inspect", self.name).stdout)[0]["State"]["Running"], self.log()[-4000:]
+        return True
+
+    def exec(self, *command, **more):
+        return docker("exec", self.name, *command, **more)
+
+    def log(self):
+        return docker("logs", self.name, stderr=None).stdout
+
+    def ask(self, host, path, body=None, token=None, kind="application/json", method=None):
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
+        request = urllib.request.Request(f"https://{host}:{self.port}{path}", data, {"Content-Type": kind}, method=method)
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=60, context=self.context) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def matrix(self, path, body=None, token=None, **more):
+        status, answer = self.ask("matrix.example.org", f"/_matrix/client/v3{path}", body, token, **more)
+        assert status == 200, (path, status, answer)
+        return json.loads(answer)
+
+
+@pytest.fixture(scope="module")
+def appliance(appliance_image):
+    volume = f"appliance-test-{os.getpid()}"
+    one = Appliance(appliance_image, volume)
+    yield one
+    docker("rm", "--force", one.name)
+    docker("volume", "rm", "--force", volume)
+
+
+@pytest.fixture(scope="module")
+def alice(appliance):
+    """The first user, and what she has left on the server: her token, a room, a message, a picture."""
+    made = appliance.exec("admin", "alice")
+    assert made.returncode == 0, made.stdout + made.stderr
+    password = re.search(r"^password: (\w+)$", made.stdout, re.MULTILINE).group(1)
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": password}
+    session = appliance.matrix("/login", login)
+    token = session["access_token"]
+    room = appliance.matrix("/createRoom", {"name": "first"}, token)["room_id"]
+    event = appliance.matrix(f"/rooms/{room}/send/m.room.message/1", {"msgtype": "m.text", "body": "still here"}, token, method="PUT")
+    status, answer = appliance.ask("matrix.example.org", "/_matrix/media/v3/upload", b"\x89PNG" * 5000, token, "image/png")
+    assert status == 200, answer
+    media = json.loads(answer)["content_uri"].removeprefix("mxc://")
+    return {"token": token, "room": room, "event": event["event_id"], "media": media, "password": password, "device": session["device_id"]}
+
+
+def intact(appliance, alice):
+    event = appliance.matrix(f"/rooms/{alice['room']}/event/{alice['event']}", token=alice["token"])
+    status, media = appliance.ask("matrix.example.org", f"/_matrix/client/v1/media/download/{alice['media']}", token=alice["token"])
+    return event["content"]["body"] == "still here" and status == 200 and media == b"\x89PNG" * 5000
+
+
+def key(appliance):
+    return json.loads(appliance.ask("matrix.example.org", "/_matrix/key/v2/server")[1])["verify_keys"]
+
+
+def test_two_variables_make_a_homeserver_with_calls(appliance, alice):
+    assert intact(appliance, alice)
+    client = json.loads(appliance.ask("example.org", "/.well-known/matrix/client")[1])
+    focus = client["org.matrix.msc4143.rtc_foci"][0]["livekit_service_url"]
+    assert (client["m.homeserver"]["base_url"], focus) == ("https://matrix.example.org", "https://jwt.matrixrtc.example.org")
+    assert json.loads(appliance.ask("example.org", "/.well-known/matrix/server")[1]) == {"m.server": "matrix.example.org:443"}
+    status, transports = appliance.ask(
+        "matrix.example.org", "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", token=alice["token"])
+    assert status == 200 and json.loads(transports)["rtc_transports"][0]["livekit_service_url"] == focus
+    assert appliance.ask("matrix.example.org", "/_synapse/admin/v1/server_version")[0] == 404
+
+
+def test_a_call_is_entered_with_a_token(appliance, alice):
+    from websockets.sync.client import connect
+
+    openid = appliance.matrix("/user/@alice:example.org/openid/request_token", {}, alice["token"])
+    asked = {"room": alice["room"], "openid_token": openid, "device_id": alice["device"]}
+    status, answer = appliance.ask("jwt.matrixrtc.example.org", "/sfu/get", asked)
+    assert status == 200, (answer, appliance.log()[-2000:])
+    call = json.loads(answer)
+    assert call["url"] == "wss://matrixrtc.example.org"
+    url = f"wss://matrixrtc.example.org:{appliance.port}/rtc/v1?access_token="
+    with connect(url + call["jwt"], ssl=appliance.context) as socket:
+        assert socket.recv(timeout=20)
+    with pytest.raises(Exception, match="401"):
+        connect(url + call["jwt"][:-4] + "AAAA", ssl=appliance.context)
+    wrong = {**asked, "openid_token": {**openid, "access_token": "wrong"}}
+    assert appliance.ask("jwt.matrixrtc.example.org", "/sfu/get", wrong)[0] == 401
+
+
+def test_each_service_is_nobody_but_itself_and_says_who_it_is(appliance):
+    processes = appliance.exec("sh", "-c", "for p in /proc/[0-9]*; do echo $(stat -c %U $p) $(tr '\\0' ' ' < $p/cmdline); done").stdout
+    for user, command in (("postgres", "postgres -D"), ("synapse", "synapse.app.homeserver"), ("vestibule", "vestibule run"),
+                          ("livekit", "livekit-server"), ("lk-jwt", "lk-jwt-service")):
+        assert re.search(rf"^{user} .*{command}", processes, re.MULTILINE), (user, processes)
+    prefixes = {line.split("|")[0].strip() for line in appliance.log().splitlines() if " | " in line}
+    assert prefixes >= {"postgres", "livekit", "lk-jwt", "vestibule"}, prefixes
+    contents = appliance.exec("cat", "/usr/share/doc/appliance/contents.txt").stdout
+    assert "AGPL-3.0" in contents and "postgresql-15" in contents and "lk-jwt-service" in contents
+    secret = appliance.exec("sed", "-n", "s/^LIVEKIT_SECRET=//p", "/data/config/.env").stdout.strip()
+    assert len(secret) == 64 and secret not in appliance.log()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_that_is_killed_comes_back(appliance, alice, service):
+    before = appliance.exec("s6-svstat", "-o", "pid", f"/run/service/{service}").stdout
+    killed = appliance.exec("s6-svc", "-k", f"/run/service/{service}")
+    assert killed.returncode == 0, killed.stderr
+
+    def back():
+        after = appliance.exec("s6-svstat", "-o", "pid", f"/run/service/{service}").stdout
+        return after not in (before, "-1\n") and appliance.exec("/opt/appliance/healthy").returncode == 0
+
+    wait_for(f"{service} after kill -9", back, 90)
+    def whole():
+        try:
+            return intact(appliance, alice)
+        except AssertionError:
+            return False  # a request that met the gap
+
+    wait_for("the homeserver", whole, 60)
+
+
+def test_a_stop_is_in_order_and_keeps_everything(appliance, alice):
+    keys, config = key(appliance), appliance.exec("cat", "/data/config/.env").stdout
+    began = time.monotonic()
+    assert docker("stop", appliance.name).returncode == 0
+    seconds = time.monotonic() - began
+    assert json.loads(docker("inspect", appliance.name).stdout)[0]["State"]["ExitCode"] == 0, appliance.log()[-3000:]
+    assert seconds < 10, seconds
+    assert "database system is shut down" in appliance.log()
+    # Another container of the image on the same volume: what an upgrade does.
+    volume = json.loads(docker("inspect", appliance.name).stdout)[0]["Mounts"][0]["Name"]
+    docker("rm", appliance.name)
+    again = Appliance(APPLIANCE, volume)
+    appliance.__dict__.update(again.__dict__)
+    assert intact(appliance, alice) and key(appliance) == keys and appliance.exec("cat", "/data/config/.env").stdout == config
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": alice["password"]}
+    assert appliance.matrix("/login", login)["user_id"] == "@alice:example.org"
+
+
+def refusal(image, *arguments):
+    run = docker("run", "--rm", *arguments, image)
+    return run.returncode, run.stderr
+
+
+def test_what_is_missing_is_said_in_a_sentence(appliance, appliance_image):
+    volume = json.loads(docker("inspect", appliance.name).stdout)[0]["Mounts"][0]["Name"]
+    both = ("--env", "SERVER_NAME=example.org", "--env", "ACME_EMAIL=a@example.org")
+    for arguments, said in (
+        ((), "SERVER_NAME is not set"),
+        (both[:2], "ACME_EMAIL is not set"),
+        (both, "no volume at /data"),
+        (("--env", "SERVER_NAME=example.net", *both[2:], "--volume", f"{volume}:/data"), "the volume is that of example.org"),
+    ):
+        code, error = refusal(appliance_image, *arguments)
+        assert code == 78 and said in error, (code, error)
+
+
+def test_the_signing_key_is_never_made_again(appliance, appliance_image):
+    volume = json.loads(docker("inspect", appliance.name).stdout)[0]["Mounts"][0]["Name"]
+    docker("stop", appliance.name)
+    path = "/data/synapse/example.org.signing.key"
+    moved = docker("run", "--rm", "--volume", f"{volume}:/data", "--entrypoint", "mv", appliance_image, path, f"{path}.away")
+    assert moved.returncode == 0, moved.stderr
+    code, error = refusal(appliance_image, "--env", "SERVER_NAME=example.org", "--env", "ACME_EMAIL=a@example.org", "--volume", f"{volume}:/data")
+    assert code == 78 and "signing.key is gone" in error, (code, error)
