@@ -81,3 +81,45 @@ fn the_demo_passes_its_own_checks() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.matches("  ok ").count() == 12, "{said}");
 }
+
+#[test]
+fn the_reference_page_is_what_the_program_prints() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/reference.md");
+    let head = "# Every key of `vestibule.toml`\n\nWritten by `vestibule reference`. Before the file is read, `${NAME}` and \
+                `${NAME:-default}` are replaced from the\nenvironment, and `$$` is a dollar sign. Sizes are `\"64MiB\"` or `\"off\"`, \
+                durations `\"30s\"`, `\"5m\"`, `\"250ms\"` or `\"off\"`.\n\n";
+    let printed = format!("{head}{}", String::from_utf8(program(&["reference"]).stdout).unwrap().trim_end()) + "\n";
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&page, &printed).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), printed, "config/reference.md (BLESS=1 rewrites it)");
+}
+
+/// The pages for users, from the top of the source.
+const PAGES: &[&str] =
+    &["README.md", "README.ar.md", "config/appliance/README.md", "config/migrate.md", "config/reference.md"];
+
+#[test]
+fn the_pages_name_only_commands_and_files_that_there_are() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut commands = std::collections::BTreeSet::new();
+    for page in PAGES {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        for after in text.split("`vestibule ").skip(1).chain(text.split("/vestibule ").skip(1)) {
+            let word: String = after.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+            commands.insert(word);
+        }
+        for target in text.split("](").skip(1).map(|after| after.split([')', '#']).next().unwrap()) {
+            let there = target.is_empty() || target.starts_with("https://") || {
+                let folder = root.join(page);
+                folder.parent().unwrap().join(target).exists()
+            };
+            assert!(there, "{page} leads to {target}, which is not there");
+        }
+    }
+    commands.remove("");
+    assert!(commands.len() > 5, "{commands:?}");
+    for command in commands {
+        assert_eq!(program(&[&command, "--help"]).status.code(), Some(0), "`vestibule {command}` stands in a page");
+    }
+}
