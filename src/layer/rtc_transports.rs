@@ -25,6 +25,9 @@ use crate::{
 const PATHS: [&str; 2] =
     ["/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", "/_matrix/client/v1/rtc/transports"];
 
+/// Says whose a token is.
+const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
+
 /// How long a token that was good is believed to be good still: a client asks at the start of every call.
 const BELIEVED: Duration = Duration::from_secs(10);
 
@@ -70,6 +73,7 @@ impl RtcTransports {
         request.headers_mut().remove(header::ACCEPT_ENCODING);
         request.headers_mut().remove(header::IF_NONE_MATCH);
         let headers = request.headers().clone();
+        let query = request.uri().query().map(str::to_owned);
         let (parts, body) = send(request).await?.into_parts();
         if !matches!(parts.status, StatusCode::OK | StatusCode::NOT_FOUND) {
             return Ok(Response::from_parts(parts, body));
@@ -79,20 +83,27 @@ impl RtcTransports {
         let lists = says["rtc_transports"].as_array().is_some_and(|list| !list.is_empty());
         match (parts.status, lists) {
             (StatusCode::OK, false) if says.is_object() => Ok(self.ours()),
-            (StatusCode::NOT_FOUND, _) if says["errcode"] == "M_UNRECOGNIZED" => self.vouch(headers, send).await,
+            (StatusCode::NOT_FOUND, _) if says["errcode"] == "M_UNRECOGNIZED" => self.vouch(headers, query, send).await,
             _ => Ok(Response::from_parts(parts, Body::full(bytes))),
         }
     }
 
     /// Answers a client whose token Synapse knows; any other gets what Synapse says of it.
-    async fn vouch<'a>(&self, mut headers: HeaderMap, send: impl Ask<'a> + Send) -> Result<Response, ProxyError> {
+    async fn vouch<'a>(
+        &self,
+        mut headers: HeaderMap,
+        query: Option<String>,
+        send: impl Ask<'a> + Send,
+    ) -> Result<Response, ProxyError> {
         let token = headers.get(header::AUTHORIZATION).map(|token| self.hasher.hash_one(token.as_bytes()));
         if token.is_some_and(|token| self.is_good(token)) {
             return Ok(self.ours());
         }
         headers.remove(header::CONTENT_LENGTH);
         let mut whoami = Request::new(Body::empty());
-        *whoami.uri_mut() = Uri::from_static("/_matrix/client/v3/account/whoami");
+        // A token may still be in the query, where Synapse looks as well.
+        let target = query.map_or_else(|| WHOAMI.to_owned(), |query| format!("{WHOAMI}?{query}"));
+        *whoami.uri_mut() = Uri::try_from(target).expect("a path and the query of a URI are a URI");
         *whoami.headers_mut() = headers;
         let answer = send(whoami).await?;
         if answer.status() != StatusCode::OK {

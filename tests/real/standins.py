@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import ssl
+import struct
 import threading
 import time
 import urllib.error
@@ -206,9 +207,9 @@ class Web(Service):
 class Meddler(Service):
     """A proxy that makes paths prettier before it passes them on, as some do."""
 
-    def __init__(self, port):
+    def __init__(self, port, **keywords):
         self.behind = port
-        super().__init__()
+        super().__init__(**keywords)
 
     def answer(self, request):
         connection = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
@@ -221,6 +222,39 @@ class Meddler(Service):
         kept = [(n, v) for n, v in answer.getheaders() if n.lower() not in ("transfer-encoding", "content-length", "connection")]
         connection.close()
         return answer.status, kept, body
+
+
+class NameServer:
+    """Answers with SRV records, and with "no such name" where it has none."""
+
+    def __init__(self, records):
+        self.records = records
+        self.socket = socket.socket(type=socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                query, client = self.socket.recvfrom(512)
+            except OSError:
+                return
+            labels, at = [], 12
+            while query[at]:
+                labels.append(query[at + 1 : at + 1 + query[at]].decode())
+                at += 1 + query[at]
+            target, port = self.records.get(".".join(labels), (None, None))
+            head = query[:2] + struct.pack(">HHHHH", 0x8180 if target else 0x8183, 1, 1 if target else 0, 0, 0)
+            answer = head + query[12 : at + 5]
+            if target:
+                name = b"".join(bytes([len(label)]) + label.encode() for label in target.split(".")) + b"\0"
+                data = struct.pack(">HHH", 10, 5, port) + name
+                answer += b"\xc0\x0c" + struct.pack(">HHIH", 33, 1, 60, len(data)) + data
+            self.socket.sendto(answer, client)
+
+    def stop(self):
+        self.socket.close()
 
 
 class Authority:
