@@ -181,6 +181,8 @@ pub enum Closed {
     Refused,
     /// No answer in time.
     Silent,
+    /// This machine has no way there: for instance no IPv6.
+    NoRoute,
     /// The `unrecognized_name` alert: the server has no certificate for the name.
     NoSuchName,
     /// Anything else, in words.

@@ -33,6 +33,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("anyhow", &["cli/"]),
     ("rpassword", &["cli/"]),
     ("saphyr", &["doctor/files/"]),
+    ("simple_dns", &["doctor/srv.rs"]),
 ];
 
 fn sources() -> BTreeMap<String, String> {

@@ -63,6 +63,8 @@ impl std::str::FromStr for Redirection {
 pub struct Lens {
     /// Names that lead elsewhere; the last that fits decides.
     pub resolve: Vec<Redirection>,
+    /// Who is asked for SRV records; the name server of the system unless this is set.
+    pub nameserver: Option<SocketAddr>,
     /// PEM roots that are trusted besides the system's.
     pub ca_file: Option<PathBuf>,
 }
@@ -95,6 +97,7 @@ pub async fn checkup(
         via: via(&env, QUESTION, map.clone()),
         patient: via(&env, LONG_POLL, map),
         look: look(roots),
+        nameserver: lens.nameserver.or_else(doctor::system_nameserver),
         services: services(plan, &env),
         clock,
     };

@@ -45,6 +45,9 @@ pub struct Doctor {
     /// Let a name lead elsewhere than DNS says, as curl does; `*` is every host
     #[arg(long, value_name = "HOST:PORT:ADDRESS")]
     resolve: Vec<Redirection>,
+    /// Whom to ask for SRV records [default: the name server of /etc/resolv.conf]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    nameserver: Option<std::net::SocketAddr>,
     /// PEM roots to trust besides the system's (a private CA)
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -67,7 +70,7 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
         homeserver: asked.homeserver,
         compose: asked.compose,
     };
-    let lens = Lens { resolve: asked.resolve, ca_file: asked.ca_file };
+    let lens = Lens { resolve: asked.resolve, nameserver: asked.nameserver, ca_file: asked.ca_file };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let diagnosis = runtime.block_on(app::checkup(&plan, &wanted, lens, &progress))?;
     wipe();

@@ -1,6 +1,13 @@
 //! What only a user of the homeserver can see. A session that is opened for it is closed again.
 
+use std::{
+    net::Ipv6Addr,
+    time::{Duration, SystemTime},
+};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::{
     Account, Exam, Straight,
@@ -11,8 +18,12 @@ use super::{
 };
 use crate::{config::plan::Matrix, conn::Fetch};
 
-/// An address that no client of ours has (RFC 5737): Synapse shows it again if it believes what the edge says of clients.
-const DOCUMENTATION: &str = "192.0.2.77";
+/// 2001:db8::/32, in which nobody is (RFC 3849). Each time another address of it: Synapse remembers those of a month.
+const DOCUMENTATION: u128 = 0x2001_0db8 << 96;
+
+/// A Synapse with workers writes down where it has seen somebody after up to 5 s.
+const TRIES: usize = 8;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long the long poll is; just under the 60 s after which a badly set up proxy hangs up.
 const POLL: u64 = 55_000;
@@ -94,12 +105,11 @@ impl Session<'_> {
             }
         };
         self.user = whoami["user_id"].as_str().unwrap_or_default().to_owned();
-        let device = whoami["device_id"].as_str().unwrap_or_default();
         let mut findings = vec![ask.ok(format!("signed in as {}", self.user))];
         findings.push(self.transports().await);
         findings.push(self.media().await);
         findings.push(self.delays().await);
-        findings.push(self.client_address(device).await);
+        findings.push(self.client_address().await);
         findings.extend(self.call().await);
         if self.exam.wanted.slow {
             findings.push(self.sync().await);
@@ -177,41 +187,50 @@ impl Session<'_> {
     }
 
     /// Whether Synapse believes what the edge says of a client's address (row 13): asked straight on behalf of an
-    /// address that nobody has, it must remember that one.
-    async fn client_address(&self, device: &str) -> Finding {
+    /// address that nobody has, it must count that one among those that the user came from.
+    async fn client_address(&self) -> Finding {
         let ask = Ask::new(Layer::Homeserver, "homeserver.client_address", &self.matrix.homeserver);
         let Some(straight) = &self.straight else { return ask.skip("the homeserver is not behind this edge") };
-        let seen = self.last_seen(device).await;
-        let forwarded = http::HeaderName::from_static("x-forwarded-for");
-        let question = Question::get(straight.url("/_matrix/client/v3/account/whoami"))
-            .field(forwarded, DOCUMENTATION)
-            .token(&self.token);
-        if let Err(error) = question.ask(&straight.service.ask).await {
-            return ask.skip(format!("there is no answer ({error})"));
-        }
-        match self.last_seen_where(device, |ip| ip == DOCUMENTATION).await {
-            true => ask.ok(format!("Synapse believes what the edge says, and sees this machine as {seen}")),
-            false => {
-                let fact = format!("Synapse takes every client for {seen}, and limits and bans them together");
-                ask.fail("proxy", fact, "set `x_forwarded: true` on Synapse's listener")
+        let nonce = self.exam.reach.clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let nobody = Ipv6Addr::from_bits(DOCUMENTATION | (nonce & u128::from(u64::MAX))).to_string();
+        let mut seen = Vec::new();
+        for _ in 0..TRIES {
+            match self.came_from(straight, &nobody).await {
+                Ok(addresses) => seen = addresses,
+                Err(reason) => return ask.skip(reason),
             }
+            if seen.contains(&nobody) {
+                let fact =
+                    format!("Synapse believes what the edge says, and saw {} last at {}", self.user, last(&seen));
+                return ask.ok(fact);
+            }
+            sleep(PAUSE).await;
         }
+        let fact = format!("Synapse takes every client for {}, and limits and bans them together", last(&seen));
+        ask.fail("proxy", fact, "set `x_forwarded: true` on Synapse's listener")
     }
 
-    async fn last_seen(&self, device: &str) -> String {
-        let answer = self.get(&format!("/_matrix/client/v3/devices/{device}")).await;
-        let ip = answer.ok().and_then(|answer| answer.json()["last_seen_ip"].as_str().map(str::to_owned));
-        ip.unwrap_or_else(|| "an unknown address".into())
-    }
-
-    /// Asking is itself a request, so the question goes the same way as the one before.
-    async fn last_seen_where(&self, device: &str, is: impl Fn(&str) -> bool) -> bool {
-        let Some(straight) = &self.straight else { return false };
-        let question = Question::get(straight.url(&format!("/_matrix/client/v3/devices/{device}")))
-            .field(http::HeaderName::from_static("x-forwarded-for"), DOCUMENTATION)
+    /// Where Synapse has seen the user, the latest first, asked on behalf of an address.
+    async fn came_from(&self, straight: &Straight<'_>, address: &str) -> Result<Vec<String>, String> {
+        let question = Question::get(straight.url(&format!("/_matrix/client/v3/admin/whois/{}", self.escaped_user())))
+            .field(http::HeaderName::from_static("x-forwarded-for"), address)
             .token(&self.token);
-        let answer = question.ask(&straight.service.ask).await;
-        answer.is_ok_and(|answer| answer.json()["last_seen_ip"].as_str().is_some_and(is))
+        let answer =
+            question.ask(&straight.service.ask).await.map_err(|error| format!("there is no answer ({error})"))?;
+        if answer.status != 200 {
+            return Err(format!("Synapse does not say where it has seen the user: {}", answer.words()));
+        }
+        let devices = answer.json()["devices"].as_object().cloned().unwrap_or_default();
+        let sessions = devices.values().flat_map(|device| device["sessions"].as_array().into_iter().flatten());
+        let connections = sessions.flat_map(|session| session["connections"].as_array().into_iter().flatten());
+        let mut seen: Vec<(u64, String)> =
+            connections.filter_map(|one| Some((one["last_seen"].as_u64()?, one["ip"].as_str()?.to_owned()))).collect();
+        seen.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        Ok(seen.into_iter().map(|(_, ip)| ip).collect())
+    }
+
+    fn escaped_user(&self) -> String {
+        utf8_percent_encode(&self.user, NON_ALPHANUMERIC).to_string()
     }
 
     /// A token for a call, as a client gets it: the call service asks the homeserver who we are and the SFU for a room
@@ -225,7 +244,7 @@ impl Session<'_> {
             Ok(way) => way,
             Err(reason) => return vec![ask.skip(reason)],
         };
-        let user = self.user.replace('@', "%40").replace(':', "%3A");
+        let user = self.escaped_user();
         let token = match self.post(&format!("/_matrix/client/v3/user/{user}/openid/request_token"), &json!({})).await {
             Ok(answer) if answer.status == 200 => answer.json(),
             Ok(answer) => return vec![ask.skip(format!("Synapse gives no OpenID token: {}", answer.words()))],
@@ -297,6 +316,11 @@ impl Session<'_> {
             ),
         }
     }
+}
+
+/// The latest address that is somebody's.
+fn last(seen: &[String]) -> &str {
+    seen.iter().find(|address| !address.starts_with("2001:db8:")).map_or("an unknown address", String::as_str)
 }
 
 fn refused(ask: &Ask, answer: &super::ask::Answer) -> Finding {

@@ -9,16 +9,34 @@ use super::{
     ask::Question,
     finding::{Ask, Finding, Layer},
     ground::server_name_origin,
+    srv,
 };
-use crate::config::plan::Matrix;
+use crate::{config::plan::Matrix, conn::Fetch};
 
 /// Where a name without a port and without delegation is looked for.
 const PORT: u16 = 8448;
 
 /// Where discovery leads, and by which step.
 struct Target {
+    /// What the certificate must name, with the port.
     authority: String,
+    /// The machine that an SRV record names; its name is in no certificate.
+    machine: Option<(String, u16)>,
     step: String,
+}
+
+impl Target {
+    fn new(authority: impl Into<String>, step: impl Into<String>) -> Self {
+        Self { authority: authority.into(), machine: None, step: step.into() }
+    }
+
+    async fn way(&self, exam: &Exam<'_>) -> Result<Fetch, String> {
+        let Some((machine, port)) = &self.machine else { return exam.way(&format!("https://{}", self.authority)) };
+        let addresses = (exam.reach.resolve)(machine.clone(), *port).await;
+        let address = addresses.ok().and_then(|addresses| addresses.first().copied());
+        let address = address.ok_or_else(|| format!("{machine}, which the SRV record names, does not resolve"))?;
+        Ok((exam.reach.via)(Some(address)))
+    }
 }
 
 /// Discovers the server and asks it what other homeservers ask.
@@ -33,7 +51,7 @@ pub async fn probe(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
         return vec![discovery.skip(reason.clone())];
     }
     let base = format!("https://{}", target.authority);
-    let way = match exam.way(&base) {
+    let way = match target.way(exam).await {
         Ok(way) => way,
         Err(reason) => return vec![discovery.skip(reason)],
     };
@@ -77,7 +95,7 @@ fn text(value: &serde_json::Value) -> &str {
 
 async fn discover(exam: &Exam<'_>, matrix: &Matrix, ask: &Ask) -> Result<Target, Finding> {
     if has_port(&matrix.server_name) {
-        return Ok(Target { authority: matrix.server_name.clone(), step: "the server name".into() });
+        return Ok(Target::new(&matrix.server_name, "the server name"));
     }
     let url = format!("{}/.well-known/matrix/server", server_name_origin(exam.plan, &matrix.server_name));
     let way = exam.way(&url).map_err(|reason| ask.skip(reason))?;
@@ -85,18 +103,32 @@ async fn discover(exam: &Exam<'_>, matrix: &Matrix, ask: &Ask) -> Result<Target,
         Question::get(&url).ask(&way).await.map_err(|error| ask.skip(format!("{url} does not answer ({error})")))?;
     let document = answer.json();
     match document["m.server"].as_str().filter(|_| answer.status == 200) {
-        Some(server) if has_port(server) => {
-            Ok(Target { authority: server.to_owned(), step: "/.well-known/matrix/server".into() })
-        }
-        Some(server) => {
-            let step = format!("/.well-known/matrix/server without a port, which means {PORT},");
-            Ok(Target { authority: format!("{server}:{PORT}"), step })
-        }
-        None => {
-            let step = format!("no /.well-known/matrix/server, which means port {PORT},");
-            Ok(Target { authority: format!("{}:{PORT}", matrix.server_name), step })
+        Some(server) if has_port(server) => Ok(Target::new(server, "/.well-known/matrix/server")),
+        Some(server) => Ok(by_record(exam, server, "/.well-known/matrix/server without a port").await),
+        None => Ok(by_record(exam, &matrix.server_name, "no /.well-known/matrix/server").await),
+    }
+}
+
+/// SRV records, the new name before the old one, then the port of old.
+async fn by_record(exam: &Exam<'_>, name: &str, before: &str) -> Target {
+    let mut doubt = String::new();
+    for service in ["_matrix-fed", "_matrix"] {
+        let record = format!("{service}._tcp.{name}");
+        let found = match exam.reach.nameserver {
+            Some(server) => srv::lookup(&record, server).await.map_err(|error| error.to_string()),
+            None => Err("there is no name server".into()),
+        };
+        match found {
+            Ok(None) => {}
+            Ok(Some(srv)) => {
+                let step = format!("{before}, but the SRV record {record} to {}:{},", srv.target, srv.port);
+                let authority = format!("{name}:{}", srv.port);
+                return Target { machine: Some((srv.target, srv.port)), ..Target::new(authority, step) };
+            }
+            Err(error) => doubt = format!(" (SRV records cannot be looked up: {error})"),
         }
     }
+    Target::new(format!("{name}:{PORT}"), format!("{before} nor an SRV record{doubt}, which means port {PORT},"))
 }
 
 /// Whether a port stands behind the name; the colons of a bracketed address are not meant.
@@ -108,7 +140,7 @@ fn has_port(name: &str) -> bool {
 
 fn unreachable(ask: &Ask, target: &Target, error: &str) -> Finding {
     let fact = format!("{} leads to {}, which does not answer ({error})", target.step, target.authority);
-    if target.authority.ends_with(&format!(":{PORT}")) {
+    if target.machine.is_none() && target.authority.ends_with(&format!(":{PORT}")) {
         let fix = "serve /.well-known/matrix/server on the server name with a port in m.server, as `vestibule check` prints it, or add \"[::]:8448\" to listen.https";
         return ask.fail("delegation", fact, fix);
     }

@@ -3,7 +3,7 @@
 //! First the ground is looked at: names, addresses, certificates, the services straight. Then everything that stands on
 //! it, side by side, each probe under its own limit. A probe whose ground is broken is skipped and says so, so that one
 //! broken thing is named once. How names are resolved and servers reached is handed in: this room opens no socket but
-//! those of `media.rs`.
+//! those of `media.rs` and `srv.rs`, for which there is no client.
 
 mod account;
 mod ask;
@@ -16,6 +16,7 @@ mod homeserver;
 mod media;
 mod rtc;
 mod services;
+mod srv;
 mod tls;
 mod well_known;
 
@@ -24,8 +25,11 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::timeout;
 
-pub use self::finding::{Diagnosis, Finding, Layer, Verdict};
 use self::{finding::Ask, ground::Ground};
+pub use self::{
+    finding::{Diagnosis, Finding, Layer, Verdict},
+    srv::system_nameserver,
+};
 use crate::{
     clock::Clock,
     config::{
@@ -57,6 +61,8 @@ pub struct Reach {
     pub patient: Via,
     /// Certificates.
     pub look: Look,
+    /// Who is asked for SRV records, where anybody is.
+    pub nameserver: Option<SocketAddr>,
     /// The services behind the edge.
     pub services: Vec<Service>,
     /// The time.

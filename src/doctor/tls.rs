@@ -25,7 +25,7 @@ const ENDING: f64 = 0.1;
 
 /// Whether the edge answers neither itself nor from outside: then nothing that it serves is worth looking at.
 pub fn edge_is_down(seen: &[Seen]) -> bool {
-    let deaf = |shown: &Result<Shown, Closed>| matches!(shown, Err(Closed::Refused | Closed::Silent));
+    let deaf = |shown: &Result<Shown, Closed>| matches!(shown, Err(Closed::Refused | Closed::Silent | Closed::NoRoute));
     let mut inside = seen.iter().filter_map(|seen| Some((seen, seen.inside.as_ref()?))).peekable();
     inside.peek().is_some()
         && inside.all(|(seen, (_, shown))| deaf(shown) && seen.outside.iter().all(|(_, shown)| deaf(shown)))
@@ -112,6 +112,7 @@ fn address_shows(
                 "{way}; if only this machine cannot reach it, let the name lead to the edge inside the network as well"
             ),
         ),
+        Err(Closed::NoRoute) => ask.skip("this machine has no way to such an address (no IPv6?)"),
         Err(Closed::NoSuchName) => {
             ask.fail("missing", "no certificate is shown for the name", "see `vestibule status` for what the CA said")
         }
@@ -142,7 +143,7 @@ fn edge_shows(seen: &Seen, shown: &Result<Shown, Closed>, plan: &Plan, reach: &R
     let status = "see `vestibule status` for what the CA said";
     match shown {
         Err(Closed::NoSuchName) => ask.fail("missing", "the edge has no certificate for the name yet", status),
-        Err(Closed::Refused | Closed::Silent) => {
+        Err(Closed::Refused | Closed::Silent | Closed::NoRoute) => {
             let fact = format!("the edge does not answer on {}", plan.listen.https[0]);
             ask.fail("closed", fact, "start `vestibule run` with this file")
         }

@@ -35,7 +35,9 @@ async fn shake(address: SocketAddr, host: &str, roots: &Roots) -> Result<Shown, 
     let other = |error: &dyn std::error::Error| Closed::Other(error.to_string());
     let tcp = connect::tcp_to(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => Closed::Refused,
-        io::ErrorKind::TimedOut => Closed::Silent,
+        // A firewall that says so, or a router that gave up.
+        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => Closed::Silent,
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable => Closed::NoRoute,
         _ => other(&error),
     })?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| other(&error))?;

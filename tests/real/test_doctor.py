@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,8 +14,8 @@ import uuid
 
 import pytest
 
-from conftest import BINARY, ONE_HOST, ROOT, Edge, Synapse, free_port
-from standins import SECRET, Authority, LiveKit, LkJwt, Meddler, Web, closed_port
+from conftest import BINARY, ONE_HOST, ROOT, Edge, Synapse, free_port, wait_for
+from standins import SECRET, Authority, LiveKit, LkJwt, Meddler, NameServer, Web, closed_port
 
 HEALTHY = "max_event_delay_duration: 24h\nexperimental_features: { msc4222_enabled: true }\n"
 
@@ -254,6 +255,7 @@ def test_row_2_documents_of_another_web_server(deploy, authority, fault):
             client = (200, CORS + JSON, json.dumps({**document, "m.homeserver": {"base_url": "https://old.example.org"}}))
         case "differs":
             client = (200, CORS + JSON, json.dumps({**document, "io.element.e2ee": {"default": False}}))
+    nameserver = NameServer({})
     web.pages = {
         "/.well-known/matrix/client": client,
         "/.well-known/matrix/server": (200, CORS + JSON, json.dumps(server)),
@@ -263,7 +265,8 @@ def test_row_2_documents_of_another_web_server(deploy, authority, fault):
     if fault == "delegation":
         web.pages["/.well-known/matrix/server"] = (404, CORS, "")
     findings = deployment.doctor("--ca-file", authority.root, "--resolve", f"example.org:443:127.0.0.1:{web.port}",
-                                 "--resolve", f"*:8448:127.0.0.1:{closed}")
+                                 "--resolve", f"*:8448:127.0.0.1:{closed}", "--nameserver", nameserver.address)
+    nameserver.stop()
     web.stop()
     names(findings, *expected)
 
@@ -282,6 +285,11 @@ def test_row_2_documents_of_the_edge_with_members_that_harm(deploy, extra, expec
 def test_row_3_a_prefix_that_stays_on(deploy):
     sites = ONE_HOST.replace('{calls}", strip_prefix = true', '{jwt}"', 1).replace("{calls}", "{livekit}", 1)
     names(deploy(sites=sites).doctor(), "rtc.jwt.prefix")
+
+
+def test_row_5_a_prefix_that_stays_on_before_livekit(deploy):
+    sites = ONE_HOST.replace("{calls}", "{jwt}", 1).replace('{calls}", strip_prefix = true', '{livekit}"', 1)
+    names(deploy(sites=sites).doctor(), "rtc.sfu.other")
 
 
 def test_row_3_an_old_lk_jwt_service(deploy):
@@ -412,6 +420,35 @@ def test_row_9_the_server_name_is_another(deploy):
     names(deploy(sites=sites).doctor(), "federation.key.server_name")
 
 
+@pytest.mark.parametrize("service", ["_matrix-fed", "_matrix", None])
+def test_row_9_federation_by_srv_records(deploy, authority, service):
+    """A server name whose web site knows nothing of servers: the record leads to a machine that has its certificate."""
+    deployment = deploy(apex="")
+    edge = deployment.edge
+    web, federation = Web(tls=authority.context("example.org")), Meddler(deployment.synapse.port, tls=authority.context("example.org"))
+    document = {
+        "m.homeserver": {"base_url": edge.url("matrix.example.org")},
+        "org.matrix.msc4143.rtc_foci": [{"type": "livekit", "livekit_service_url": edge.url("jwt.matrixrtc.example.org")}],
+    }
+    web.pages = {
+        "/.well-known/matrix/client": (200, CORS + JSON, json.dumps(document)),
+        "/.well-known/matrix/server": (404, [], "404 page not found"),
+        "/.well-known/matrix/support": (404, CORS, ""),
+    }
+    # Without a record it is port 8448.
+    port = federation.port if service else 8448
+    nameserver = NameServer({f"{service}._tcp.example.org": ("fed.example.org", port)})
+    findings = deployment.doctor("--ca-file", authority.root, "--nameserver", nameserver.address,
+                                 "--resolve", f"example.org:443:127.0.0.1:{web.port}",
+                                 "--resolve", f"*:{port}:127.0.0.1:{federation.port}")
+    for one in (web, federation, nameserver):
+        one.stop()
+    names(findings)
+    assert "federation.key" in ids(findings, "ok")
+    fact = next(finding["fact"] for finding in findings if finding["id"] == "federation")
+    assert (f"{service}._tcp.example.org" if service else "8448") in fact
+
+
 # 10 and 11: limits on the way
 
 
@@ -451,10 +488,10 @@ def test_row_14_the_admin_api_is_open(deploy):
 def test_row_14_livekit_runs_with_dev(deploy):
     deployment = deploy()
     deployment.livekit.debug = True
-    names(deployment.doctor())
-    sites = SITES.replace('kind     = "livekit"', 'kind     = "http"')
-    deployment.stop()
-    names(deploy(sites=sites).doctor())
+    # The edge keeps it closed, which is what counts.
+    findings = deployment.doctor()
+    names(findings)
+    assert "GET /debug/rooms" not in deployment.livekit.requests and "rtc.sfu" in ids(findings, "ok")
 
 
 def test_row_14_an_invited_admin_is_no_fault(deploy):
@@ -533,6 +570,90 @@ def test_the_files_of_this_repository_are_fine(deploy):
     own = lines.replace("https://jwt.matrixrtc.example.org", deployment.edge.url("jwt.matrixrtc.example.org"))
     file = deployment.folder / "homeserver.yaml"
     file.write_text(own)
-    findings = deployment.doctor("--homeserver", file, "--compose", ROOT / "config" / "compose.yaml")
+    compose = deployment.folder / "compose.yaml"
+    rewrite(ROOT / "config" / "compose.yaml", compose, {"LIVEKIT_URL: wss://matrixrtc.example.org": f"LIVEKIT_URL: {deployment.jwt.url}"})
+    findings = deployment.doctor("--homeserver", file, "--compose", compose)
     names(findings)
     assert {"files.homeserver", "files.compose"} <= set(ids(findings, "ok"))
+
+
+# What `init` writes
+
+
+@pytest.mark.parametrize("layout", [[], ["--one-host"]], ids=["three-names", "one-host"])
+def test_what_init_writes_is_all_ok_when_it_runs(tmp_path, layout):
+    """The files are used as they are written but for what is this machine's: ports, addresses, the CA, and SQLite."""
+    folder = tmp_path / "deployment"
+    subprocess.run([BINARY, "init", "example.org", "--dir", folder, *layout], check=True, capture_output=True)
+    with contextlib.ExitStack() as stack:
+        port = synapse_with(tmp_path, (folder / "homeserver-lines.yaml").read_text(), stack)
+        livekit = LiveKit()
+        stack.callback(livekit.stop)
+        url = next(line.split(": ", 1)[1] for line in (folder / "compose.yaml").read_text().splitlines() if "LIVEKIT_URL:" in line)
+        jwt = LkJwt(url.split("#")[0].strip(), lambda: f"http://127.0.0.1:{port}", lambda: f"http://127.0.0.1:{livekit.port}")
+        stack.callback(jwt.stop)
+        http, https = edge_with(tmp_path, folder, {"synapse:8008": port, "lk-jwt-service:8080": jwt.port, "livekit:7880": livekit.port}, stack)
+        tcp, udp = stack.enter_context(socket.socket()), stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        udp.bind(("127.0.0.1", 0))
+        ports = {"tcp_port: 7881": f"tcp_port: {tcp.getsockname()[1]}", "udp_port: 7882": f"udp_port: {udp.getsockname()[1]}"}
+        rewrite(folder / "livekit.yaml", tmp_path / "livekit.yaml", ports)
+        command = [BINARY, "doctor", "--json", "--config", tmp_path / "vestibule.toml", "--user", "admin"]
+        command += ["--resolve", f"*:443:127.0.0.1:{https}", "--resolve", f"*:80:127.0.0.1:{http}"]
+        command += ["--livekit", tmp_path / "livekit.yaml", "--compose", folder / "compose.yaml"]
+        command += ["--homeserver", folder / "homeserver-lines.yaml"]
+        environment = {**os.environ, "VESTIBULE_PASSWORD": "a long password"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    findings = json.loads(done.stdout)["findings"]
+    names(findings)
+    for wanted in ("rtc.call", "rtc.transports", "files.livekit", "files.homeserver", "files.compose", "homeserver.client_address"):
+        assert wanted in ids(findings, "ok"), wanted
+
+
+def rewrite(source, target, changes):
+    text = source.read_text()
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    target.write_text(text)
+
+
+def synapse_with(folder, lines, stack):
+    """A Synapse with lines of `init` over what it generates, as the container runs it; its port."""
+    port = free_port()
+    run = [sys.executable, "-m", "synapse.app.homeserver", "-c", "homeserver.yaml"]
+    more = ["--server-name", "example.org", "--generate-config", "--report-stats=no", "--data-directory", "."]
+    subprocess.run([*run, *more], check=True, capture_output=True, cwd=folder)
+    (folder / "lines.yaml").write_text(lines.replace("port: 8008", f"port: {port}"))
+    (folder / "more.yaml").write_text("database: { name: sqlite3, args: { database: db.sqlite } }\ntrusted_key_servers: []\n"
+                                      "enable_registration: true\nenable_registration_without_verification: true\nbcrypt_rounds: 4\n")
+    out = stack.enter_context(open(folder / "out", "w"))
+    synapse = subprocess.Popen([*run, "-c", "lines.yaml", "-c", "more.yaml"], stdout=out, stderr=out, cwd=folder)
+    stack.callback(synapse.wait, 20)
+    stack.callback(synapse.terminate)
+
+    def answers():
+        assert synapse.poll() is None, (folder / "out").read_text()[-4000:]
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+
+    wait_for("Synapse", answers)
+    body = {"username": "admin", "password": "a long password", "auth": {"type": "m.login.dummy"}}
+    register = urllib.request.Request(f"http://127.0.0.1:{port}/_matrix/client/v3/register", json.dumps(body).encode())
+    assert urllib.request.urlopen(register).status == 200
+    return port
+
+
+def edge_with(folder, deployment, upstreams, stack):
+    """The edge with the file of `init`; its ports. Its public port stays 443, as the file has it."""
+    http, https = free_port(), free_port()
+    config = folder / "vestibule.toml"
+    rewrite(deployment / "vestibule.toml", config, {name: f"127.0.0.1:{port}" for name, port in upstreams.items()})
+    here = f'[listen]\nhttp = ["127.0.0.1:{http}"]\nhttps = ["127.0.0.1:{https}"]\n[storage]\npath = "{folder}/state"\n'
+    config.write_text(f'{config.read_text()}\n{here}[tls]\ncertificates = "internal"\n[admin]\nlisten = "unix:{folder}/admin.sock"\n')
+    err = folder / "edge.err"
+    edge = subprocess.Popen([BINARY, "run", "--config", config], stderr=stack.enter_context(open(err, "w")))
+    stack.callback(edge.wait, 15)
+    stack.callback(edge.terminate)
+    wait_for("the edge", lambda: edge.poll() is None and '"ready"' in err.read_text(), 20)
+    return http, https
