@@ -105,6 +105,14 @@ def test_synapse_starts_with_the_lines(tmp_path, deployment):
         synapse.wait(20)
 
 
+def test_doctor_finds_nothing_wrong_in_the_files(deployment):
+    files = ["--livekit", "livekit.yaml", "--homeserver", "homeserver-lines.yaml", "--compose", "compose.yaml"]
+    nowhere = ["--resolve", "*:443:127.0.0.1:1", "--json"]
+    done = subprocess.run([BINARY, "doctor", *files, *nowhere], capture_output=True, text=True, cwd=deployment, timeout=120)
+    rows = [row for row in json.loads(done.stdout)["findings"] if row["layer"] == "files"]
+    assert len(rows) == 3 and all(row["verdict"] == "ok" for row in rows), rows
+
+
 @pytest.mark.skipif(not COMPOSE.exists(), reason="docker-compose 2.40 cannot be had here")
 def test_compose_accepts_the_committed_example():
     environment = {"PATH": os.environ["PATH"], "LIVEKIT_SECRET": "s" * 64, "POSTGRES_PASSWORD": "p" * 64}

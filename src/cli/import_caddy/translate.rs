@@ -102,6 +102,10 @@ fn add(site: Site, plain: bool, model: &mut Model, remarks: &mut Vec<Remark>) {
         known.tls = site.tls.clone().filter(|tls| tls != "\"off\"");
     }
     match (&known.root, &site.root) {
+        // The port of federation beside the website of the name: both, on every port.
+        (Some(Action::Proxy(Kind::Http, _)), Some(homeserver @ Action::Proxy(Kind::Synapse, _))) => {
+            known.routes.push(Route { prefix: "/_matrix".into(), action: homeserver.clone(), strip: false });
+        }
         (Some(old), Some(new)) if old != new => {
             let text =
                 format!("`{}` is there twice: on every port it is one site, which the first block decides", site.host);
@@ -215,8 +219,9 @@ impl Walk<'_> {
             "header" => self.header(line, scope),
             "tls" => options::tls(line, &mut self.site, self.model, self.remarks),
             "request_body" => self.request_body(line),
-            // Compression and the access log are there by themselves; `root` is of use to `file_server` only.
-            "encode" | "log" | "log_skip" | "skip_log" | "log_name" | "log_append" | "root" | "vars" | "metrics" => {}
+            // Compression and the access log are there by themselves; `root` and `try_files` are of use to `file_server` only.
+            "encode" | "log" | "log_skip" | "skip_log" | "log_name" | "log_append" | "root" | "try_files" | "vars"
+            | "metrics" => {}
             name if name.starts_with('@') => {}
             "file_server" if self.matches_well_known(line, scope) => {
                 self.lost(line, "files of /.well-known/matrix: put what they say into [matrix]");

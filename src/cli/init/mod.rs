@@ -151,6 +151,8 @@ fn tell(dir: &Path, deployment: &Deployment, files: &[File]) {
     println!(
         "  docker compose exec synapse register_new_matrix_user -c /data/homeserver.yaml -a http://localhost:8008"
     );
+    println!("\nWhether everything is as it should be, outside as well:");
+    println!("  docker compose exec vestibule /usr/local/bin/vestibule doctor");
     println!("\n.env holds the secrets: keep it, and show it to nobody.");
 }
 
