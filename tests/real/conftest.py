@@ -15,6 +15,8 @@ import urllib.request
 
 import pytest
 
+from containers import appliance_image, engine, image  # noqa: F401 (fixtures)
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = ROOT / "target" / "debug" / "vestibule"
 TOOLS = ROOT / "target" / "tools"

@@ -7,27 +7,16 @@ import json
 import os
 import re
 import ssl
-import subprocess
 import time
 import urllib.error
 import urllib.request
 
 import pytest
 
-from conftest import ROOT, free_port, wait_for
-from test_container import docker, image as _image  # noqa: F401 (the fixtures that this one stands on)
-from test_container import IMAGE, engine  # noqa: F401
+from conftest import free_port, wait_for
+from containers import APPLIANCE, docker
 
-APPLIANCE = "vestibule-appliance:test"
 SERVICES = ("postgres", "synapse", "livekit", "lk-jwt", "vestibule")
-
-
-@pytest.fixture(scope="module")
-def appliance_image(_image):
-    subprocess.run([ROOT / "tests/real/base-images.sh", "appliance"], check=True)
-    built = docker("build", "--network", "host", "-t", APPLIANCE, "--build-arg", f"VESTIBULE={IMAGE}", str(ROOT / "config/appliance"))
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-    return APPLIANCE
 
 
 class Appliance:

@@ -13,8 +13,7 @@ import urllib.request
 import pytest
 
 from conftest import BINARY, free_port, wait_for
-from test_appliance import APPLIANCE, appliance_image  # noqa: F401 (fixtures)
-from test_container import IMAGE, docker, engine, image  # noqa: F401
+from containers import APPLIANCE, IMAGE, docker
 from test_init import COMPOSE
 
 pytestmark = pytest.mark.skipif(not COMPOSE.exists(), reason="docker-compose 2.40 cannot be had here")

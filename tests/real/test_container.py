@@ -3,11 +3,8 @@
 import asyncio
 import ipaddress
 import json
-import os
 import re
-import shutil
 import ssl
-import subprocess
 import threading
 import time
 import urllib.request
@@ -15,50 +12,7 @@ import urllib.request
 import pytest
 
 from conftest import ROOT, CallServices, free_port, wait_for
-
-HERE = ROOT / "tests/real"
-IMAGE = "vestibule:test"
-
-
-def docker(*arguments, **more):
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, **more)
-
-
-@pytest.fixture(scope="session")
-def engine(tmp_path_factory):
-    """A Docker engine: the one that runs, or one of our own for as long as the tests take."""
-    if not shutil.which("docker"):
-        pytest.skip("docker.io cannot be had here")
-    if docker("info").returncode == 0:
-        yield
-        return
-    if not shutil.which("dockerd") or os.geteuid() != 0:
-        pytest.skip("no Docker engine runs, and none can be started by this user")
-    folder = tmp_path_factory.mktemp("engine")
-    socket = f"unix://{folder}/docker.sock"
-    command = ["dockerd", "--host", socket, "--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
-    process = subprocess.Popen(command, stdout=open(folder / "log", "w"), stderr=subprocess.STDOUT)
-    os.environ["DOCKER_HOST"] = socket
-    try:
-        until = time.monotonic() + 60
-        while docker("info").returncode != 0:
-            if process.poll() is not None or time.monotonic() > until:
-                pytest.skip(f"a Docker engine does not start here: {(folder / 'log').read_text()[-300:]}")
-            time.sleep(0.2)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
-        del os.environ["DOCKER_HOST"]
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def image(engine):
-    subprocess.run([HERE / "base-images.sh"], check=True)
-    built = docker("build", "--network", "host", "-t", IMAGE, str(ROOT))
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-    return json.loads(docker("image", "inspect", IMAGE).stdout)[0]
+from containers import IMAGE, docker
 
 
 class Container:
