@@ -3,24 +3,22 @@
 //! Which certificate a name has is decided by the resolver that is handed in; this room knows neither files nor ACME.
 
 mod config;
+mod stream;
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
+use std::{future::poll_fn, io, sync::Arc, time::Duration};
+
+use rustls::{
+    CommonState,
+    server::{ResolvesServerCert, UnbufferedServerConnection},
 };
-
-use rustls::{ServerConnection, server::ResolvesServerCert};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::LazyConfigAcceptor;
 
-use self::config::Configs;
-pub use self::config::TlsError;
+use self::{config::Configs, stream::Remembering};
+pub use self::{config::TlsError, stream::TlsStream};
 use crate::{
     config::plan::TlsVersion,
     conn::{Alpn, TlsInfo},
@@ -102,7 +100,8 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let mut acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io);
+        let mut acceptor =
+            LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Remembering { io, read: Vec::new() });
         let start = match (&mut acceptor).await {
             Ok(start) => start,
             Err(error) => return Err(refuse_garbage(acceptor.take_io(), error).await),
@@ -111,23 +110,27 @@ impl Acceptor {
         let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
         let validation = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME_TLS));
         if !validation && !name.as_deref().is_some_and(|name| (self.knows)(name)) {
-            let mut io = start.io;
+            let mut io = start.io.io;
             say(&mut io, &UNRECOGNIZED_NAME).await;
             return Err(AcceptError::UnknownName(name.unwrap_or_default()));
         }
-        let config = if validation { &self.configs.validation } else { &self.configs.http };
-        let stream = start.into_stream(config.clone()).await.map_err(AcceptError::Handshake)?;
         if validation {
-            let mut stream = stream;
+            let mut stream =
+                start.into_stream(self.configs.validation.clone()).await.map_err(AcceptError::Handshake)?;
             let _ = timeout(FAREWELL, stream.shutdown()).await;
             return Ok(Accepted::AcmeChallenge);
         }
-        let info = info(stream.get_ref().1, name);
-        Ok(Accepted::Http(Box::new(TlsStream(stream)), info))
+        let Remembering { io, read } = start.io;
+        let connection = UnbufferedServerConnection::new(self.configs.http.clone())
+            .map_err(|error| AcceptError::Handshake(io::Error::other(error)))?;
+        let mut stream = Box::new(TlsStream::new(io, connection, read));
+        poll_fn(|cx| stream.poll_handshake(cx)).await.map_err(AcceptError::Handshake)?;
+        let info = info(stream.state(), name);
+        Ok(Accepted::Http(stream, info))
     }
 }
 
-fn info(connection: &ServerConnection, sni: Option<String>) -> TlsInfo {
+fn info(connection: &CommonState, sni: Option<String>) -> TlsInfo {
     TlsInfo {
         sni: sni.map(Into::into),
         alpn: if connection.alpn_protocol() == Some(b"h2") { Alpn::Http2 } else { Alpn::Http1 },
@@ -165,40 +168,4 @@ async fn say<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, word: &[u8]) {
     };
     // The connection is over either way.
     let _ = timeout(FAREWELL, farewell).await;
-}
-
-/// The plain side of a TLS connection.
-#[derive(Debug)]
-pub struct TlsStream<IO>(tokio_rustls::server::TlsStream<IO>);
-
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }
