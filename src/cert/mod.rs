@@ -8,7 +8,7 @@ mod files;
 mod internal;
 mod issue;
 mod resolver;
-mod schedule;
+pub mod schedule;
 mod store;
 mod takeover;
 
