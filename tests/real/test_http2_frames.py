@@ -135,8 +135,8 @@ class Connection:
         payload, self.buffer = self.buffer[9:9 + length], self.buffer[9 + length:]
         if kind == HEADERS:
             # Every block is decoded, in order: it may change the table.
-            fields = dict(self.decoder.decode(payload))
-            self.statuses[stream] = int(fields.get(":status", 0))
+            self.fields = dict(self.decoder.decode(payload))
+            self.statuses[stream] = int(self.fields.get(":status", 0))
         return kind, flags, stream & 0x7FFFFFFF, payload
 
     def until(self, wanted):
@@ -438,6 +438,8 @@ class Service:
                     whole = b"\r\n\r\n" in read and len(body) >= int(length[1] if length else 0)
                 if whole:
                     self.seen.append(read)
+                if whole and b" /hint " in head:
+                    stream.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: X-Hop\r\nX-Hop: 1\r\n\r\n")
                 if whole and b"/hold" not in head:
                     body = b"" if head.startswith(b"HEAD") else b"x" * BODY
                     stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % BODY + body)
@@ -465,6 +467,15 @@ def test_every_frame_has_the_answer_of_the_rfc(front, steps, verify):
         step(conn) if callable(step) else conn.send(step)
     verify(conn)
     conn.io.close()
+
+
+def test_hints_pass(front):
+    conn = Connection(front)
+    conn.send(headers(1, request(path="/hint")))
+    hint = conn.until(lambda f: f[0] == HEADERS)
+    assert conn.statuses[1] == 103 and not hint[1] & END_STREAM
+    assert dict(conn.fields) == {":status": "103", "link": "</a>"}
+    answered()(conn)
 
 
 def test_a_pseudo_field_among_the_trailers_goes_no_further(front):

@@ -3,20 +3,20 @@
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, ready},
 };
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, ext::Protocol, server::SendResponse};
-use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use tokio_util::task::TaskTracker;
 
 use super::{body::Upload, tunnel::Bytestream};
 use crate::{
     body::{Body, Request, Response},
-    conn::{ConnInfo, ExtendedConnect, Takeover},
+    conn::{ConnInfo, ExtendedConnect, Interim, InterimSink, Takeover},
     error::Kind,
     serve::{
         Handler, Settings, date, normalize,
@@ -43,6 +43,35 @@ pub struct Exchange<H> {
     pub tasks: TaskTracker,
 }
 
+/// Interim answers of one stream that wait to be sent. How many there may be is the upstream's bound.
+#[derive(Default)]
+struct Hints(Mutex<Vec<(StatusCode, HeaderMap)>>);
+
+impl Hints {
+    fn waiting(&self) -> MutexGuard<'_, Vec<(StatusCode, HeaderMap)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, respond: &mut SendResponse<Bytes>) {
+        for (status, mut headers) in self.waiting().drain(..) {
+            for name in &FORBIDDEN {
+                headers.remove(name);
+            }
+            let mut hint = http::Response::new(());
+            *hint.status_mut() = status;
+            *hint.headers_mut() = headers;
+            // Whoever has reset the stream needs no hints.
+            let _ = respond.send_informational(hint);
+        }
+    }
+}
+
+impl InterimSink for Hints {
+    fn push(&self, status: StatusCode, headers: &HeaderMap) {
+        self.waiting().push((status, headers.clone()));
+    }
+}
+
 /// The stream is over before its answer: reset by the client, or gone with its connection.
 struct Gone;
 
@@ -53,15 +82,21 @@ impl<H: Handler> Exchange<H> {
         let is_head = incoming.method() == Method::HEAD;
         let target = incoming.uri().path_and_query().cloned();
         let (request, tunnel) = self.request(incoming);
+        let hints = Arc::<Hints>::default();
         let mut response = match request {
-            Ok(request) => {
+            Ok(mut request) => {
+                request.extensions_mut().insert(Interim(hints.clone()));
                 // Boxed, so that a stream is small where it is moved, and while its body is sent: in place, every
                 // request copied 6 KiB three times.
                 let mut handling = Box::pin(self.handler.handle(request, &self.conn));
-                let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
-                    Poll::Ready(response) => Poll::Ready(Some(response)),
-                    // A client that resets the stream takes its request with it.
-                    Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+                let answered = poll_fn(|cx| {
+                    let answered = handling.as_mut().poll(cx);
+                    hints.send(&mut respond);
+                    match answered {
+                        Poll::Ready(response) => Poll::Ready(Some(response)),
+                        // A client that resets the stream takes its request with it.
+                        Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+                    }
                 });
                 let Some(response) = answered.await else { return };
                 response
