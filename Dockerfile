@@ -1,6 +1,6 @@
 # A small image that runs as nobody, for the platform of whoever builds it (amd64, arm64): docker build -t vestibule .
 #
-# The same source, base images and SOURCE_DATE_EPOCH give the same program, byte for byte. What it is made of:
+# The same source, base images and SOURCE_DATE_EPOCH give the same program; a release is built twice and compared. What is in it:
 # /usr/share/doc/vestibule/Cargo.lock; a release has it as CycloneDX beside its binaries.
 ARG RUST=rust:1.95-slim-bookworm
 ARG BASE=gcr.io/distroless/cc-debian12:nonroot

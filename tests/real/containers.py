@@ -44,6 +44,8 @@ def engine(tmp_path_factory):
     finally:
         process.terminate()
         process.wait(60)
+        # It leaves the mount of its network behind, which would keep the folder.
+        subprocess.run(["umount", folder / "exec/netns/default"], capture_output=True)
         del os.environ["DOCKER_HOST"]
         shutil.rmtree(folder, ignore_errors=True)
 

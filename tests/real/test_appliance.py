@@ -15,6 +15,7 @@ import pytest
 
 from conftest import free_port, wait_for
 from containers import APPLIANCE, docker
+from test_compose import POSTGRES
 
 SERVICES = ("postgres", "synapse", "livekit", "lk-jwt", "vestibule")
 
@@ -207,3 +208,25 @@ def test_the_signing_key_is_never_made_again(appliance, appliance_image):
     assert moved.returncode == 0, moved.stderr
     code, error = refusal(appliance_image, "--env", "SERVER_NAME=example.org", "--env", "ACME_EMAIL=a@example.org", "--volume", f"{volume}:/data")
     assert code == 78 and "signing.key is gone" in error, (code, error)
+
+
+def test_another_postgresql_is_one_variable(appliance_image, tmp_path):
+    name = f"appliance-test-postgres-{os.getpid()}"
+    (tmp_path / "start").write_text(POSTGRES)
+    (tmp_path / "start").chmod(0o755)
+    assert docker("network", "create", name).returncode == 0
+    one = None
+    try:
+        run = docker(
+            "run", "--detach", "--name", name, "--network", name, "--volume", f"{tmp_path}/start:/start:ro", "--entrypoint", "/start",
+            "--env", "POSTGRES_USER=synapse", "--env", "POSTGRES_PASSWORD=secret", "--env", "POSTGRES_INITDB_ARGS=--encoding=UTF8 --locale=C",
+            appliance_image)
+        assert run.returncode == 0, run.stderr
+        one = Appliance(appliance_image, f"{name}-data", "--network", name, "--env", f"DATABASE_URL=postgresql://synapse:secret@{name}/synapse")
+        assert "user: @bob:example.org" in one.exec("admin", "bob").stdout
+        assert one.exec("test", "-e", "/data/postgres").returncode == 1
+    finally:
+        for container in (name, one and one.name):
+            docker("rm", "--force", "--volumes", container or name)
+        docker("volume", "rm", "--force", f"{name}-data")
+        docker("network", "rm", name)
