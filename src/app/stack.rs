@@ -38,7 +38,7 @@ use crate::{
     },
     route::{self, Router, bare_host},
     serve,
-    telemetry::Metrics,
+    telemetry::{Metrics, SiteNumbers},
     upstream::{self, Upstream},
 };
 
@@ -61,7 +61,7 @@ pub struct Generation {
 }
 
 struct Site {
-    name: Arc<str>,
+    numbers: SiteNumbers,
     /// Whether the site is served over TLS, so that plain HTTP redirects.
     secure: bool,
     hsts: bool,
@@ -93,7 +93,7 @@ impl Generation {
         let sites = plan.sites.iter().map(|site| {
             let routes =
                 site.routes.iter().map(|route| (route.prefix.as_str().into(), Route::new(route, env))).collect();
-            (site.host.as_str().into(), Site::new(site), routes)
+            (site.host.as_str().into(), Site::new(site, metrics), routes)
         });
         Self {
             router: Router::new(sites),
@@ -105,7 +105,7 @@ impl Generation {
             }),
             compress: Compress::new(&plan.compression, metrics.saved()),
             http01,
-            log: AccessLog::new(plan.log.access, plan.log.client_ip, metrics.clone()),
+            log: AccessLog::new(plan.log.access, plan.log.client_ip, metrics),
         }
     }
 
@@ -139,7 +139,7 @@ impl Generation {
         }
         let found = self.site(&request, visit.conn)?;
         visit.hsts = found.site.hsts;
-        visit.exchange.at_site(&found.site.name);
+        visit.exchange.at_site(&found.site.numbers);
         if let Some(documents) = &found.site.well_known
             && let Some(answer) = documents.answer(&request)
         {
@@ -254,9 +254,9 @@ impl Generation {
 }
 
 impl Site {
-    fn new(plan: &plan::Site) -> Self {
+    fn new(plan: &plan::Site, metrics: &Metrics) -> Self {
         Self {
-            name: plan.host.shared(),
+            numbers: metrics.of_site(plan.host.shared()),
             secure: plan.tls != plan::SiteTls::Off,
             hsts: plan.hsts,
             well_known: plan.well_known.as_deref().map(WellKnown::new),

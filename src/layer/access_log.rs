@@ -22,7 +22,7 @@ use crate::{
     config::plan::ClientIpLog,
     conn::{ConnInfo, Phase, Phases, Takeover, TunnelEnd},
     error::{Fault, Kind, ProxyError},
-    telemetry::{Metrics, redact_target},
+    telemetry::{Metrics, SiteNumbers, redact_target},
 };
 
 /// Starts the record of every exchange.
@@ -30,14 +30,15 @@ use crate::{
 pub struct AccessLog {
     write: bool,
     client_ip: ClientIpLog,
-    metrics: Metrics,
+    /// The numbers of what is for no site.
+    nowhere: SiteNumbers,
 }
 
 impl AccessLog {
     /// A log that counts, and writes if it is asked to.
     #[must_use]
-    pub const fn new(write: bool, client_ip: ClientIpLog, metrics: Metrics) -> Self {
-        Self { write, client_ip, metrics }
+    pub fn new(write: bool, client_ip: ClientIpLog, metrics: &Metrics) -> Self {
+        Self { write, client_ip, nowhere: metrics.of_site("".into()) }
     }
 
     /// Starts the record of an exchange.
@@ -66,8 +67,7 @@ impl AccessLog {
             entry,
             began: Instant::now(),
             method: request.method().clone(),
-            site: Arc::from(""),
-            metrics: self.metrics.clone(),
+            site: self.nowhere.clone(),
             ended: End::ClientLeft,
             status: None,
             head: None,
@@ -77,7 +77,7 @@ impl AccessLog {
     /// Records what never became a request.
     pub fn refused(&self, error: &ProxyError, target: Option<&str>, conn: &ConnInfo, id: &str) {
         let status = error.kind.status();
-        self.metrics.answered(&Arc::from(""), &Method::default(), status, std::time::Duration::ZERO);
+        self.nowhere.answered(&Method::default(), status, std::time::Duration::ZERO);
         if self.write {
             let client = self.client_ip.apply(conn.client.ip()).map(tracing::field::display);
             let target = redact_target(target.unwrap_or_default());
@@ -111,8 +111,7 @@ struct Open {
     entry: Option<Box<Entry>>,
     began: Instant,
     method: Method,
-    site: Arc<str>,
-    metrics: Metrics,
+    site: SiteNumbers,
     ended: End,
     status: Option<StatusCode>,
     head: Option<std::time::Duration>,
@@ -130,7 +129,7 @@ enum End {
 
 impl Exchange {
     /// The site that the request is for.
-    pub fn at_site(&mut self, site: &Arc<str>) {
+    pub fn at_site(&mut self, site: &SiteNumbers) {
         if let Some(open) = &mut self.0 {
             open.site = site.clone();
         }
@@ -148,7 +147,7 @@ impl Exchange {
     pub fn finish(mut self, mut response: Response, error: Option<&ProxyError>) -> Response {
         let Some(mut open) = self.0.take() else { return response };
         let head = open.began.elapsed();
-        open.metrics.answered(&open.site, &open.method, response.status(), head);
+        open.site.answered(&open.method, response.status(), head);
         open.status = Some(response.status());
         open.head = Some(head);
         if let Some(error) = error {
@@ -211,7 +210,7 @@ impl Open {
         let unfinished = if self.status.is_some() { "body" } else { "head" };
         match self.ended {
             End::Complete => ("end", None, None),
-            End::ClientLeft if self.metrics.is_cut() => ("drain", Some("drain"), Some(unfinished)),
+            End::ClientLeft if self.site.is_cut() => ("drain", Some("drain"), Some(unfinished)),
             End::ClientLeft => ("client", Some("client_gone"), Some(unfinished)),
             End::Cut(BodyError::Stalled) => ("limit", Some("body_stalled"), Some("body")),
             End::Cut(BodyError::TooLarge) => ("limit", Some("body_too_large"), Some("body")),
@@ -235,7 +234,7 @@ impl Open {
     fn write(&self, entry: &Entry) {
         let (ended_by, reason, failed) = self.ending(&entry.phases);
         let status = match (self.ended, self.status) {
-            (End::ClientLeft, None) if !self.metrics.is_cut() => 499,
+            (End::ClientLeft, None) if !self.site.is_cut() => 499,
             (_, status) => status.map_or(0, |status| status.as_u16()),
         };
         let millis = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
@@ -248,7 +247,7 @@ impl Open {
             method = %self.method,
             host = entry.host,
             uri = %redact_target(&entry.target),
-            site = &*self.site,
+            site = self.site.name(),
             upstream = entry.upstream.as_deref(),
             status,
             bytes_in = entry.bytes_in.load(Ordering::Relaxed),

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -130,12 +130,15 @@ impl Metrics {
         }))
     }
 
-    /// Counts an answer. `site` is a configured name, or empty where no site was found.
-    pub fn answered(&self, site: &Arc<str>, method: &Method, status: StatusCode, head: Duration) {
-        let labels =
-            RequestLabels { site: site.clone(), method: method_label(method), status: Class(status.as_u16() / 100) };
-        self.0.requests.get_or_create(&labels).inc();
-        self.0.latency.get_or_create(&SiteLabels { site: site.clone() }).observe(head.as_secs_f64());
+    /// The numbers of a site, a configured name, or empty for what is for no site.
+    #[must_use]
+    pub fn of_site(&self, name: Arc<str>) -> SiteNumbers {
+        SiteNumbers(Arc::new(PerSite {
+            name,
+            metrics: self.clone(),
+            latency: OnceLock::new(),
+            requests: Default::default(),
+        }))
     }
 
     /// A connection over a bound.
@@ -240,18 +243,57 @@ impl Metrics {
     }
 }
 
-/// A closed set, since a method is whatever a client writes.
-fn method_label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::DELETE => "DELETE",
-        Method::PATCH => "PATCH",
-        Method::OPTIONS => "OPTIONS",
-        _ => "other",
+/// What is counted of one site. Each number is looked up by its labels once and then kept, since two look-ups for every
+/// answer hash six texts. Cheap to clone.
+#[derive(Clone)]
+pub struct SiteNumbers(Arc<PerSite>);
+
+struct PerSite {
+    name: Arc<str>,
+    metrics: Metrics,
+    latency: OnceLock<Histogram>,
+    /// By method and class of status.
+    requests: [[OnceLock<Counter>; CLASSES]; METHODS.len()],
+}
+
+impl SiteNumbers {
+    /// The site.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
     }
+
+    /// Whether the process ends without waiting any longer; see [`Metrics::is_cut`].
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.0.metrics.is_cut()
+    }
+
+    /// Counts an answer.
+    pub fn answered(&self, method: &Method, status: StatusCode, head: Duration) {
+        let PerSite { name, metrics, latency, requests } = &*self.0;
+        let (method, class) = (method_index(method), status.as_u16() / 100);
+        let count = || {
+            let labels = RequestLabels { site: name.clone(), method: METHODS[method], status: Class(class) };
+            metrics.0.requests.get_or_create(&labels).clone()
+        };
+        match requests[method].get(usize::from(class)) {
+            Some(kept) => kept.get_or_init(count).inc(),
+            None => count().inc(),
+        };
+        let find = || metrics.0.latency.get_or_create(&SiteLabels { site: name.clone() }).clone();
+        latency.get_or_init(find).observe(head.as_secs_f64());
+    }
+}
+
+/// Classes of status that HTTP has, and the zeroth.
+const CLASSES: usize = 6;
+
+/// A closed set, since a method is whatever a client writes.
+const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "other"];
+
+fn method_index(method: &Method) -> usize {
+    METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len() - 1)
 }
 
 fn seconds(at: SystemTime) -> i64 {
@@ -398,10 +440,10 @@ mod tests {
     #[test]
     fn strangers_make_no_series() {
         let metrics = Metrics::new(UNIX_EPOCH);
-        let site: Arc<str> = "example.org".into();
+        let site = metrics.of_site("example.org".into());
         for n in 0..1_000 {
             let method = Method::from_bytes(format!("M{n}").as_bytes()).unwrap();
-            metrics.answered(&site, &method, StatusCode::OK, Duration::from_millis(3));
+            site.answered(&method, StatusCode::OK, Duration::from_millis(3));
         }
         let source: Source = Arc::new(|| Snapshot {
             upstreams: vec![("a".into(), "http://a".into(), true, 1, 2, 3)],

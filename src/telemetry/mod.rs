@@ -10,7 +10,7 @@ use tracing::error;
 use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _};
 
 pub use self::{
-    metrics::{Certificate, Class, Metrics, Snapshot, classic},
+    metrics::{Certificate, Class, Metrics, SiteNumbers, Snapshot, classic},
     redact::redact_target,
     writer::{Dropped, Flush},
 };
