@@ -159,6 +159,100 @@ async fn a_100_continue_is_asked_of_the_service() {
     assert_eq!(upstream.seen()[1], "hello");
 }
 
+/// Begins a chunked answer to the first request with `head` before it, notes what arrives meanwhile, and ends the answer
+/// when told. Requests after it are answered at once.
+async fn answering_early(before: &'static str, end: Arc<Notify>) -> Origin {
+    Origin::talking(move |mut stream: TcpStream, seen| {
+        let end = end.clone();
+        async move {
+            let mut buf = vec![0; 4096];
+            let n = stream.read(&mut buf).await.unwrap();
+            if String::from_utf8_lossy(&buf[..n]).starts_with("GET") {
+                stream.write_all(&origin::ok("next")).await.unwrap();
+                return;
+            }
+            let head = format!("{before}HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut ended = false;
+            loop {
+                tokio::select! {
+                    read = stream.read(&mut buf) => match read {
+                        Ok(n @ 1..) => seen.lock().unwrap().push(String::from_utf8_lossy(&buf[..n]).into_owned()),
+                        _ => return,
+                    },
+                    () = end.notified(), if !ended => {
+                        ended = true;
+                        let _ = stream.write_all(b"0\r\n\r\n").await;
+                    }
+                }
+            }
+        }
+    })
+    .await
+}
+
+const EXPECTING: &str = "Content-Length: 5\r\nExpect: 100-continue\r\n";
+
+#[tokio::test]
+async fn a_body_is_sent_that_was_asked_for_in_one_breath_with_the_answer() {
+    let end = Arc::new(Notify::new());
+    let upstream = answering_early("HTTP/1.1 100 Continue\r\n\r\n", end.clone()).await;
+    let edge = edge(&upstream).await;
+    let mut client = Client::tls(&edge, HOST).await;
+    client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{EXPECTING}\r\n")).await;
+    // No 100 may stand in the middle of the answer.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    client.send("hello").await;
+    until(|| upstream.seen().concat() == "hello").await;
+    end.notify_one();
+    let answer = client.answer(false).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "a"));
+}
+
+#[tokio::test]
+async fn a_connection_that_owes_a_body_is_not_used_again() {
+    let end = Arc::new(Notify::new());
+    let upstream = answering_early("", end.clone()).await;
+    let edge = edge(&upstream).await;
+    let mut client = Client::tls(&edge, HOST).await;
+    client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{EXPECTING}\r\n")).await;
+    // Longer than a body is held back for a 100.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    end.notify_one();
+    assert_eq!(client.answer(false).await.text(), "a");
+    // Each worker has connections of its own: often enough for all of them.
+    for _ in 0..8 {
+        assert_eq!(Client::tls(&edge, HOST).await.get(HOST, "/next").await.text(), "next");
+    }
+    assert_eq!(upstream.seen().concat(), "");
+}
+
+#[tokio::test]
+async fn an_upload_that_is_cut_beside_its_answer_never_ends_cleanly() {
+    let end = Arc::new(Notify::new());
+    let upstream = answering_early("", end.clone()).await;
+    let edge = edge(&upstream).await;
+    let mut client = Client::tls(&edge, HOST).await;
+    client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    client.send("5\r\nhello\r\n").await;
+    until(|| upstream.seen().concat().contains("hello")).await;
+    client.send("nonsense\r\n").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    end.notify_one();
+    assert_eq!(client.answer(false).await.text(), "a");
+    assert_eq!(upstream.seen().concat(), "5\r\nhello\r\n");
+}
+
+/// Waits for something that becomes true.
+async fn until(is: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is() {
+        assert!(began.elapsed() < Duration::from_secs(10), "it never comes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn early_hints_pass() {
     let upstream = Origin::answering(|_| {

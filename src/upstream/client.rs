@@ -197,7 +197,7 @@ impl Exchange {
     }
 
     /// A final head, or `None` after an interim one.
-    fn head(&mut self, len: usize, outgoing: &Outgoing) -> Result<Option<ResponseHead>, ProxyError> {
+    fn head(&mut self, len: usize, outgoing: &mut Outgoing) -> Result<Option<ResponseHead>, ProxyError> {
         let bytes = self.link.take(len);
         self.heads += len;
         if self.heads > ANSWER_HEAD.bytes {
@@ -206,7 +206,7 @@ impl Exchange {
         let mut head = wire::parse_response(&bytes, &outgoing.parts.method, &ANSWER_HEAD)
             .map_err(|error| ProxyError::new(Kind::BadResponse, error))?;
         match head.status.as_u16() {
-            100 => self.upload.may_go(),
+            100 => self.upload.may_go(outgoing),
             101 if outgoing.websocket && is_websocket(&head.headers) => return Ok(Some(head)),
             101 => return Err(nonsense("an upgrade that nobody asked for")),
             102..=199 => {
@@ -227,9 +227,10 @@ impl Exchange {
         let whole = self.link.whole(head.framing);
         let (upload, keep) = match self.upload.is_done() {
             true => (None, head.keep_alive),
-            // A service that has refused the request, or will close, or has said all: the upload is dropped, and with it
-            // the request's body, so that its client is told to stop.
-            false if refused || !head.keep_alive || whole.is_some() => (None, false),
+            // A service that has refused the request, or has not asked for a body that waits to be asked for (RFC 9110
+            // section 10.1.1), or will close, or has said all: the upload is dropped, and with it the request's body,
+            // so that its client is told to stop.
+            false if refused || self.upload.is_held() || !head.keep_alive || whole.is_some() => (None, false),
             false => (Some(self.upload), true),
         };
         let body = match whole {
@@ -324,11 +325,16 @@ impl Upload {
         }
     }
 
-    /// The service wants the body.
-    fn may_go(&mut self) {
-        if matches!(self.stage, Stage::Held(_)) {
+    /// The service wants the body. It is taken now: the same read may bring the answer, after which nobody has it.
+    fn may_go(&mut self, outgoing: &mut Outgoing) {
+        if self.is_held() {
             self.stage = Stage::Body;
+            self.body = outgoing.body.take();
         }
+    }
+
+    const fn is_held(&self) -> bool {
+        matches!(self.stage, Stage::Held(_))
     }
 
     fn is_done(&self) -> bool {
@@ -382,7 +388,14 @@ impl Upload {
         if !self.data.is_empty() || !self.tail.is_empty() {
             return Poll::Pending;
         }
-        let frame = ready!(Pin::new(body).poll_frame(cx)).transpose().map_err(UploadError::Body)?;
+        let frame = match ready!(Pin::new(body).poll_frame(cx)).transpose() {
+            Ok(frame) => frame,
+            Err(error) => {
+                // Asked again, it would say that it has ended, and the service would take what is cut for the whole.
+                self.give_up();
+                return Poll::Ready(Err(UploadError::Body(error)));
+            }
+        };
         self.moved = true;
         match frame.map(Frame::into_data) {
             Some(Ok(data)) if data.is_empty() => {}

@@ -198,6 +198,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
             return self.upgrade(response).await;
         }
         let close = !asked.keep_alive || self.drain.is_cancelled() || !self.stream.lock().may_skip_body();
+        self.stream.lock().answers();
         let answer = Answer::new(&mut response, asked, close, &self.settings);
         let leftover = self.interim.take();
         let close = close || answer.ends_by_close();

@@ -126,6 +126,11 @@ impl<IO: Io> Stream<IO> {
         }
     }
 
+    /// The answer begins: a 100 would stand in the middle of it, and its client waits for one no longer.
+    pub fn answers(&mut self) {
+        self.owes_continue = false;
+    }
+
     /// Ready when the client has left. Meanwhile it may send ahead, within a bound.
     pub fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.read.len() < READ_AHEAD {
