@@ -145,6 +145,32 @@ async fn a_stream_that_is_reset_cancels_its_request() {
 }
 
 #[tokio::test]
+async fn an_upload_that_is_reset_never_ends_cleanly() {
+    let (tell, mut hears) = tokio::sync::mpsc::channel(1);
+    let upstream = Origin::talking(move |mut stream, _| {
+        let tell = tell.clone();
+        async move {
+            let mut all = Vec::new();
+            // A connection that is aborted may end in an error; what came before counts.
+            while let Ok(1..) = stream.read_buf(&mut all).await {}
+            let _ = tell.send(String::from_utf8_lossy(&all).into_owned()).await;
+        }
+    })
+    .await;
+    let edge = edge(&upstream, "").await;
+    for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL] {
+        let mut send = connect(&edge).await;
+        let post = http::Request::post(format!("https://{HOST}/")).body(()).unwrap();
+        let (_answer, mut stream) = send.send_request(post, false).unwrap();
+        stream.send_data("half".into(), false).unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stream.send_reset(reason);
+        let seen = tokio::time::timeout(Duration::from_secs(5), hears.recv()).await.unwrap().unwrap();
+        assert!(seen.ends_with("\r\n\r\n4\r\nhalf\r\n"), "{seen}");
+    }
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_sent_home() {
     let upstream = Origin::echoing_targets().await;
     let edge = edge(&upstream, "[timeouts]\nkeep_alive = \"500ms\"").await;

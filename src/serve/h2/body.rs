@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::sleep;
@@ -47,20 +47,16 @@ impl Upload {
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(broken(&error)),
+                // Reset for whatever reason: only END_STREAM says that this was all.
+                Some(Err(_)) => return Poll::Ready(Some(Err(BodyError::Truncated))),
                 None => self.no_more_data = true,
             }
         }
         Poll::Ready(match ready!(inner.poll_trailers(cx)) {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => broken(&error),
+            Err(_) => Some(Err(BodyError::Truncated)),
         })
     }
-}
-
-/// A reset without an error says that the client has nothing to add (RFC 9113 section 8.1).
-fn broken(error: &h2::Error) -> Option<Result<Frame<Bytes>, BodyError>> {
-    (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(BodyError::Truncated))
 }
 
 impl HttpBody for Upload {
