@@ -185,16 +185,20 @@ async fn an_idle_connection_is_sent_home() {
 
 #[tokio::test]
 async fn a_window_that_never_opens_ends_the_connection() {
-    let upstream = Origin::answering(|_| origin::ok(&"x".repeat(100_000))).await;
+    let upstream = Origin::answering(|_| origin::ok(&"x".repeat(1_000))).await;
     let edge = edge(&upstream, "[timeouts]\nbody_stall = \"600ms\"").await;
-    let io = client::tls(&edge, HOST, &["h2"]).await.unwrap();
-    let (send, connection) = h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(io).await.unwrap();
-    #[expect(clippy::disallowed_methods, reason = "awaited below")]
-    let connection = tokio::spawn(connection);
-    let mut send = send.ready().await.unwrap();
-    let answer = send.send_request(get("/"), true).unwrap().0.await.unwrap();
-    assert_eq!(answer.status(), 200);
-    tokio::time::timeout(Duration::from_secs(10), connection).await.expect("the connection ends").unwrap().unwrap_err();
+    for window in [0, 1] {
+        let io = client::tls(&edge, HOST, &["h2"]).await.unwrap();
+        let (send, connection) =
+            h2::client::Builder::new().initial_window_size(window).handshake::<_, Bytes>(io).await.unwrap();
+        #[expect(clippy::disallowed_methods, reason = "awaited below")]
+        let connection = tokio::spawn(connection);
+        let mut send = send.ready().await.unwrap();
+        let answer = send.send_request(get("/"), true).unwrap().0.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let ended = tokio::time::timeout(Duration::from_secs(10), connection).await;
+        ended.expect("the connection ends").unwrap().unwrap_err();
+    }
 }
 
 #[tokio::test]

@@ -213,10 +213,7 @@ async fn pipe(mut body: Body, mut send: SendStream<Bytes>, stream: &mut OpenStre
         match frame.into_data() {
             Ok(data) => {
                 let last = body.is_end_stream();
-                if !data.is_empty() {
-                    room(&mut send, stream).await?;
-                }
-                send.send_data(data, last).map_err(|_reset| Gone)?;
+                pass(data, last, &mut send, stream).await?;
                 if last {
                     return Ok(());
                 }
@@ -229,23 +226,35 @@ async fn pipe(mut body: Body, mut send: SendStream<Bytes>, stream: &mut OpenStre
     }
 }
 
-/// Waits until the peer takes at least a byte. One byte is asked for and not the whole piece: what a stream has asked
-/// for is kept from the others of its connection.
-async fn room(send: &mut SendStream<Bytes>, stream: &mut OpenStream) -> Result<(), Gone> {
-    send.reserve_capacity(1);
-    if send.capacity() > 0 {
-        return Ok(());
-    }
-    stream.waits_for_peer();
-    let room = poll_fn(|cx| {
-        while send.capacity() == 0 {
-            let Some(Ok(_)) = ready!(send.poll_capacity(cx)) else { return Poll::Ready(Err(Gone)) };
+/// Hands a piece over as far as the peer's windows let it leave. h2 would take all of it and keep what does not fit, and
+/// then an answer whose last piece waits there for ever would count as sent.
+async fn pass(mut data: Bytes, last: bool, send: &mut SendStream<Bytes>, stream: &mut OpenStream) -> Result<(), Gone> {
+    loop {
+        let fits = room(data.len(), send, stream).await?;
+        let now = data.split_to(fits);
+        let ends = last && data.is_empty();
+        send.send_data(now, ends).map_err(|_reset| Gone)?;
+        if data.is_empty() {
+            return Ok(());
         }
-        Poll::Ready(Ok(()))
-    });
-    room.await?;
-    stream.moves();
-    Ok(())
+    }
+}
+
+/// How much of what is wanted the peer takes now; waits until it is something.
+async fn room(wanted: usize, send: &mut SendStream<Bytes>, stream: &mut OpenStream) -> Result<usize, Gone> {
+    send.reserve_capacity(wanted);
+    if wanted > 0 && send.capacity() == 0 {
+        stream.waits_for_peer();
+        let room = poll_fn(|cx| {
+            while send.capacity() == 0 {
+                let Some(Ok(_)) = ready!(send.poll_capacity(cx)) else { return Poll::Ready(Err(Gone)) };
+            }
+            Poll::Ready(Ok(()))
+        });
+        room.await?;
+        stream.moves();
+    }
+    Ok(send.capacity().min(wanted))
 }
 
 /// RFC 6455 section 4.1 asks for 16 random bytes, so that no cache can answer for the server.

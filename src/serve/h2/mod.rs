@@ -44,8 +44,8 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Largest frame we take; fewer, larger frames make uploads cheaper.
 const MAX_FRAME: u32 = 64 * 1024;
 
-/// What may wait in h2 for a peer's window, per stream.
-const SEND_BUFFER: usize = 64 * 1024;
+/// What may wait in h2 for the socket, per stream: a piece of an upstream's answer, and the next one.
+const SEND_BUFFER: usize = 128 * 1024;
 
 /// Streams that a client opened and reset before we took them, and streams that its errors made us reset
 /// (CVE-2023-44487 and its mirror image, CVE-2025-8671); beyond that the connection is closed.
