@@ -184,6 +184,18 @@ async fn an_idle_connection_is_sent_home() {
 }
 
 #[tokio::test]
+async fn short_requests_now_and_then_keep_a_connection() {
+    let upstream = Origin::echoing_targets().await;
+    let edge = edge(&upstream, "[timeouts]\nkeep_alive = \"2s\"").await;
+    let mut send = connect(&edge).await;
+    for _ in 0..10 {
+        send = send.ready().await.unwrap();
+        assert_eq!(send.send_request(get("/"), true).unwrap().0.await.unwrap().status(), 200);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_window_that_never_opens_ends_the_connection() {
     let upstream = Origin::answering(|_| origin::ok(&"x".repeat(1_000))).await;
     let edge = edge(&upstream, "[timeouts]\nbody_stall = \"600ms\"").await;

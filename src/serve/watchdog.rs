@@ -110,7 +110,9 @@ impl FrameBudget {
 #[derive(Debug)]
 pub struct Streams {
     open: AtomicUsize,
-    /// Answers that wait for the peer to take more, and since when the oldest of them does (milliseconds of `epoch`).
+    /// When the last of them ended (milliseconds of `epoch`).
+    idle_since: AtomicU64,
+    /// Answers that wait for the peer to take more, and when the last of them began to or moved on (likewise).
     waiting: AtomicUsize,
     waiting_since: AtomicU64,
     epoch: Instant,
@@ -121,6 +123,7 @@ impl Streams {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             open: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             waiting_since: AtomicU64::new(0),
             epoch: Instant::now(),
@@ -132,10 +135,23 @@ impl Streams {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Since when an answer has been waiting without any of them moving on.
+    /// Since when none has been open.
+    pub fn idle_since(&self) -> Option<Instant> {
+        (self.open() == 0).then(|| self.at(&self.idle_since))
+    }
+
+    /// Since when answers have been waiting without any of them moving on.
     pub fn waiting_since(&self) -> Option<Instant> {
-        (self.waiting.load(Ordering::Relaxed) > 0)
-            .then(|| self.epoch + Duration::from_millis(self.waiting_since.load(Ordering::Relaxed)))
+        (self.waiting.load(Ordering::Relaxed) > 0).then(|| self.at(&self.waiting_since))
+    }
+
+    fn at(&self, time: &AtomicU64) -> Instant {
+        self.epoch + Duration::from_millis(time.load(Ordering::Relaxed))
+    }
+
+    fn note(&self, time: &AtomicU64) {
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        time.store(now, Ordering::Relaxed);
     }
 }
 
@@ -157,7 +173,7 @@ impl OpenStream {
     pub fn waits_for_peer(&mut self) {
         if !std::mem::replace(&mut self.waits, true) {
             self.streams.waiting.fetch_add(1, Ordering::Relaxed);
-            self.moved();
+            self.streams.note(&self.streams.waiting_since);
         }
     }
 
@@ -165,20 +181,17 @@ impl OpenStream {
     pub fn moves(&mut self) {
         if std::mem::replace(&mut self.waits, false) {
             self.streams.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.moved();
+            self.streams.note(&self.streams.waiting_since);
         }
-    }
-
-    fn moved(&self) {
-        let now = u64::try_from(self.streams.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.streams.waiting_since.store(now, Ordering::Relaxed);
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.moves();
-        self.streams.open.fetch_sub(1, Ordering::Relaxed);
+        if self.streams.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.streams.note(&self.streams.idle_since);
+        }
     }
 }
 
@@ -207,6 +220,17 @@ mod tests {
                 assert!(flood.chunks(step).any(|chunk| budget.read(chunk).is_err()), "{kind}");
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_from_its_last_request_on_however_short() {
+        let streams = Streams::new();
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let stream = OpenStream::new(&streams);
+        assert_eq!(streams.idle_since(), None);
+        drop(stream);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(streams.idle_since().map(|since| since.elapsed()), Some(Duration::from_secs(3)));
     }
 
     #[tokio::test(start_paused = true)]

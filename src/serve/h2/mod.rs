@@ -184,7 +184,6 @@ struct Watch {
     look: Pin<Box<Sleep>>,
     keep_alive: Option<Duration>,
     body_stall: Option<Duration>,
-    idle_since: Instant,
     written: u64,
     written_at: Instant,
     leaving_since: Option<Instant>,
@@ -198,7 +197,6 @@ impl Watch {
             look: Box::pin(sleep(LOOK)),
             keep_alive: settings.keep_alive,
             body_stall: settings.body_stall,
-            idle_since: now,
             written: 0,
             written_at: now,
             leaving_since: None,
@@ -206,7 +204,8 @@ impl Watch {
     }
 
     fn is_idle(&self) -> bool {
-        self.streams.open() == 0 && self.keep_alive.is_some_and(|limit| self.idle_since.elapsed() >= limit)
+        let since = self.streams.idle_since();
+        since.is_some_and(|since| self.keep_alive.is_some_and(|limit| since.elapsed() >= limit))
     }
 
     fn leaves(&mut self) {
@@ -222,9 +221,6 @@ impl Watch {
         while self.look.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             self.look.as_mut().reset(now + LOOK);
-            if self.streams.open() > 0 {
-                self.idle_since = now;
-            }
             let (written, waits) = pusher.progress();
             if written != self.written || !(waits || self.streams.waiting_since().is_some()) {
                 (self.written, self.written_at) = (written, now);
