@@ -60,6 +60,23 @@ fn exit_codes_are_those_of_the_contract() {
 }
 
 #[test]
+fn a_reader_that_leaves_is_no_fault_and_a_full_disk_is_one() {
+    let run = |arguments: &[&str], stdout: std::process::Stdio| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vestibule"));
+        let output = command.args(arguments).stdout(stdout).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let full = "error: the answer cannot be written: No space left on device (os error 28)\n";
+    for arguments in [&["schema"][..], &["reference"], &["completions", "zsh"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(run(arguments, writer.into()), (Some(0), String::new()), "{arguments:?}");
+        let disk = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert_eq!(run(arguments, disk.into()), (Some(1), full.to_owned()), "{arguments:?}");
+    }
+}
+
+#[test]
 fn init_writes_once_what_check_accepts() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("new").to_str().unwrap().to_owned();

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{anyhow, bail};
 
-use super::{BAD_CONFIG, FAILED, Failure, Outcome};
+use super::{BAD_CONFIG, FAILED, Failure, Outcome, remark, say};
 use crate::{admin, config};
 
 /// Asks the running edge. The file may be bad by now, which is the edge's to say; where nobody answers, it is ours.
@@ -24,10 +24,9 @@ fn ask(named: Option<PathBuf>, method: &str, path: &str) -> Result<(u16, String)
 pub fn reload(named: Option<PathBuf>) -> Outcome {
     let (status, said) = ask(named, "POST", "/reload")?;
     if status == 200 {
-        print!("{said}");
-        return Ok(ExitCode::SUCCESS);
+        return say(said);
     }
-    eprint!("{said}");
+    remark(said);
     // 422: the file is bad; anything else: it is good, and could not be put into effect.
     Ok(ExitCode::from(if status == 422 { BAD_CONFIG } else { FAILED }))
 }
@@ -36,8 +35,7 @@ pub fn reload(named: Option<PathBuf>) -> Outcome {
 pub fn renew(named: Option<PathBuf>, host: &str) -> Outcome {
     let (status, said) = ask(named, "POST", &format!("/renew/{host}"))?;
     if status == 202 {
-        print!("{said}");
-        return Ok(ExitCode::SUCCESS);
+        return say(said);
     }
     Err(anyhow!("{}", said.trim_end()).into())
 }
@@ -57,38 +55,44 @@ pub fn status(named: Option<PathBuf>, json: bool) -> Outcome {
         Err(anyhow!("{status}: {}", said.trim_end()))?;
     }
     if json {
-        print!("{said}");
-        return Ok(ExitCode::SUCCESS);
+        return say(said);
     }
     let value: serde_json::Value = serde_json::from_str(&said)?;
-    show(&value)?;
-    Ok(ExitCode::SUCCESS)
+    say(words(&value)?)
 }
 
-fn show(value: &serde_json::Value) -> anyhow::Result<()> {
+fn words(value: &serde_json::Value) -> anyhow::Result<String> {
     let Some(version) = value["version"].as_str() else { bail!("what answers is no edge") };
-    println!("vestibule {version}, since {}", value["started"].as_str().unwrap_or("?"));
-    println!("{} connections, {} tunnels", value["connections"], value["tunnels"]);
+    let mut lines = vec![
+        format!("vestibule {version}, since {}", value["started"].as_str().unwrap_or("?")),
+        format!("{} connections, {} tunnels", value["connections"], value["tunnels"]),
+    ];
     for reason in value["unready"].as_array().into_iter().flatten() {
-        println!("not ready: {}", reason.as_str().unwrap_or_default());
+        lines.push(format!("not ready: {}", reason.as_str().unwrap_or_default()));
     }
-    println!("\ncertificates");
+    lines.push("\ncertificates".to_owned());
     for certificate in value["certificates"].as_array().into_iter().flatten() {
         let text = |key: &str| certificate[key].as_str().unwrap_or("-").to_owned();
-        println!("  {:40} {:8} ends {:22} next {}", text("host"), text("source"), text("not_after"), text("next"));
+        lines.push(format!(
+            "  {:40} {:8} ends {:22} next {}",
+            text("host"),
+            text("source"),
+            text("not_after"),
+            text("next")
+        ));
         if let Some(error) = certificate["last_error"].as_str() {
-            println!("    {} failures, the last: {error}", certificate["failures"]);
+            lines.push(format!("    failures: {}, the last: {error}", certificate["failures"]));
         }
     }
-    println!("\nupstreams");
+    lines.push("\nupstreams".to_owned());
     for upstream in value["upstreams"].as_array().into_iter().flatten() {
         let up = if upstream["up"].as_bool().unwrap_or_default() { "up" } else { "down" };
-        println!(
+        lines.push(format!(
             "  {:40} {up:4} {} in flight, {} idle",
             upstream["server"].as_str().unwrap_or("?"),
             upstream["in_flight"],
             upstream["idle"]
-        );
+        ));
     }
-    Ok(())
+    Ok(lines.join("\n") + "\n")
 }

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, path::PathBuf, process::ExitCode};
 
-use super::{BAD_CONFIG, Outcome, load};
+use super::{BAD_CONFIG, Outcome, load, say};
 use crate::config::{
     Plan, Report,
     plan::{Action, Route, Site, SiteTls},
@@ -18,16 +18,13 @@ pub fn check(named: Option<PathBuf>, json: bool) -> Outcome {
                 "diagnostics": warnings.to_json(),
                 "sites": plan.sites.iter().map(site_json).collect::<Vec<_>>(),
             });
-            println!("{value:#}");
-            Ok(ExitCode::SUCCESS)
+            say(format_args!("{value:#}\n"))
         }
         Ok((path, plan, warnings)) => {
-            print!("{}{}", words(&plan), warnings.render());
-            println!("{}: fine", path.display());
-            Ok(ExitCode::SUCCESS)
+            say(format_args!("{}{}{}: fine\n", words(&plan), warnings.render(), path.display()))
         }
         Err(report) if json => {
-            println!("{:#}", failed(&report));
+            say(format_args!("{:#}\n", failed(&report)))?;
             Ok(ExitCode::from(BAD_CONFIG))
         }
         Err(report) => Err(report.into()),

@@ -2,14 +2,15 @@
 
 use std::{
     env,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     path::PathBuf,
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::Args;
 
-use super::{BAD_CONFIG, FAILED, Outcome, check, load};
+use super::{BAD_CONFIG, FAILED, Outcome, check, load, remark, say};
 use crate::{
     app::{self, Lens, Redirection},
     doctor::{Account, Diagnosis, Verdict, Wanted},
@@ -58,7 +59,7 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
     let plan = match load(named) {
         Ok((_, plan, _)) => plan,
         Err(report) if asked.json => {
-            println!("{:#}", check::failed(&report));
+            say(format_args!("{:#}\n", check::failed(&report)))?;
             return Ok(ExitCode::from(BAD_CONFIG));
         }
         Err(report) => return Err(report.into()),
@@ -75,43 +76,40 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
     let diagnosis = runtime.block_on(app::checkup(&plan, &wanted, lens, &progress))?;
     wipe();
     if asked.json {
-        println!("{:#}", diagnosis.to_json());
+        say(format_args!("{:#}\n", diagnosis.to_json()))?;
     } else {
-        print(&diagnosis);
+        say(words(&diagnosis))?;
     }
     Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-fn account(token: Option<String>, user: Option<String>) -> io::Result<Option<Account>> {
+fn account(token: Option<String>, user: Option<String>) -> anyhow::Result<Option<Account>> {
     let Some(user) = user else { return Ok(token.map(Account::Token)) };
     let password = match env::var(PASSWORD) {
         Ok(password) => password,
-        Err(_) => rpassword::prompt_password(format!("Password of {user}: "))?,
+        Err(_) => rpassword::prompt_password(format!("Password of {user}: "))
+            .with_context(|| format!("the password cannot be asked for here: set {PASSWORD}"))?,
     };
     Ok(Some(Account::Password { user, password }))
 }
 
-fn print(diagnosis: &Diagnosis) {
-    print!("{diagnosis}");
-    if diagnosis.count(Verdict::Fail) > 0 {
-        // domain.md section 1.3: rust-sdk keeps both for 24 h, Synapse m.server for up to 48 h.
-        println!(
-            "\nClients remember where things are for a day, other homeservers for up to two: after a fix, sign in afresh to see it."
-        );
-    }
+fn words(diagnosis: &Diagnosis) -> String {
+    // rust-sdk keeps both documents for 24 h, Synapse `m.server` for up to 48 h.
+    let hint = "\nClients remember where things are for a day, other homeservers for up to two:\n\
+                after a fix, sign in afresh to see it.\n";
+    let hint = if diagnosis.count(Verdict::Fail) > 0 { hint } else { "" };
+    format!("{diagnosis}{hint}")
 }
 
 /// A line on a terminal that overwrites itself, and nothing anywhere else.
 fn progress(what: &str, done: usize, all: usize) {
     if io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{done}/{all} {what}");
-        // A line that does not appear is no reason to stop.
-        let _ = io::stderr().flush();
+        remark(format_args!("\r\x1b[K{done}/{all} {what}"));
     }
 }
 
 fn wipe() {
     if io::stderr().is_terminal() {
-        eprint!("\r\x1b[K");
+        remark("\r\x1b[K");
     }
 }

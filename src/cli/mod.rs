@@ -1,7 +1,5 @@
 //! The command line. The only place that prints, and the only one that knows exit codes.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this room is for")]
-
 mod ask;
 mod check;
 mod demo;
@@ -9,8 +7,14 @@ mod doctor;
 pub mod import_caddy;
 pub mod init;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
@@ -102,26 +106,17 @@ pub fn main() -> ExitCode {
         Command::Renew { host } => ask::renew(cli.config, &host),
         Command::Status { json } => ask::status(cli.config, json),
         Command::Healthcheck => ask::healthcheck(cli.config),
-        Command::Schema => {
-            println!("{:#}", config::schema());
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Reference => {
-            print!("{}", config::markdown());
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Schema => say(format_args!("{:#}\n", config::schema())),
+        Command::Reference => say(config::markdown()),
+        Command::Completions { shell } => completions(shell),
     };
     outcome.unwrap_or_else(|failure| match failure {
         Failure::Config(report) => {
-            eprint!("{}", report.render());
+            remark(report.render());
             ExitCode::from(BAD_CONFIG)
         }
         Failure::Other(error) => {
-            eprintln!("error: {error:#}");
+            remark(format_args!("error: {error:#}\n"));
             ExitCode::from(FAILED)
         }
     })
@@ -149,6 +144,23 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 type Outcome = Result<ExitCode, Failure>;
 
+/// Prints the answer of a command. Who reads it may have seen enough (`| head`), which is no fault; a full disk is one.
+fn say(text: impl Display) -> Outcome {
+    let mut out = io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("the answer cannot be written")?
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Prints what is to be read beside the answer.
+fn remark(text: impl Display) {
+    // There is nobody left to tell that it cannot be told.
+    let _ = write!(io::stderr().lock(), "{text}");
+}
+
 fn load(named: Option<PathBuf>) -> Result<(PathBuf, Plan, Report), Box<Report>> {
     let path = config::locate(named)?;
     let (plan, warnings) = config::load(&path)?;
@@ -157,7 +169,7 @@ fn load(named: Option<PathBuf>) -> Result<(PathBuf, Plan, Report), Box<Report>> 
 
 fn run(named: Option<PathBuf>) -> Outcome {
     let (path, plan, warnings) = load(named)?;
-    eprint!("{}", warnings.render());
+    remark(warnings.render());
     Ok(match app::run(&path, plan)? {
         app::Outcome::Finished => ExitCode::SUCCESS,
         app::Outcome::Cut => ExitCode::from(FAILED),
@@ -166,6 +178,12 @@ fn run(named: Option<PathBuf>) -> Outcome {
 
 fn ca(named: Option<PathBuf>) -> Outcome {
     let (_, plan, _) = load(named)?;
-    print!("{}", cert::root_pem(&cert::Store::new(plan.storage), &Clock::system())?);
-    Ok(ExitCode::SUCCESS)
+    say(cert::root_pem(&cert::Store::new(plan.storage), &Clock::system())?)
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    // By way of memory: the generator panics where it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut script);
+    say(String::from_utf8_lossy(&script))
 }

@@ -9,6 +9,7 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::super::{Failure, say};
 use crate::{
     body::{Body, Request, Response},
     conn::{Fetch, Takeover},
@@ -16,29 +17,29 @@ use crate::{
 };
 
 /// Tries everything, prints a table; whether all of it works.
-pub async fn run(plain: SocketAddr, secure: SocketAddr, root: &str) -> anyhow::Result<bool> {
+pub async fn run(plain: SocketAddr, secure: SocketAddr, root: &str) -> Result<bool, Failure> {
     let client = Client::new(plain, secure, root)?;
     let mut passed = true;
     let mut row = |what: &str, outcome: anyhow::Result<String>| match outcome {
-        Ok(seen) => println!("  ok    {what:46} {seen}"),
+        Ok(seen) => say(format_args!("  ok    {what:46} {seen}\n")),
         Err(error) => {
             passed = false;
-            println!("  FAIL  {what:46} {error:#}");
+            say(format_args!("  FAIL  {what:46} {error:#}\n"))
         }
     };
-    println!("vestibule demo: a homeserver, a call service and an SFU behind one door\n");
-    row("well-known of the server name", client.well_known("example.localhost").await);
-    row("the same on the homeserver's name", client.well_known("matrix.localhost").await);
-    row("well-known over plain HTTP", client.plain_well_known().await);
-    row("everything else redirects to https", client.redirect().await);
-    row("the homeserver answers", client.versions().await);
-    row("its admin API is closed", client.admin_closed().await);
-    row("answers are compressed", client.compressed().await);
-    row("a preflight is answered", client.preflight().await);
-    row("the call service gives a token", client.call_token().await);
-    row("the SFU's WebSocket opens and echoes", client.websocket().await);
-    row("an upgrade without a token is refused", client.refused_upgrade().await);
-    row("a name that is not served is not served", client.unknown_name().await);
+    say("vestibule demo: a homeserver, a call service and an SFU behind one door\n\n")?;
+    row("well-known of the server name", client.well_known("example.localhost").await)?;
+    row("the same on the homeserver's name", client.well_known("matrix.localhost").await)?;
+    row("well-known over plain HTTP", client.plain_well_known().await)?;
+    row("everything else redirects to https", client.redirect().await)?;
+    row("the homeserver answers", client.versions().await)?;
+    row("its admin API is closed", client.admin_closed().await)?;
+    row("answers are compressed", client.compressed().await)?;
+    row("a preflight is answered", client.preflight().await)?;
+    row("the call service gives a token", client.call_token().await)?;
+    row("the SFU's WebSocket opens and echoes", client.websocket().await)?;
+    row("an upgrade without a token is refused", client.refused_upgrade().await)?;
+    row("a name that is not served is not served", client.unknown_name().await)?;
     Ok(passed)
 }
 

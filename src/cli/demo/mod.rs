@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::standins::StandIn;
-use super::{FAILED, Outcome};
+use super::{FAILED, Failure, Outcome, say};
 use crate::{
     app::{Door, Edge},
     cert,
@@ -29,7 +29,7 @@ pub fn run(check: bool) -> Outcome {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-async fn demo(check: bool) -> anyhow::Result<bool> {
+async fn demo(check: bool) -> Result<bool, Failure> {
     let storage = std::env::temp_dir().join(format!("vestibule-demo-{}", std::process::id()));
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let clock = Clock::system();
@@ -46,14 +46,14 @@ async fn demo(check: bool) -> anyhow::Result<bool> {
     let edge = Edge::start(plan, metrics.clone(), clock.clone()).await.context("the edge does not start")?;
     let address = |wanted| edge.addresses().find(|(door, _)| *door == wanted).map(|(_, addr)| addr);
     let (Some(plain), Some(secure)) = (address(Door::Plain), address(Door::Tls)) else {
-        anyhow::bail!("the edge does not listen");
+        return Err(anyhow::anyhow!("the edge does not listen").into());
     };
     let root = cert::root_pem(&cert::Store::new(storage.clone()), &clock)?;
     let passed = checks::run(plain, secure, &root).await?;
     if !check {
         invite(secure, &storage, &root)?;
         tokio::signal::ctrl_c().await?;
-        println!("\nstopping");
+        say("\nstopping\n")?;
     }
     edge.drain().await;
     stop.cancel();
@@ -64,17 +64,18 @@ async fn demo(check: bool) -> anyhow::Result<bool> {
     Ok(passed)
 }
 
-fn invite(secure: SocketAddr, storage: &Path, root: &str) -> anyhow::Result<()> {
+fn invite(secure: SocketAddr, storage: &Path, root: &str) -> Outcome {
     let file = storage.join("root.pem");
     std::fs::write(&file, root)?;
     let port = secure.port();
-    println!("\nServing until Ctrl-C. Try:");
-    println!("  curl --cacert {} https://matrix.localhost:{port}/_matrix/client/versions", file.display());
-    println!("  curl --cacert {} https://example.localhost:{port}/.well-known/matrix/client", file.display());
-    println!(
-        "or open https://example.localhost:{port}/.well-known/matrix/client in a browser (it will not know the CA)."
-    );
-    Ok(())
+    let file = file.display();
+    say(format_args!(
+        "\nServing until Ctrl-C. Try:\n  \
+         curl --cacert {file} https://matrix.localhost:{port}/_matrix/client/versions\n  \
+         curl --cacert {file} https://example.localhost:{port}/.well-known/matrix/client\n\
+         or open https://example.localhost:{port}/.well-known/matrix/client in a browser\n\
+         (it will not know the CA).\n"
+    ))
 }
 
 /// The thirteen lines, with the names and ports of this machine.

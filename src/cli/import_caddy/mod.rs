@@ -23,7 +23,7 @@ use std::{env, fmt, fs, path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 
 use self::model::Model;
-use super::{FAILED, Outcome};
+use super::{FAILED, Outcome, remark, say};
 use crate::{cert, clock::Clock, config};
 
 /// What `import-caddy` may be told.
@@ -55,11 +55,11 @@ pub(super) fn run(args: &Args) -> Outcome {
         let (plan, _) = config::parse("what came of it", &imported.toml, PathBuf::new(), &|name| env::var(name).ok())?;
         let store = cert::Store::new(plan.storage.clone());
         for line in data::take_over(dir, &plan, &store, &Clock::system())? {
-            eprintln!("{line}");
+            remark(format_args!("{line}\n"));
         }
     }
-    print!("{}", imported.toml);
-    eprint!("{}", imported.words(&name));
+    say(&imported.toml)?;
+    remark(imported.words(&name));
     Ok(if imported.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 

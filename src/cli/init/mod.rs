@@ -9,13 +9,12 @@ use std::{
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
 use anyhow::Context as _;
 
 pub use self::render::{Addresses, Deployment, File, Layout, Secrets, render};
-use super::Outcome;
+use super::{Outcome, say};
 use crate::config::{self, plan::Hostname};
 
 /// What `init` may be told.
@@ -67,8 +66,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     let files = render(&deployment);
     judge(&files)?;
     write(&args.dir, &files)?;
-    tell(&args.dir, &deployment, &files);
-    Ok(ExitCode::SUCCESS)
+    say(next_steps(&args.dir, &deployment, &files))
 }
 
 /// A name that the whole world can look up, and that YAML takes for a string without quotes.
@@ -129,31 +127,40 @@ fn write_new(path: &Path, file: &File) -> std::io::Result<()> {
     outcome
 }
 
-fn tell(dir: &Path, deployment: &Deployment, files: &[File]) {
-    let names: Vec<_> = files.iter().map(|file| file.name).collect();
-    println!("Written into {}: {}\n", dir.display(), names.join(", "));
-    println!(
-        "DNS records, each with the public address of this machine; AAAA only if it has IPv6 in the containers as well:"
-    );
+fn next_steps(dir: &Path, deployment: &Deployment, files: &[File]) -> String {
+    let dir = dir.display();
+    let names = files.iter().map(|file| file.name).collect::<Vec<_>>().join(", ");
     let hosts = deployment.hosts();
     let width = hosts.iter().map(String::len).max().unwrap_or_default() + 1;
-    for host in &hosts {
-        println!("  {:width$}  A     ADDRESS", format!("{host}."));
-    }
-    println!("\nPorts to open, and to forward if a router stands before the machine:");
-    println!("  80/tcp    certificates, and the redirect to https");
-    println!("  443/tcp   everything of Matrix, and the signalling of calls");
-    println!("  7881/tcp  media of calls where UDP is blocked; straight to LiveKit");
-    println!("  7882/udp  media of calls; straight to LiveKit");
-    println!("\nThen, in {}:", dir.display());
-    println!("  docker compose run --rm --no-deps synapse generate");
-    println!("  docker compose up --detach");
-    println!(
-        "  docker compose exec synapse register_new_matrix_user -c /data/homeserver.yaml -a http://localhost:8008"
-    );
-    println!("\nWhether everything is as it should be, outside as well:");
-    println!("  docker compose exec vestibule /usr/local/bin/vestibule doctor");
-    println!("\n.env holds the secrets: keep it, and show it to nobody.");
+    let records: String =
+        hosts.iter().map(|host| format!("  {:width$}  A     ADDRESS\n", format!("{host}."))).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "Written into {dir}: {names}
+
+DNS records, each with the public address of this machine; AAAA only if it has
+IPv6 in the containers as well:
+{records}
+Ports to open, and to forward if a router stands before the machine:
+  80/tcp    certificates, and the redirect to https
+  443/tcp   everything of Matrix, and the signalling of calls
+  7881/tcp  media of calls where UDP is blocked; straight to LiveKit
+  7882/udp  media of calls; straight to LiveKit
+
+The image of the edge, in the folder of its source:
+  docker build -t vestibule:{version} .
+
+Then, in {dir}:
+  docker compose run --rm --no-deps synapse generate
+  docker compose up --detach
+  docker compose exec synapse register_new_matrix_user -c /data/homeserver.yaml -a http://localhost:8008
+
+Whether everything is as it should be, outside as well:
+  docker compose exec vestibule /usr/local/bin/vestibule doctor
+
+.env holds the secrets: keep it, and show it to nobody.
+"
+    )
 }
 
 #[cfg(test)]
