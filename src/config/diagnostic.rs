@@ -59,8 +59,8 @@ impl Report {
     }
 
     /// A report about a file that could not even be read.
-    pub(super) fn unreadable(file: String, message: String) -> Self {
-        Self { file, diagnostics: vec![Diagnostic::error(0..0, message)], text: String::new() }
+    pub(super) fn unreadable(file: String, why: Diagnostic) -> Self {
+        Self { file, diagnostics: vec![why], text: String::new() }
     }
 
     /// Whether the file cannot be used.
@@ -114,7 +114,7 @@ impl Report {
         } else {
             put(format_args!("{:width$}--> {}:{line}:{column}\n", "", self.file));
             put(format_args!("{:width$} |\n", ""));
-            put(format_args!("{line} | {text}\n"));
+            put(format_args!("{line} | {}\n", without_secrets(text)));
             put(format_args!("{:width$} | {lead}{carets}\n", ""));
         }
         if let Some(help) = &diagnostic.help {
@@ -138,6 +138,25 @@ impl Report {
         };
         self.diagnostics.iter().map(one).collect()
     }
+}
+
+/// A line with stars for what nobody else may read, each in its place: the report of a reload goes to the log.
+fn without_secrets(line: &str) -> String {
+    let mut hidden: Vec<Range<usize>> = Vec::new();
+    if let Some(key) = line.find("eab_hmac_key")
+        && let Some(at) = line[key..].find('=')
+    {
+        hidden.push(key + at + 1..line.len());
+    }
+    for (at, scheme) in line.match_indices("://") {
+        let start = at + scheme.len();
+        let end = line[start..].find(['"', '\'', ' ']).map_or(line.len(), |len| start + len);
+        hidden.extend(line[start..end].rfind('@').map(|len| start..start + len));
+    }
+    let is_hidden = |(at, c): &(usize, char)| {
+        !c.is_whitespace() && !"\"'".contains(*c) && hidden.iter().any(|range| range.contains(at))
+    };
+    line.char_indices().map(|place| if is_hidden(&place) { '*' } else { place.1 }).collect()
 }
 
 /// The word that was probably meant.
@@ -175,6 +194,21 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_shows_no_secret() {
+        for (line, shown) in [
+            ("eab_hmac_key = \"s3cret\"", "eab_hmac_key = \"******\""),
+            ("acme = { eab_hmac_key=s3cret, x=1 }", "acme = { eab_hmac_key=******* *** *"),
+            (
+                "upstream = [\"http://ü:p@ss@a:1\", \"http://b:1\"]",
+                "upstream = [\"http://******@a:1\", \"http://b:1\"]",
+            ),
+            ("email = \"a@example.org\"", "email = \"a@example.org\""),
+        ] {
+            assert_eq!(without_secrets(line), shown);
+        }
+    }
 
     #[test]
     fn the_likely_word_is_found() {

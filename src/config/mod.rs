@@ -44,7 +44,8 @@ pub fn locate(named: Option<PathBuf>) -> Result<PathBuf, Box<Report>> {
     found.ok_or_else(|| {
         let message =
             format!("there is no configuration: neither {} nor $VESTIBULE_CONFIG", DEFAULT_PATHS.join(" nor "));
-        Box::new(Report::unreadable("vestibule.toml".into(), message))
+        let none = Diagnostic::error(0..0, message).help("`vestibule init SERVER_NAME` writes one, --config names one");
+        Box::new(Report::unreadable("vestibule.toml".into(), none))
     })
 }
 
@@ -74,11 +75,12 @@ pub fn door(path: &Path) -> Result<Option<AdminListen>, Box<Report>> {
 
 fn read(path: &Path) -> Result<(String, String), Box<Report>> {
     let name = path.display().to_string();
-    match fs::read(path).map(String::from_utf8) {
-        Ok(Ok(text)) => Ok((name, text)),
-        Ok(Err(_)) => Err(Box::new(Report::unreadable(name, "the file is not UTF-8".into()))),
-        Err(error) => Err(Box::new(Report::unreadable(name, format!("the file cannot be read: {error}")))),
-    }
+    let problem = match fs::read(path).map(String::from_utf8) {
+        Ok(Ok(text)) => return Ok((name, text)),
+        Ok(Err(_)) => "the file is not UTF-8".to_owned(),
+        Err(error) => format!("the file cannot be read: {error}"),
+    };
+    Err(Box::new(Report::unreadable(name, Diagnostic::error(0..0, problem))))
 }
 
 fn folder(path: &Path) -> PathBuf {
