@@ -53,6 +53,7 @@ fn exit_codes_are_those_of_the_contract() {
     assert_eq!(program(&["check", "--config", "/nonexistent.toml"]).status.code(), Some(78));
     assert_eq!(program(&["run", "--config", "/nonexistent.toml"]).status.code(), Some(78));
     assert_eq!(program(&["nonsense"]).status.code(), Some(2));
+    assert_eq!(program(&["renew", "no host"]).status.code(), Some(2));
     assert_eq!(program(&["completions", "bash"]).status.code(), Some(0));
     let schema = program(&["schema"]);
     let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();

@@ -1,11 +1,19 @@
 //! Asks a running edge; for the commands that do. Blocking: they do nothing else.
 
-use std::{io, net::TcpStream, os::unix::net::UnixStream, time::Duration};
+use std::{
+    io::{self, Read as _},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
 use crate::config::plan::AdminListen;
 
 /// Longer than the door takes at most.
 const PATIENCE: Duration = Duration::from_secs(35);
+
+/// No page of ours is as long, and nobody knows who else may listen there.
+const LONGEST: u64 = 64 << 20;
 
 /// There is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +55,15 @@ pub fn call(listen: &AdminListen, method: &str, path: &str) -> Result<(u16, Stri
         }
     };
     let answer = answer.map_err(|error| CallError::Away(place.clone(), error))?;
+    let answer = String::from_utf8(answer).map_err(|_| CallError::Stranger(place.clone()))?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| CallError::Stranger(place.clone()))?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     status.map(|status| (status, body.to_owned())).ok_or(CallError::Stranger(place))
 }
 
-fn ask(mut stream: impl io::Read + io::Write, question: &str) -> io::Result<String> {
+fn ask(mut stream: impl io::Read + io::Write, question: &str) -> io::Result<Vec<u8>> {
     stream.write_all(question.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST).read_to_end(&mut answer)?;
     Ok(answer)
 }

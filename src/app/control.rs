@@ -159,10 +159,7 @@ impl Control {
             }
             Ok((plan, warnings)) => match self.take(plan).await {
                 Ok(()) => Reloaded::Fine(format!("{}the new configuration is in effect\n", warnings.render())),
-                Err(error) => Reloaded::Failed(format!(
-                    "{error}: {}\n",
-                    std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()
-                )),
+                Err(error) => Reloaded::Failed(chain(&error) + "\n"),
             },
         };
         if let Reloaded::BadFile(problem) | Reloaded::Failed(problem) = &outcome {
@@ -218,6 +215,12 @@ impl Control {
             Outcome::Cut
         }
     }
+}
+
+/// An error and what is behind it.
+fn chain(error: &StartError) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn no_door(listen: &AdminListen, source: io::Error) -> StartError {

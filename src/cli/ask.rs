@@ -5,7 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{anyhow, bail};
 
 use super::{BAD_CONFIG, FAILED, Failure, Outcome, remark, say};
-use crate::{admin, config};
+use crate::{
+    admin,
+    config::{self, plan::Hostname},
+};
 
 /// Asks the running edge. The file may be bad by now, which is the edge's to say; where nobody answers, it is ours.
 fn ask(named: Option<PathBuf>, method: &str, path: &str) -> Result<(u16, String), Failure> {
@@ -32,7 +35,7 @@ pub fn reload(named: Option<PathBuf>) -> Outcome {
 }
 
 /// `vestibule renew HOST`.
-pub fn renew(named: Option<PathBuf>, host: &str) -> Outcome {
+pub fn renew(named: Option<PathBuf>, host: &Hostname) -> Outcome {
     let (status, said) = ask(named, "POST", &format!("/renew/{host}"))?;
     if status == 202 {
         return say(said);
@@ -81,6 +84,8 @@ fn words(value: &serde_json::Value) -> anyhow::Result<String> {
             text("next")
         ));
         if let Some(error) = certificate["last_error"].as_str() {
+            // In the words of the CA, which may speak to the terminal.
+            let error = error.replace(char::is_control, " ");
             lines.push(format!("    failures: {}, the last: {error}", certificate["failures"]));
         }
     }

@@ -20,7 +20,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::{
     app, cert,
     clock::Clock,
-    config::{self, Plan, Report},
+    config::{self, Plan, Report, plan::Hostname},
 };
 
 /// 1: failed while running, or a check found a fault.
@@ -69,7 +69,7 @@ enum Command {
     /// Make the running edge order a new certificate for a name now
     Renew {
         /// The name
-        host: String,
+        host: Hostname,
     },
     /// Show what the running edge is doing
     Status {
