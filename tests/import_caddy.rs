@@ -58,6 +58,17 @@ fn the_command_prints_both_and_its_code_says_what_was_lost() {
     assert_eq!((broken.status.code(), broken.stdout.as_slice()), (Some(1), &b""[..]));
     assert!(String::from_utf8_lossy(&broken.stderr).contains("a `}` is missing"));
     assert_eq!(program(&["import-caddy"]).status.code(), Some(2));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("Caddyfile");
+    for (text, words) in [
+        ("# nothing\n", "Caddyfile:1: not carried over: there is no site in this file\n"),
+        ("{\n  \"apps\": {}\n}\n", "Caddyfile:1: this is Caddy's JSON, and only Caddyfiles are read\n"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let output = program(&["import-caddy", path.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said.ends_with(words)), (Some(1), true), "{said}");
+    }
 }
 
 /// Pieces of Caddyfiles, so that random text gets past the first line.

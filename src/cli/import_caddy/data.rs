@@ -36,9 +36,12 @@ pub fn take_over(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyho
         if found.is_empty() {
             said.push(format!("{host}: Caddy has no certificate of a CA; one will be ordered"));
         }
+        // What another CA has signed, a staging for one, is of use only where there is nothing better.
+        let wanted = |one: &Foreign| plan.acme.directories.iter().any(|directory| directory.url == one.directory);
+        if found.iter().any(wanted) {
+            found.retain(wanted);
+        }
         directories.extend(found.iter().map(|one| one.directory.clone()));
-        // The last is the newest, if there are several: each is only taken over an older one.
-        found.sort_by(|a, b| a.directory.cmp(&b.directory));
         for foreign in found {
             let directory = foreign.directory.clone();
             said.push(match cert::take_over(store, foreign, clock.now()) {
@@ -108,6 +111,30 @@ fn folders(dir: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_staging_certificate_does_not_stand_in_for_a_real_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = "a.example.org";
+        for (directory, year) in
+            [("acme-staging-v02.api.letsencrypt.org", 2041), ("acme-v02.api.letsencrypt.org", 2040)]
+        {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new(vec![host.to_owned()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            let dir = folder.path().join("certificates").join(format!("{directory}-directory")).join(host);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(format!("{host}.crt")), params.self_signed(&key).unwrap().pem()).unwrap();
+            fs::write(dir.join(format!("{host}.key")), key.serialize_pem()).unwrap();
+            let facts = serde_json::json!({ "issuer_data": { "ca": format!("https://{directory}/directory") } });
+            fs::write(dir.join(format!("{host}.json")), facts.to_string()).unwrap();
+        }
+        let text = format!("[sites.\"{host}\"]\nupstream = \"http://a:1\"\n");
+        let (plan, _) = crate::config::parse("a", &text, PathBuf::new(), &|_| None).unwrap();
+        let store = Store::new(folder.path().join("state"));
+        let said = take_over(folder.path(), &plan, &store, &Clock::system()).unwrap();
+        assert_eq!(said, ["a.example.org: certificate taken over, good until Sun, 01 Jan 2040 00:00:00 GMT"]);
+    }
 
     #[test]
     fn folders_are_called_as_caddy_calls_them() {

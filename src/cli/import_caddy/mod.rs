@@ -158,7 +158,16 @@ pub fn import(name: &str, text: &str) -> Result<Imported, SyntaxError> {
     import_into(name, text, None)
 }
 
+/// `{}` is the beginning of a Caddyfile as well.
+fn is_json(text: &str) -> bool {
+    let value = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text);
+    value.is_ok_and(|members| !members.is_empty())
+}
+
 fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported, SyntaxError> {
+    if is_json(text) {
+        return Err(SyntaxError::new(1, "this is Caddy's JSON, and only Caddyfiles are read"));
+    }
     let mut file = parser::parse(&lexer::lex(text)?)?;
     let mut model = Model::default();
     if let Some(storage) = storage {
@@ -168,6 +177,9 @@ fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported
     let ports = options::read(&file.options, &mut model, &mut remarks);
     for site in &file.sites {
         translate::site(site, ports, &mut model, &mut remarks);
+    }
+    if file.sites.is_empty() && remarks.is_empty() {
+        remarks.push(Remark::lost(1, "there is no site in this file"));
     }
     let matrix = settle::settle(&mut model, ports, &mut remarks);
     remarks.sort();
