@@ -15,6 +15,7 @@ use crate::{
     body::{Body, BodyError, Request},
     conn::Fetch,
     error::ProxyError,
+    telemetry::redact_target,
 };
 
 /// No document that a probe asks for is longer; Synapse's own bound for a well-known document is 50 KiB.
@@ -109,7 +110,10 @@ impl Question {
         let body = self.announced.map_or_else(|| Body::full(self.body), |bytes| Body::stream(Never(bytes)));
         let mut request = Request::new(body);
         *request.method_mut() = self.method;
-        *request.uri_mut() = self.url.parse::<Uri>().map_err(|error| format!("{} is no address: {error}", self.url))?;
+        *request.uri_mut() = self.url.parse::<Uri>().map_err(|error| {
+            // A token for a call stands in its query.
+            format!("{} is no address: {error}", redact_target(&self.url))
+        })?;
         for (name, value) in self.fields {
             let value = HeaderValue::try_from(value).map_err(|error| format!("{name}: {error}"))?;
             request.headers_mut().append(name, value);
@@ -201,19 +205,17 @@ impl Answer {
     }
 }
 
+/// The cause where there is one: what kind of failure it is, the fact says already.
 fn words(error: &ProxyError) -> String {
-    let mut words = error.kind.to_string();
-    let mut cause = error.source.as_deref().map(|source| source as &dyn std::error::Error);
-    while let Some(error) = cause {
-        words = format!("{words}: {error}");
-        cause = error.source();
-    }
-    words
+    let cause = error.source.as_deref().map(|source| source as &dyn std::error::Error);
+    let causes: Vec<_> = std::iter::successors(cause, |error| error.source()).map(ToString::to_string).collect();
+    if causes.is_empty() { error.kind.to_string() } else { causes.join(": ") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     fn answer(origins: &[&'static str], body: &'static str) -> Answer {
         let field = |origin: &&'static str| (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static(origin));
@@ -236,6 +238,16 @@ mod tests {
         ] {
             assert_eq!(answer(origins, "").cors(), cors, "{origins:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn why_there_is_no_answer_is_said_once_and_without_secrets() {
+        let refused = || ProxyError::new(Kind::Connect, "nobody listens");
+        let fetch: Fetch = std::sync::Arc::new(move |_| Box::pin(async move { Err(refused()) }));
+        let ask = |url| Question::get(url).ask(&fetch);
+        assert_eq!(ask("http://a/").await.unwrap_err(), "nobody listens");
+        let said = ask("http://a b/rtc/validate?access_token=s3cret").await.unwrap_err();
+        assert!(said.contains("is no address") && !said.contains("s3cret"), "{said}");
     }
 
     #[test]

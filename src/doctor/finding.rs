@@ -136,6 +136,8 @@ impl Ask {
     }
 
     fn finding(&self, verdict: Verdict, what: Option<&str>, fact: String, fix: Option<String>) -> Finding {
+        // Part of it may be somebody else's words, and they may speak to the terminal.
+        let fact = fact.replace(char::is_control, " ");
         let id = what.map_or_else(|| self.id.to_owned(), |what| format!("{}.{what}", self.id));
         Finding { layer: self.layer, id, subject: self.subject.clone(), verdict, fact, fix }
     }
@@ -196,9 +198,9 @@ impl fmt::Display for Diagnosis {
                 writeln!(f, "{}", finding.layer.as_str())?;
             }
             let Finding { id, subject, fact, .. } = finding;
-            writeln!(f, "  {:4}  {id:38} {subject}: {fact}", finding.verdict.as_str())?;
+            writeln!(f, "  {:4}  {id:28} {subject}: {fact}", finding.verdict.as_str())?;
             if let Some(fix) = &finding.fix {
-                writeln!(f, "        {:38} -> {fix}", "")?;
+                writeln!(f, "        -> {fix}")?;
             }
         }
         let [ok, warn, fail, skip] =
@@ -210,6 +212,12 @@ impl fmt::Display for Diagnosis {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_words_of_others_do_not_reach_the_terminal_as_they_are() {
+        let finding = Ask::new(Layer::Rtc, "rtc", "a").ok("\x1b[2J401\nM_X");
+        assert_eq!(finding.fact, " [2J401 M_X");
+    }
 
     #[test]
     fn what_is_true_of_several_names_is_said_once() {

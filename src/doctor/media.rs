@@ -45,7 +45,7 @@ async fn sfu(exam: &Exam<'_>, url: String, ports: &files::MediaPorts) -> Vec<Fin
     let resolve = |port| (exam.reach.resolve)(host.clone(), port);
     let addresses = match resolve(port).await {
         Ok(addresses) if !addresses.is_empty() => addresses,
-        _ => return vec![ask("rtc.media").skip("the name does not resolve (dns.missing)")],
+        _ => return vec![ask("rtc.media").skip("the name does not resolve")],
     };
     let at = |port| addresses.iter().map(move |address| SocketAddr::new(address.ip(), port));
     let mut findings = Vec::new();

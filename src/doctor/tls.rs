@@ -253,6 +253,10 @@ async fn redirect(exam: &Exam<'_>, site: &Site) -> Finding {
     if let Err(reason) = exam.ground.way(&origin(exam.plan, host)) {
         return ask.skip(reason);
     }
+    // The edge's own sockets may have stood in for a name that leads nowhere, which is said where names are.
+    if (exam.reach.resolve)(host.to_owned(), 80).await.is_err() {
+        return ask.skip("the name does not resolve (dns.missing)");
+    }
     match Question::get(format!("http://{host}/")).ask(&(exam.reach.via)(None)).await {
         Err(error) => {
             let fact = format!("port 80 does not answer ({error})");
