@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - The log is outside rescue, so that it records the status the client got; rescue is outside everything that can fail.
-//! - The well-known documents come before any redirect and before the upstream (behaviour.md section 6).
+//! - The well-known documents come before any redirect and before the upstream.
 //! - Bodies are bounded before a byte goes upstream; the head is bounded last, when it is as it will be written.
 //! - Compression sees the answer after the hop-by-hop fields are gone and before the log counts it.
 

@@ -1,4 +1,4 @@
-//! What `synapse`, `lk-jwt` and `livekit` mean: which paths pass, and how much a body may weigh (domain.md section 2).
+//! What `synapse`, `lk-jwt` and `livekit` mean: which paths pass, and how much a body may weigh.
 
 use ipnet::IpNet;
 

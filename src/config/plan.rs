@@ -218,7 +218,7 @@ pub struct Route {
     pub root_redirect: Option<String>,
 }
 
-/// What a site or route is for; a preset of rules and limits (behaviour.md, kinds of sites).
+/// What a site or route is for; a preset of rules and limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A Synapse homeserver.

@@ -1,4 +1,4 @@
-//! The way other homeservers come: server discovery (domain.md section 2.3) step by step, then what they ask first.
+//! The way other homeservers come: server discovery step by step, then what they ask first.
 //!
 //! lk-jwt-service comes the same way to check who a user is, so a broken federation breaks calls as well.
 

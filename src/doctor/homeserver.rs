@@ -66,7 +66,7 @@ async fn versions(ask: &Ask, way: &Fetch, matrix: &Matrix) -> Result<Value, Find
     }
 }
 
-/// The switch, and whether the endpoint that keeps a member in a call can be had (domain.md section 5, row 8).
+/// The switch, and whether the endpoint that keeps a member in a call can be had (row 8).
 async fn delayed_events(ask: &Ask, versions: &Value, way: &Fetch, matrix: &Matrix) -> Finding {
     if versions["unstable_features"]["org.matrix.msc4140"] != true {
         let fact = "delayed events are off: who leaves a call badly stays in it as a ghost";

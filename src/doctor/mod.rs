@@ -4,6 +4,8 @@
 //! it, side by side, each probe under its own limit. A probe whose ground is broken is skipped and says so, so that one
 //! broken thing is named once. How names are resolved and servers reached is handed in: this room opens no socket but
 //! those of `media.rs` and `srv.rs`, for which there is no client.
+//!
+//! A row is one thing that breaks for people: `test_row_N_…` of `tests/real/test_doctor.py` breaks it.
 
 mod account;
 mod ask;

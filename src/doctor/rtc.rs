@@ -17,7 +17,7 @@ use crate::{
 
 pub const TRANSPORTS: &str = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
 
-/// What may be seen of the transports endpoint without an account (domain.md section 1.5).
+/// What may be seen of the transports endpoint without an account.
 pub async fn transports(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
     let ask = Ask::new(Layer::Rtc, "rtc.transports", &matrix.homeserver);
     if exam.wanted.account.is_some() {

@@ -1,4 +1,4 @@
-//! The documents under `/.well-known/matrix/`, as a browser of another origin gets them (domain.md section 1).
+//! The documents under `/.well-known/matrix/`, as a browser of another origin gets them.
 
 use futures_util::future::{join, join_all};
 use http::header;

@@ -1,5 +1,5 @@
 //! Which paths of a route are open, and to whom. An allow-list by prefix needs no decoding: Synapse routes on the raw
-//! path as we do, so an encoded `/_synapse/%61dmin` is nothing to either of us (domain.md section 2.2).
+//! path as we do, so an encoded `/_synapse/%61dmin` is nothing to either of us.
 
 use std::net::IpAddr;
 

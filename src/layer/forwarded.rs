@@ -1,6 +1,6 @@
 //! Who the client is, as far as it may be believed, and how the upstream hears of it.
 //!
-//! Synapse takes the first value of the first `X-Forwarded-For` without a look (domain.md section 2.2), so exactly one
+//! Synapse takes the first value of the first `X-Forwarded-For` without a look, so exactly one
 //! bare address is sent, and nothing that a client wrote survives.
 
 use std::{io::Write as _, net::IpAddr};

@@ -1,6 +1,6 @@
 //! Bounds on request bodies, and what Synapse cannot take: a body without a length, a head over 16 KiB.
 //!
-//! Synapse drops the connection in both cases without a word (domain.md section 2.2), and a browser then reports a CORS
+//! Synapse drops the connection in both cases without a word, and a browser then reports a CORS
 //! error. Judged here, before a byte goes upstream, the client hears the reason.
 
 use std::{

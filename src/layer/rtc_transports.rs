@@ -1,4 +1,4 @@
-//! Where calls go, answered even where the homeserver cannot say (MSC4143, MSC4519; domain.md section 1.5).
+//! Where calls go, answered even where the homeserver cannot say (MSC4143, MSC4519).
 //!
 //! Clients since August 2026 ask only the homeserver, older ones only the well-known document. Synapse answers if it is
 //! told twice; where it is not, its answer is completed from the same configuration as the well-known document.

@@ -1,4 +1,4 @@
-"""Stand-ins that answer as lk-jwt-service and LiveKit do (domain.md sections 2.4, 2.5, 6.2 of the design), a web server of
+"""Stand-ins that answer as lk-jwt-service and LiveKit do, a web server of
 somebody else, and a proxy that meddles. Each can be told to be wrong in one way."""
 
 import base64

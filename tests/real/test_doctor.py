@@ -1,5 +1,5 @@
 """`vestibule doctor` in front of a real Synapse: a healthy deployment is all ok, and of each thing that breaks for people who
-run such a deployment (the rows are those of the design's list of failures) it names that one and no other."""
+run such a deployment (each is a row, by whose number src/doctor refers to it) it names that one and no other."""
 
 import contextlib
 import json

@@ -1,5 +1,5 @@
 """The transports endpoint in front of a real Synapse in each of its states: switched off, with a list, with an empty list; on
-the path of today and on the stable one (behaviour.md section 6 of the design)."""
+the path of today and on the stable one."""
 
 import json
 import ssl

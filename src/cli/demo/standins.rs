@@ -106,7 +106,7 @@ fn with(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Respo
     response
 }
 
-/// As LiveKit has it: 401 to a handshake without a token (domain.md section 2.4), an open socket with one.
+/// As LiveKit has it: 401 to a handshake without a token, an open socket with one.
 fn echo(request: &Request) -> Response {
     let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else { return text(StatusCode::NOT_FOUND, "") };
     if !request.uri().query().is_some_and(|query| query.contains("access_token=")) {

@@ -1,4 +1,4 @@
-//! `compose.yaml`: images and the environment of lk-jwt-service (domain.md section 6.1).
+//! `compose.yaml`: images and the environment of lk-jwt-service.
 
 use super::{Sheet, yaml::Node};
 use crate::{config::plan::Kind, doctor::ground::origin};

@@ -1,4 +1,4 @@
-//! `homeserver.yaml`: what Element Call needs of Synapse (domain.md section 1.6).
+//! `homeserver.yaml`: what Element Call needs of Synapse.
 
 use super::{Sheet, yaml::Node};
 

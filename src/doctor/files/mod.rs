@@ -1,4 +1,4 @@
-//! The files of the services behind the edge: settings that are obsolete or missing (domain.md sections 1.6, 5 and 8).
+//! The files of the services behind the edge: settings that are obsolete or missing.
 
 mod compose;
 mod homeserver;

@@ -1,4 +1,4 @@
-//! Compression of answers (behaviour.md section 5). Written here and not taken from a library because none of them weakens
+//! Compression of answers. Written here and not taken from a library because none of them weakens
 //! a strong `ETag`, minds `no-transform`, or adds `Vary` where it is due.
 
 mod encode;
