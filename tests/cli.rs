@@ -95,9 +95,13 @@ fn init_writes_once_what_check_accepts() {
 
 #[test]
 fn the_demo_passes_its_own_checks() {
-    let output = program(&["demo", "--check"]);
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vestibule"));
+    let output = command.args(["demo", "--check"]).env("TMPDIR", folder.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.matches("  ok ").count() == 12, "{said}");
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 0, "the demo leaves keys behind");
 }
 
 #[test]

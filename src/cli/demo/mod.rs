@@ -3,9 +3,16 @@
 mod checks;
 mod standins;
 
-use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fs::Permissions, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, process::ExitCode, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::standins::StandIn;
@@ -30,7 +37,10 @@ pub fn run(check: bool) -> Outcome {
 }
 
 async fn demo(check: bool) -> Result<bool, Failure> {
-    let storage = std::env::temp_dir().join(format!("vestibule-demo-{}", std::process::id()));
+    // A name that nobody can have taken before us, for a key is kept there; it goes with the demo.
+    let folder =
+        tempfile::Builder::new().prefix("vestibule-demo-").permissions(Permissions::from_mode(0o700)).tempdir()?;
+    let storage = folder.path().to_owned();
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let clock = Clock::system();
     let settings = Arc::new(stand_in_settings(&clock));
@@ -52,7 +62,11 @@ async fn demo(check: bool) -> Result<bool, Failure> {
     let passed = checks::run(plain, secure, &root).await?;
     if !check {
         invite(secure, &storage, &root)?;
-        tokio::signal::ctrl_c().await?;
+        let mut ended = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = ctrl_c() => interrupted?,
+            _ = ended.recv() => {}
+        }
         say("\nstopping\n")?;
     }
     edge.drain().await;
@@ -60,7 +74,6 @@ async fn demo(check: bool) -> Result<bool, Failure> {
     tasks.close();
     // The stand-ins have nothing to lose.
     let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
-    let _ = std::fs::remove_dir_all(&storage);
     Ok(passed)
 }
 
