@@ -69,10 +69,37 @@ impl Client {
 /// An address as a field value, written on the stack first: a `String` grows twice on its way.
 fn value(ip: IpAddr) -> HeaderValue {
     let mut text = [0; 48];
-    let mut rest = &mut text[..];
-    write!(rest, "{ip}").expect("the longest address has 45 characters");
-    let left = rest.len();
-    HeaderValue::from_bytes(&text[..48 - left]).expect("an address is a valid value")
+    let len = match ip {
+        IpAddr::V4(ip) => dotted(ip.octets(), &mut text),
+        IpAddr::V6(ip) => {
+            let mut rest = &mut text[..];
+            write!(rest, "{ip}").expect("the longest address has 45 characters");
+            48 - rest.len()
+        }
+    };
+    HeaderValue::from_bytes(&text[..len]).expect("an address is a valid value")
+}
+
+/// What `Display` writes, without the 1,300 instructions that its padding and its four inner formatters take.
+fn dotted(octets: [u8; 4], out: &mut [u8; 48]) -> usize {
+    let mut at = 0;
+    let mut push = |byte| {
+        out[at] = byte;
+        at += 1;
+    };
+    for (index, octet) in octets.into_iter().enumerate() {
+        if index > 0 {
+            push(b'.');
+        }
+        if octet >= 100 {
+            push(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            push(b'0' + octet / 10 % 10);
+        }
+        push(b'0' + octet % 10);
+    }
+    at
 }
 
 /// The addresses of all `X-Forwarded-For` fields, last first; `None` for what is no address.
@@ -115,6 +142,19 @@ mod tests {
             map.append(*name, HeaderValue::from_static(value));
             map
         })
+    }
+
+    #[test]
+    fn addresses_are_written_as_everybody_writes_them() {
+        for octet in 0..=255 {
+            for ip in [[octet, 0, 10, 255], [127, octet, octet, octet]].map(IpAddr::from) {
+                assert_eq!(value(ip), ip.to_string());
+            }
+        }
+        for ip in ["::1", "2001:db8::192.0.2.1", "1111:2222:3333:4444:5555:6666:7777:8888"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            assert_eq!(value(ip), ip.to_string());
+        }
     }
 
     #[test]

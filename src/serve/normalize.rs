@@ -5,6 +5,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, uri
 
 use crate::{error::Kind, wire::RequestHead};
 
+/// Fields that HTTP/2 has frames for, so that a message which says them means to be read in two ways.
+const OF_HTTP1: [HeaderName; 3] = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE];
+
 /// Settles a request of HTTP/1.1 (RFC 9112 section 3.2).
 ///
 /// # Errors
@@ -59,10 +62,8 @@ pub fn multiplexed(wanted: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> R
     };
     check_authority(authority)?;
     let value = HeaderValue::try_from(authority).map_err(|_| Kind::BadRequest(":authority is malformed"))?;
-    for name in [&header::CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
-        if headers.contains_key(name) {
-            return Err(Kind::BadRequest("a field belongs to HTTP/1.1"));
-        }
+    if headers.keys().any(|name| OF_HTTP1.contains(name)) {
+        return Err(Kind::BadRequest("a field belongs to HTTP/1.1"));
     }
     headers.insert(header::HOST, value);
     join_cookies(headers);

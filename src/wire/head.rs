@@ -116,11 +116,11 @@ pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, W
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| WireError::Malformed("the method is no token"))?;
     let target = parse_target(head, target)?;
     let old = parsed.version == Some(0);
-    let (mut headers, dropped) = collect(head, parsed.headers, Underscores::Drop, FORWARDED)?;
-    let framing = request_framing(&mut headers, old)?;
-    let keep_alive = keep_alive(&headers, old);
+    let (mut headers, seen) = collect(head, parsed.headers, Underscores::Drop, FORWARDED)?;
+    let framing = if seen.framing { request_framing(&mut headers, old)? } else { Framing::None };
+    let keep_alive = if seen.connection { keep_alive(&headers, old) } else { !old };
     let version = if old { Version::HTTP_10 } else { Version::HTTP_11 };
-    Ok(RequestHead { method, target, version, headers, framing, keep_alive, dropped })
+    Ok(RequestHead { method, target, version, headers, framing, keep_alive, dropped: seen.dropped })
 }
 
 /// Parses the head of the answer to a request with this method.
@@ -140,9 +140,10 @@ pub fn parse_response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Resu
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let Some(status) = status else { return Err(WireError::Malformed("the status is no status")) };
     let old = parsed.version == Some(0);
-    let (mut headers, _) = collect(head, parsed.headers, Underscores::Pass, ANSWERED)?;
+    let (mut headers, seen) = collect(head, parsed.headers, Underscores::Pass, ANSWERED)?;
     let framing = response_framing(&mut headers, status, asked, old)?;
-    let keep_alive = keep_alive(&headers, old) && framing != Framing::UntilClose;
+    let keep_alive = if seen.connection { keep_alive(&headers, old) } else { !old };
+    let keep_alive = keep_alive && framing != Framing::UntilClose;
     Ok(ResponseHead { status, headers, framing, keep_alive })
 }
 
@@ -174,27 +175,39 @@ enum Underscores {
     Pass,
 }
 
+/// What a walk over the fields notes by the way, so that nobody looks up what is not there.
+#[derive(Default)]
+struct Seen {
+    dropped: usize,
+    /// `Content-Length` or `Transfer-Encoding`.
+    framing: bool,
+    /// `Connection`.
+    connection: bool,
+}
+
 /// Copies the fields into a map whose values share the bytes of the head.
 fn collect(
     head: &Bytes,
     fields: &[httparse::Header<'_>],
     underscores: Underscores,
     more: usize,
-) -> Result<(HeaderMap, usize), WireError> {
+) -> Result<(HeaderMap, Seen), WireError> {
     let mut map = HeaderMap::with_capacity(fields.len() + more);
-    let mut dropped = 0;
+    let mut seen = Seen::default();
     for field in fields {
         if underscores == Underscores::Drop && field.name.contains('_') {
-            dropped += 1;
+            seen.dropped += 1;
             continue;
         }
         let name = HeaderName::from_bytes(field.name.as_bytes())
             .map_err(|_| WireError::Malformed("a field name is malformed"))?;
         let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
             .map_err(|_| WireError::Malformed("a field value is malformed"))?;
+        seen.framing |= name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
+        seen.connection |= name == header::CONNECTION;
         map.append(name, value);
     }
-    Ok((map, dropped))
+    Ok((map, seen))
 }
 
 fn request_framing(headers: &mut HeaderMap, old: bool) -> Result<Framing, WireError> {
