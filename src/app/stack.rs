@@ -14,6 +14,7 @@
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use http::{Method, Uri, Version, header, uri::Scheme};
 use ipnet::IpNet;
 
@@ -26,7 +27,7 @@ use crate::{
     layer::{
         access,
         access_log::{AccessLog, Exchange},
-        compress::Compress,
+        compress::{Asked, Compress},
         cors,
         forwarded::Client,
         hop, limit, redirect,
@@ -74,7 +75,7 @@ struct Route {
     strip: Option<String>,
     max_body: Vec<plan::BodyRule>,
     compress: bool,
-    transports: Option<RtcTransports>,
+    transports: Option<Arc<RtcTransports>>,
     root_redirect: Option<String>,
     action: Action,
 }
@@ -132,10 +133,11 @@ impl Generation {
         })
     }
 
-    async fn walk(&self, request: Request, visit: &mut Visit<'_>) -> Result<Response, ProxyError> {
+    /// Walks to where something has to be waited for.
+    fn walk(&self, request: Request, visit: &mut Visit<'_>) -> Result<Step, ProxyError> {
         let path = request.uri().path();
         if let Some(answer) = self.acme_token(path, request.method(), visit) {
-            return Ok(answer);
+            return Ok(Step::Answered(answer));
         }
         let found = self.site(&request, visit.conn)?;
         visit.hsts = found.site.hsts;
@@ -143,18 +145,18 @@ impl Generation {
         if let Some(documents) = &found.site.well_known
             && let Some(answer) = documents.answer(&request)
         {
-            return Ok(answer);
+            return Ok(Step::Answered(answer));
         }
         if found.site.secure && visit.client.scheme == Scheme::HTTP {
-            return self.to_https(&request);
+            return self.to_https(&request).map(Step::Answered);
         }
         if path == "*" {
-            return self.whole_server(request, visit, found).await;
+            return self.whole_server(request, visit, found);
         }
         let route = found.route(path).ok_or(Kind::NoRoute)?;
         visit.form = visit.form.on(route.kind);
         if let (Some(origin), "/") = (&route.root_redirect, path) {
-            return redirect::to(origin, path_and_query(&request));
+            return redirect::to(origin, path_and_query(&request)).map(Step::Answered);
         }
         let inner = match &route.strip {
             Some(prefix) => Cow::Owned(route::strip(path, prefix)),
@@ -164,26 +166,28 @@ impl Generation {
             return Err(Kind::NoRoute.into());
         }
         match &route.action {
-            Action::Proxy(upstream) => self.proxy(request, visit, route, upstream).await,
-            Action::Redirect(origin) => redirected(redirect::to(origin, path_and_query(&request))?, path),
-            Action::Respond(fixed) => Ok(fixed.answer()),
+            Action::Proxy(upstream) => self.proxy(request, visit, route, upstream),
+            Action::Redirect(origin) => {
+                redirected(redirect::to(origin, path_and_query(&request))?, path).map(Step::Answered)
+            }
+            Action::Respond(fixed) => Ok(Step::Answered(fixed.answer())),
             Action::NotFound => Err(Kind::NoRoute.into()),
         }
     }
 
     /// `OPTIONS *` asks a server and no path (RFC 9110 section 9.3.7): the one service behind everything answers it, or we.
-    async fn whole_server(
+    fn whole_server(
         &self,
         request: Request,
         visit: &mut Visit<'_>,
         found: &route::Site<Site, Route>,
-    ) -> Result<Response, ProxyError> {
+    ) -> Result<Step, ProxyError> {
         match found.route("/") {
             Some(route) if route.kind == SiteKind::Http && route.strip.is_none() => match &route.action {
-                Action::Proxy(upstream) => self.proxy(request, visit, route, upstream).await,
-                _ => Ok(rescue::options()),
+                Action::Proxy(upstream) => self.proxy(request, visit, route, upstream),
+                _ => Ok(Step::Answered(rescue::options())),
             },
-            _ => Ok(rescue::options()),
+            _ => Ok(Step::Answered(rescue::options())),
         }
     }
 
@@ -214,13 +218,13 @@ impl Generation {
         redirected(redirect::to(&origin, path_and_query(request))?, request.uri().path())
     }
 
-    async fn proxy(
+    fn proxy(
         &self,
         mut request: Request,
         visit: &mut Visit<'_>,
         route: &Route,
         upstream: &Upstream,
-    ) -> Result<Response, ProxyError> {
+    ) -> Result<Step, ProxyError> {
         visit.exchange.to_upstream(upstream.name());
         if let Some(prefix) = &route.strip {
             strip_prefix(&mut request, prefix)?;
@@ -228,7 +232,7 @@ impl Generation {
         limit::bound_body(&mut request, &route.max_body, route.kind)?;
         let method = request.method().clone();
         if route.kind == SiteKind::Synapse && method == Method::OPTIONS {
-            return Ok(cors::synapse_preflight(request.uri().path()));
+            return Ok(Step::Answered(cors::synapse_preflight(request.uri().path())));
         }
         let asked = route.compress.then(|| self.compress.request(&method, request.headers_mut()));
         hop::request(&method, request.headers_mut());
@@ -236,17 +240,23 @@ impl Generation {
         limit::bound_head(&request, route.kind)?;
         let answer = match &route.transports {
             Some(transports) if transports.takes(request.uri().path()) => {
-                // Boxed: few requests are for these paths, and the others should not own the room for them.
-                Box::pin(transports.answer(request, |request| Box::pin(upstream.send(request)))).await
+                let (transports, upstream) = (transports.clone(), upstream.clone());
+                Box::pin(async move { transports.answer(request, |request| upstream.send(request)).await })
             }
-            _ => upstream.send(request).await,
+            _ => upstream.send(request),
         };
-        if route.kind == SiteKind::LkJwt && method == Method::OPTIONS {
-            return Ok(lk_jwt_preflight(answer, visit.version));
+        let preflight = route.kind == SiteKind::LkJwt && method == Method::OPTIONS;
+        Ok(Step::Asked { answer, back: Back { asked, preflight } })
+    }
+
+    /// Walks back with what a service has answered.
+    fn back(&self, answer: Result<Response, ProxyError>, back: Back, client: Version) -> Result<Response, ProxyError> {
+        if back.preflight {
+            return Ok(lk_jwt_preflight(answer, client));
         }
         let mut response = answer?;
-        hop::response(response.status(), response.headers_mut(), visit.version);
-        Ok(match asked {
+        hop::response(response.status(), response.headers_mut(), client);
+        Ok(match back.asked {
             Some(asked) => self.compress.response(asked, response),
             None => response,
         })
@@ -272,7 +282,7 @@ impl Route {
             strip: (plan.strip_prefix && plan.prefix != "/").then(|| plan.prefix.clone()),
             max_body: plan.max_body.clone(),
             compress: plan.compress,
-            transports: plan.rtc_transports.clone().map(RtcTransports::new),
+            transports: plan.rtc_transports.clone().map(|ours| Arc::new(RtcTransports::new(ours))),
             root_redirect: plan.root_redirect.clone(),
             action: match &plan.action {
                 plan::Action::Proxy(upstream) => Action::Proxy(Upstream::new(upstream, env)),
@@ -282,6 +292,22 @@ impl Route {
             },
         }
     }
+}
+
+/// How far a request has come by itself.
+enum Step {
+    /// It is answered.
+    Answered(Response),
+    /// A service has been asked.
+    Asked { answer: BoxFuture<'static, Result<Response, ProxyError>>, back: Back },
+}
+
+/// What matters of a request on the way back.
+struct Back {
+    /// What it said of compression, where the route compresses.
+    asked: Option<Asked>,
+    /// It is a preflight of the service for call tokens.
+    preflight: bool,
 }
 
 /// What is known of one request while it walks, besides the request itself.
@@ -310,7 +336,8 @@ impl Front {
 }
 
 impl serve::Handler for Front {
-    async fn handle(&self, mut request: Request, conn: &Arc<ConnInfo>) -> Response {
+    /// Not an async fn, whose future would own a room for the request at each step of the walk: only the way back waits.
+    fn handle(&self, mut request: Request, conn: &Arc<ConnInfo>) -> impl Future<Output = Response> + Send {
         let road = self.current.load_full();
         let client = Client::find(conn, request.headers(), &road.listen.trusted_proxies);
         let exchange = road.log.begin(&mut request, conn, client.ip, client.id.as_str());
@@ -322,8 +349,15 @@ impl serve::Handler for Front {
             client,
             exchange,
         };
-        let answer = road.walk(request, &mut visit).await;
-        finish(answer, visit)
+        let step = road.walk(request, &mut visit);
+        async move {
+            let answer = match step {
+                Ok(Step::Asked { answer, back }) => road.back(answer.await, back, visit.version),
+                Ok(Step::Answered(response)) => Ok(response),
+                Err(error) => Err(error),
+            };
+            finish(answer, visit)
+        }
     }
 
     fn refuse(&self, error: ProxyError, target: Option<&str>, conn: &Arc<ConnInfo>) -> Response {

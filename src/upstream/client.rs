@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::{Future as _, poll_fn},
+    future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -125,27 +125,30 @@ impl Outgoing {
 }
 
 /// Sends a request and waits for the head of its answer.
-pub async fn exchange(
+pub fn exchange<'a>(
     link: Link,
-    outgoing: &mut Outgoing,
-    plan: &plan::Upstream,
-    env: &Env,
+    outgoing: &'a mut Outgoing,
+    plan: &'a plan::Upstream,
+    env: &'a Env,
     lease: Lease,
-) -> Result<Answered, Failed> {
+) -> impl Future<Output = Result<Answered, Failed>> + Send + 'a {
     let upload = Upload::new(outgoing, env.body_stall);
     let patience = Patience::new(plan.response_timeout);
     let mut exchange = Exchange { link, upload, scanned: 0, patience, saw_bytes: false, heads: 0 };
-    let head = match poll_fn(|cx| exchange.poll(cx, outgoing)).await {
-        Ok(head) => head,
-        Err(error) => {
-            let may_repeat = error.kind == Kind::Reset && !exchange.saw_bytes && outgoing.is_untouched();
-            return Err(Failed { error, may_repeat });
-        }
-    };
-    Ok(Answered(match head.status {
-        StatusCode::SWITCHING_PROTOCOLS => upgraded(head, exchange.link, env, lease, outgoing.phases.clone()),
-        _ => exchange.respond(head, env, lease),
-    }))
+    // A block and not an async fn, which would keep the connection twice; see [`Upstream::send`](super::Upstream::send).
+    async move {
+        let head = match poll_fn(|cx| exchange.poll(cx, outgoing)).await {
+            Ok(head) => head,
+            Err(error) => {
+                let may_repeat = error.kind == Kind::Reset && !exchange.saw_bytes && outgoing.is_untouched();
+                return Err(Failed { error, may_repeat });
+            }
+        };
+        Ok(Answered(match head.status {
+            StatusCode::SWITCHING_PROTOCOLS => upgraded(head, exchange.link, env, lease, outgoing.phases.clone()),
+            _ => exchange.respond(head, env, lease),
+        }))
+    }
 }
 
 /// The state between a request and the head of its answer.

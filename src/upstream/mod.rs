@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -145,27 +146,28 @@ impl Upstream {
     /// # Errors
     /// No connection ([`Kind::Connect`], [`Kind::ConnectTimeout`]), no answer ([`Kind::Reset`],
     /// [`Kind::ResponseTimeout`], [`Kind::BadResponse`]), or a body that its client did not finish.
-    pub fn send(&self, request: Request) -> impl Future<Output = Result<Response, ProxyError>> + Send + '_ {
-        // Not an async fn, whose future would keep a room for the request beside the one for what becomes of it.
-        self.deliver(Outgoing::new(request))
-    }
-
-    async fn deliver(&self, mut outgoing: Outgoing) -> Result<Response, ProxyError> {
-        let inner = &self.0;
-        let mut may_reuse = true;
-        loop {
-            let (index, link, reused) = self.link(may_reuse, outgoing.phases()).await?;
-            let lease = Lease::new(inner.clone(), index);
-            match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
-                Ok(Answered(response)) => return Ok(response),
-                // The service closed a connection that we had kept; on a new one the request has its first chance.
-                Err(Failed { may_repeat: true, .. }) if reused => {
-                    inner.retries.fetch_add(1, Ordering::Relaxed);
-                    may_reuse = false;
+    pub fn send(&self, request: Request) -> BoxFuture<'static, Result<Response, ProxyError>> {
+        let upstream = self.clone();
+        let mut outgoing = Outgoing::new(request);
+        // A block, whose captures stay where they are: the future of an async fn keeps its arguments twice. Boxed here,
+        // it is under the KiB up to which glibc's allocator is quick, and so are the futures of those who wait for it.
+        Box::pin(async move {
+            let inner = &upstream.0;
+            let mut may_reuse = true;
+            loop {
+                let (index, link, reused) = upstream.link(may_reuse, outgoing.phases()).await?;
+                let lease = Lease::new(inner.clone(), index);
+                match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
+                    Ok(Answered(response)) => return Ok(response),
+                    // The service closed a connection that we had kept; on a new one the request has its first chance.
+                    Err(Failed { may_repeat: true, .. }) if reused => {
+                        inner.retries.fetch_add(1, Ordering::Relaxed);
+                        may_reuse = false;
+                    }
+                    Err(failed) => return Err(failed.error),
                 }
-                Err(failed) => return Err(failed.error),
             }
-        }
+        })
     }
 
     /// What is known of each endpoint.
@@ -190,22 +192,39 @@ impl Upstream {
         }
     }
 
-    /// A connection to the endpoint whose turn it is. The dial goes on until one answers or `retry_connect` is over:
-    /// a service that restarts is away for a moment, and nobody has to know.
+    /// A connection to the endpoint whose turn it is, and whether it has been used before.
     async fn link(&self, may_reuse: bool, phases: &Phases) -> Result<(usize, Link, bool), ProxyError> {
+        let first = (!self.0.endpoints.is_empty()).then(|| self.pick());
+        if may_reuse
+            && let Some(index) = first
+            && let Some(link) = self.0.endpoints[index].pool.take()
+        {
+            return Ok((index, link, true));
+        }
+        // Boxed: a dial is rare, and a request that waits for its answer should not own the room for one.
+        Box::pin(self.dial(first, may_reuse, phases)).await
+    }
+
+    /// Dials until an endpoint answers, the `first` one first, or `retry_connect` is over: a service that restarts is
+    /// away for a moment, and nobody has to know.
+    async fn dial(
+        &self,
+        mut first: Option<usize>,
+        may_reuse: bool,
+        phases: &Phases,
+    ) -> Result<(usize, Link, bool), ProxyError> {
         let give_up = Instant::now() + self.0.plan.retry_connect;
         let mut pauses = DIAL_PAUSES.into_iter();
         loop {
             let mut failed = None;
             for _ in 0..self.0.endpoints.len() {
-                let index = self.pick();
+                let index = first.take().unwrap_or_else(|| self.pick());
                 let endpoint = &self.0.endpoints[index];
                 if may_reuse && let Some(link) = endpoint.pool.take() {
                     return Ok((index, link, true));
                 }
-                // Boxed: a dial is rare, and a request that waits for its answer should not own the room for one.
-                let dial = connect::dial(&endpoint.server, self.0.plan.connect_timeout, &self.0.env.roots, phases);
-                match Box::pin(dial).await {
+                let limit = self.0.plan.connect_timeout;
+                match connect::dial(&endpoint.server, limit, &self.0.env.roots, phases).await {
                     Ok(link) => {
                         self.answers(endpoint);
                         return Ok((index, link, false));

@@ -116,29 +116,39 @@ impl<IO: Io, H: Handler> Server<IO, H> {
                 return None;
             }
         }
+        // Nearly always all of it is here, and nothing has to be timed.
+        let mut scanned = 0;
+        if let Some(head) = self.whole_head(&mut scanned) {
+            return Some(head);
+        }
         let limit = self.settings.header.map(|limit| Instant::now() + limit);
-        match deadline(limit, self.read_head()).await {
+        match deadline(limit, self.read_head(scanned)).await {
             Some(head) => head,
             None => Some(Err((Kind::HeadTooSlow.into(), self.stream.lock().target()))),
         }
     }
 
     /// Reads on until the head is whole.
-    async fn read_head(&self) -> Option<Head> {
-        let mut scanned = 0;
+    async fn read_head(&self, mut scanned: usize) -> Option<Head> {
         loop {
-            // Named, so that the lock is free again in the arms below.
-            let taken = self.stream.lock().take_head(&mut scanned, &self.settings.head);
-            match taken {
-                Ok(Some(head)) => return Some(self.parse(&head)),
-                Ok(None) => {}
-                Err(error) => return Some(Err((refusal(error), self.stream.lock().target()))),
-            }
             match self.stream.fill().await {
                 Ok(n) if n > 0 => {}
                 // Gone in the middle of a head: nobody is left to tell.
                 _ => return None,
             }
+            if let Some(head) = self.whole_head(&mut scanned) {
+                return Some(head);
+            }
+        }
+    }
+
+    /// The head, if it has arrived, or why it never will.
+    fn whole_head(&self, scanned: &mut usize) -> Option<Head> {
+        // Named, so that the lock is free again in the arms below.
+        let taken = self.stream.lock().take_head(scanned, &self.settings.head);
+        match taken {
+            Ok(head) => head.map(|head| self.parse(&head)),
+            Err(error) => Some(Err((refusal(error), self.stream.lock().target()))),
         }
     }
 
