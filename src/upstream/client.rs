@@ -425,12 +425,16 @@ impl Upload {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<Result<(), UploadError>> {
         while !self.is_written() {
-            let slices = [
-                std::io::IoSlice::new(&self.small[self.written..]),
-                std::io::IoSlice::new(&self.data),
-                std::io::IoSlice::new(self.tail),
-            ];
-            let n = match Pin::new(&mut link.socket).poll_write_vectored(cx, &slices) {
+            let small = &self.small[self.written..];
+            let mut socket = Pin::new(&mut link.socket);
+            let wrote = if self.data.is_empty() && self.tail.is_empty() {
+                // Most requests are a head only, and the kernel does less for `send` than for `writev`.
+                socket.as_mut().poll_write(cx, small)
+            } else {
+                let slices = [small, &self.data, self.tail].map(std::io::IoSlice::new);
+                socket.as_mut().poll_write_vectored(cx, &slices)
+            };
+            let n = match wrote {
                 Poll::Ready(Ok(n)) if n > 0 => n,
                 Poll::Ready(_) => {
                     self.give_up();
