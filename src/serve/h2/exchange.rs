@@ -1,7 +1,7 @@
 //! One request of an HTTP/2 connection and its answer.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, ready},
@@ -84,50 +84,74 @@ struct Gone;
 
 impl<H: Handler> Exchange<H> {
     /// Answers a request, to the last byte of its body.
-    pub async fn answer(&self, incoming: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    pub fn answer(
+        &self,
+        incoming: http::Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> impl Future<Output = ()> + use<'_, H> {
         let mut stream = OpenStream::new(&self.streams);
         let is_head = incoming.method() == Method::HEAD;
         let target = incoming.uri().path_and_query().cloned();
         let (request, tunnel) = self.request(incoming);
         let hints = Arc::<Hints>::default();
-        let mut response = match request {
+        // Boxed, so that a stream is small where it is moved, and while its body is sent.
+        let handling = match request {
             Ok(mut request) => {
                 request.extensions_mut().insert(Interim(hints.clone()));
-                // Boxed, so that a stream is small where it is moved, and while its body is sent: in place, every
-                // request copied 6 KiB three times.
-                let mut handling = Box::pin(self.handler.handle(request, &self.conn));
-                let answered = poll_fn(|cx| {
-                    let answered = handling.as_mut().poll(cx);
-                    hints.send(&mut respond);
-                    match answered {
-                        Poll::Ready(response) => Poll::Ready(Some(response)),
-                        // A client that resets the stream takes its request with it.
-                        Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
-                    }
-                });
-                let Some(response) = answered.await else { return };
-                response
+                Ok(Box::pin(self.handler.handle(request, &self.conn)))
             }
             Err(kind) => {
                 let target = target.as_ref().map(http::uri::PathAndQuery::as_str);
-                self.handler.refuse(kind.into(), target, &self.conn)
+                Err(Box::new(self.handler.refuse(kind.into(), target, &self.conn)))
             }
         };
+        // Not an async fn: its future would own a room for the request as it came, and one for each form that it takes.
+        async move {
+            let response = match handling {
+                Ok(mut handling) => {
+                    let answered = poll_fn(|cx| {
+                        let answered = handling.as_mut().poll(cx);
+                        hints.send(&mut respond);
+                        match answered {
+                            Poll::Ready(response) => Poll::Ready(Some(response)),
+                            // A client that resets the stream takes its request with it.
+                            Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
+                        }
+                    });
+                    let Some(response) = answered.await else { return };
+                    response
+                }
+                Err(refusal) => *refusal,
+            };
+            if let Some((body, send)) = self.begin(response, respond, is_head, tunnel) {
+                // Whoever is gone has been told so by h2.
+                let _ = pipe(body, send, &mut stream).await;
+            }
+        }
+    }
+
+    /// Sends the head of an answer; the body that is to follow, if there is one.
+    fn begin(
+        &self,
+        mut response: Response,
+        mut respond: SendResponse<Bytes>,
+        is_head: bool,
+        tunnel: Option<RecvStream>,
+    ) -> Option<(Body, SendStream<Bytes>)> {
         strip_forbidden(response.headers_mut());
         if let Some(tunnel) = tunnel
             && (response.status() == StatusCode::SWITCHING_PROTOCOLS || response.status().is_success())
         {
-            return self.bridge(response, respond, tunnel);
+            self.bridge(response, respond, tunnel);
+            return None;
         }
         let (head, body) = self.head(response, is_head);
         let Ok(send) = respond.send_response(head, body.is_end_stream()) else {
             // The client has reset the stream, or the answer cannot be said in HTTP/2.
-            return respond.send_reset(Reason::INTERNAL_ERROR);
+            respond.send_reset(Reason::INTERNAL_ERROR);
+            return None;
         };
-        if !body.is_end_stream() {
-            // Whoever is gone has been told so by h2.
-            let _ = pipe(body, send, &mut stream).await;
-        }
+        (!body.is_end_stream()).then_some((body, send))
     }
 
     /// The request as every handler sees it, and what a WebSocket needs besides.
