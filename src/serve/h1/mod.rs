@@ -24,7 +24,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use self::{
     body::Incoming,
     stream::{Shared, Stream},
-    write::{Answer, InterimQueue},
+    write::{Answer, Cut, InterimQueue},
 };
 use super::{Handler, Settings, normalize};
 use crate::{
@@ -92,7 +92,10 @@ struct Server<IO, H> {
 }
 
 /// A head that was read, or why it is refused.
-type Head = Result<RequestHead, (ProxyError, Option<String>)>;
+type Head = Result<RequestHead, Refused>;
+
+/// Why a request is refused, and its target as far as it could be read.
+type Refused = (ProxyError, Option<String>);
 
 impl<IO: Io, H: Handler> Server<IO, H> {
     /// Waits for a request and reads its head; `None` when the connection ends without one.
@@ -157,33 +160,55 @@ impl<IO: Io, H: Handler> Server<IO, H> {
     }
 
     /// One request and its answer.
-    async fn exchange(&self, head: Head) -> Next<IO> {
-        let mut head = match head {
-            Ok(head) => head,
-            Err((error, target)) => return self.refuse(error, target).await,
-        };
+    fn exchange(&self, head: Head) -> impl Future<Output = Next<IO>> + use<'_, IO, H> {
+        let settled = head.and_then(|head| self.settle(head));
+        // Not an async fn, and what is rare is boxed: the future stays under the KiB up to which the allocator is quick.
+        async move {
+            let (request, asked) = match settled {
+                Ok(settled) => settled,
+                Err((error, target)) => return Box::pin(self.refuse(error, target)).await,
+            };
+            let answered = {
+                let mut handling = pin!(self.handler.handle(request, &self.conn));
+                poll_fn(|cx| {
+                    if let Poll::Ready(response) = handling.as_mut().poll(cx) {
+                        return Poll::Ready(Some(response));
+                    }
+                    let mut stream = self.stream.lock();
+                    self.interim.write(cx, &mut stream);
+                    // A client that leaves takes its request with it: dropping the handler cancels what goes on
+                    // upstream.
+                    stream.poll_watch(cx).map(|_gone| None)
+                })
+                .await
+            };
+            match answered {
+                Some(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    Box::pin(self.upgrade(response)).await
+                }
+                Some(response) => {
+                    let (writing, close) = self.answer(response, &asked);
+                    match writing.await {
+                        Ok(()) => self.next(close).await,
+                        // Dropping the stream without a closing handshake is how a cut answer looks cut.
+                        Err(Cut) => Next::Close,
+                    }
+                }
+                None => Next::Close,
+            }
+        }
+    }
+
+    /// What a head asks for, and what of that matters to the writing of the answer.
+    fn settle(&self, mut head: RequestHead) -> Result<(Request, Asked), Refused> {
         self.settings.count_dropped(head.dropped);
         if let Err(kind) = normalize::http1(&mut head) {
             let target = head.target.path_and_query().map(|target| target.as_str().to_owned());
-            return self.refuse(kind.into(), target).await;
+            return Err((kind.into(), target));
         }
         let asked = Asked::of(&head);
         self.stream.lock().begin_body(head.framing, asked.expects_continue);
-        let request = self.request(head);
-        let mut handling = pin!(self.handler.handle(request, &self.conn));
-        let answered = poll_fn(|cx| {
-            if let Poll::Ready(response) = handling.as_mut().poll(cx) {
-                return Poll::Ready(Some(response));
-            }
-            let mut stream = self.stream.lock();
-            self.interim.write(cx, &mut stream);
-            // A client that leaves takes its request with it: dropping the handler cancels what goes on upstream.
-            stream.poll_watch(cx).map(|_gone| None)
-        });
-        match answered.await {
-            Some(response) => self.answer(response, &asked).await,
-            None => Next::Close,
-        }
+        Ok((self.request(head), asked))
     }
 
     fn request(&self, head: RequestHead) -> Request {
@@ -202,32 +227,29 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         request
     }
 
-    /// Writes the answer and says what comes next.
-    async fn answer(&self, mut response: Response, asked: &Asked) -> Next<IO> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return self.upgrade(response).await;
-        }
+    /// Begins to write the answer; and whether the connection is to be closed after it.
+    fn answer(
+        &self,
+        mut response: Response,
+        asked: &Asked,
+    ) -> (impl Future<Output = Result<(), Cut>> + use<'_, IO, H>, bool) {
         let close = !asked.keep_alive || self.drain.is_cancelled() || !self.stream.lock().may_skip_body();
         self.stream.lock().answers();
         let answer = Answer::new(&mut response, asked, close, &self.settings);
         let leftover = self.interim.take();
         let close = close || answer.ends_by_close();
-        if answer.write(leftover, response.into_body(), &self.stream, &self.settings).await.is_err() {
-            // Dropping the stream without a closing handshake is how a cut answer looks cut.
-            return Next::Close;
-        }
+        (answer.write(leftover, response.into_body(), &self.stream, &self.settings), close)
+    }
+
+    /// What comes after an answer that has been written.
+    async fn next(&self, close: bool) -> Next<IO> {
         let skipped = self.stream.lock().skip_body();
         match (skipped, close) {
-            (true, false) => Next::Request,
-            (true, true) if !self.stream.lock().has_unread() => {
-                self.stream.shutdown().await;
-                Next::Close
-            }
-            _ => {
-                self.stream.linger().await;
-                Next::Close
-            }
+            (true, false) => return Next::Request,
+            (true, true) if !self.stream.lock().has_unread() => self.stream.shutdown().await,
+            _ => self.stream.linger().await,
         }
+        Next::Close
     }
 
     async fn upgrade(&self, mut response: Response) -> Next<IO> {

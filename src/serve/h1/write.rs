@@ -1,9 +1,9 @@
 //! Writing an answer: its framing, its head, and a body as it comes.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io::IoSlice,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
@@ -67,44 +67,46 @@ impl Answer {
     ///
     /// # Errors
     /// The client left or reads nothing, or the body was cut short.
-    pub async fn write<IO: Io>(
+    pub fn write<'a, IO: Io>(
         self,
         before: Vec<u8>,
-        body: Body,
-        stream: &Shared<IO>,
+        mut body: Body,
+        stream: &'a Shared<IO>,
         settings: &Settings,
-    ) -> Result<(), Cut> {
+    ) -> impl Future<Output = Result<(), Cut>> + use<'a, IO> {
         let head = if before.is_empty() { self.head } else { [before, self.head].concat() };
         let mut out =
             Outgoing { stream, stall: Patience::new(settings.body_stall), small: head, data: Bytes::new(), tail: b"" };
-        let mut left = match self.framing {
-            Framing::None => return out.finish().await,
-            Framing::Length(n) => Some(n),
-            Framing::Chunked | Framing::UntilClose => None,
-        };
-        let mut body = pin!(body);
-        while left != Some(0) {
-            let frame = match out.next(body.as_mut()).await? {
-                Some(frame) => frame.map_err(|_cause| Cut)?,
-                None => break,
+        let (framing, passes_trailers) = (self.framing, self.trailers);
+        async move {
+            let mut left = match framing {
+                Framing::None => return out.finish().await,
+                Framing::Length(n) => Some(n),
+                Framing::Chunked | Framing::UntilClose => None,
             };
-            match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => {
-                    if let Some(left) = &mut left {
-                        *left = left.checked_sub(data.len() as u64).ok_or(Cut)?;
+            while left != Some(0) {
+                let frame = match out.next(Pin::new(&mut body)).await? {
+                    Some(frame) => frame.map_err(|_cause| Cut)?,
+                    None => break,
+                };
+                match frame.into_data() {
+                    Ok(data) if data.is_empty() => {}
+                    Ok(data) => {
+                        if let Some(left) = &mut left {
+                            *left = left.checked_sub(data.len() as u64).ok_or(Cut)?;
+                        }
+                        out.push(data, framing == Framing::Chunked);
+                        out.write().await?;
                     }
-                    out.push(data, self.framing == Framing::Chunked);
-                    out.write().await?;
-                }
-                Err(frame) => {
-                    let Ok(trailers) = frame.into_trailers() else { continue };
-                    return out.end(self.framing, self.trailers.then_some(&trailers)).await;
+                    Err(frame) => {
+                        let Ok(trailers) = frame.into_trailers() else { continue };
+                        return out.end(framing, passes_trailers.then_some(&trailers)).await;
+                    }
                 }
             }
+            // A body that is shorter than it said is cut, whatever it says of its end.
+            if left.is_some_and(|left| left > 0) { Err(Cut) } else { out.end(framing, None).await }
         }
-        // A body that is shorter than it said is cut, whatever it says of its end.
-        if left.is_some_and(|left| left > 0) { Err(Cut) } else { out.end(self.framing, None).await }
     }
 }
 
@@ -142,14 +144,14 @@ impl<IO: Io> Outgoing<'_, IO> {
         self.data = data;
     }
 
-    async fn end(mut self, framing: Framing, trailers: Option<&HeaderMap>) -> Result<(), Cut> {
+    async fn end(&mut self, framing: Framing, trailers: Option<&HeaderMap>) -> Result<(), Cut> {
         if framing == Framing::Chunked {
             wire::last_chunk(&mut self.small, trailers);
         }
         self.finish().await
     }
 
-    async fn finish(mut self) -> Result<(), Cut> {
+    async fn finish(&mut self) -> Result<(), Cut> {
         self.write().await?;
         self.flush().await
     }
@@ -199,7 +201,8 @@ impl<IO: Io> Outgoing<'_, IO> {
 /// # Errors
 /// The client left, or reads nothing.
 pub async fn all<IO: Io>(stream: &Shared<IO>, bytes: &[u8], stall: Option<Duration>) -> Result<(), Cut> {
-    let out = Outgoing { stream, stall: Patience::new(stall), small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
+    let mut out =
+        Outgoing { stream, stall: Patience::new(stall), small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
     out.finish().await
 }
 
