@@ -124,6 +124,22 @@ async fn an_answer_that_is_cut_resets_its_stream_only() {
 }
 
 #[tokio::test]
+async fn trailers_pass_without_what_a_trailer_may_not_say() {
+    let upstream = Origin::answering(|_| {
+        let trailers = "grpc-status: 0\r\nconnection: x-hop\r\nx-hop: 1\r\ncontent-length: 9\r\n";
+        format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n{trailers}\r\n").into_bytes()
+    })
+    .await;
+    let edge = edge(&upstream, "").await;
+    let mut send = connect(&edge).await;
+    let mut answer = send.send_request(get("/"), true).unwrap().0.await.unwrap().into_body();
+    assert_eq!(answer.data().await.unwrap().unwrap(), "a");
+    assert!(answer.data().await.is_none());
+    let trailers = answer.trailers().await.unwrap().unwrap();
+    assert_eq!(trailers.keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
+}
+
+#[tokio::test]
 async fn a_stream_that_is_reset_cancels_its_request() {
     let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let upstream = Origin::talking(move |mut stream, _| {

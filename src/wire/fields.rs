@@ -60,8 +60,9 @@ pub fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<It
 }
 
 /// What may follow a body. Some services add trailers to the fields of the head, so what a client may not say there it
-/// may not say here.
-pub(super) fn permitted_trailers(trailers: &HeaderMap) -> HeaderMap {
+/// may not say here; and HTTP/2 knows no fields of one hop.
+#[must_use]
+pub fn permitted_trailers(trailers: &HeaderMap) -> HeaderMap {
     let mut trailers = trailers.clone();
     strip_hop(&mut trailers);
     for name in &TOO_LATE {

@@ -11,7 +11,7 @@ mod fields;
 mod head;
 
 pub use encode::{chunk_head, last_chunk, request_head, response_head};
-pub use fields::{is_of_one_hop, strip_hop, tokens};
+pub use fields::{is_of_one_hop, permitted_trailers, strip_hop, tokens};
 pub use head::{HeadLimits, RequestHead, ResponseHead, head_len, parse_request, parse_response};
 
 use bytes::{Bytes, BytesMut};

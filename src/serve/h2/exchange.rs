@@ -22,6 +22,7 @@ use crate::{
         Handler, Settings, date, normalize,
         watchdog::{OpenStream, Streams},
     },
+    wire,
 };
 
 /// Fields that HTTP/2 forbids (RFC 9113 section 8.2.2). h2 refuses to send an answer that has one.
@@ -249,7 +250,7 @@ async fn pipe(mut body: Body, mut send: SendStream<Bytes>, stream: &mut OpenStre
             }
             Err(frame) => {
                 let Ok(trailers) = frame.into_trailers() else { continue };
-                return send.send_trailers(trailers).map_err(|_reset| Gone);
+                return send.send_trailers(wire::permitted_trailers(&trailers)).map_err(|_reset| Gone);
             }
         }
     }
