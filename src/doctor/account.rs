@@ -7,7 +7,7 @@ use std::{
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Account, Exam, Straight,
@@ -27,6 +27,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long the long poll is; just under the 60 s after which a badly set up proxy hangs up.
 const POLL: u64 = 55_000;
+
+/// Bound on everything that is looked at as a user.
+const EXAMINATION: Duration = Duration::from_secs(160);
+
+/// Bound on the probe: there is time to sign in before that, and to sign out after it.
+pub const LIMIT: Duration = Duration::from_secs(190);
 
 /// A user's way to the homeserver.
 struct Session<'a> {
@@ -57,12 +63,12 @@ pub async fn probe(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
         },
     };
     let mut session = Session { exam, matrix, way, straight, token, user: String::new() };
-    let findings = session.examine(&ask).await;
+    let examined = timeout(EXAMINATION, session.examine(&ask)).await;
     if ours {
         // A session that stays is listed among the user's devices; there is nothing more to be done about it.
         let _ = session.post("/_matrix/client/v3/logout", &json!({})).await;
     }
-    findings
+    examined.unwrap_or_else(|_| vec![super::slow(&ask, EXAMINATION)])
 }
 
 async fn login(ask: &Ask, matrix: &Matrix, way: &Fetch, user: &str, password: &str) -> Result<String, Finding> {
@@ -338,5 +344,65 @@ fn refused(ask: &Ask, answer: &super::ask::Answer) -> Finding {
             "let LIVEKIT_URL be reachable from lk-jwt-service's container, and its key and secret a pair of livekit.yaml",
         ),
         _ => ask.fail("refused", format!("{fact} {said}"), "see lk-jwt-service's log"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::Ipv4Addr,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
+
+    use super::*;
+    use crate::{
+        body::{Body, Request, Response},
+        clock::Clock,
+        conn::Shown,
+        doctor::{Reach, Wanted, examine},
+        error::Kind,
+    };
+
+    /// A homeserver that lets people in and out, and has no answer to anything else.
+    fn stuck(signed_out: Arc<AtomicBool>) -> Fetch {
+        Arc::new(move |request: Request| {
+            let path = request.uri().path().to_owned();
+            let signed_out = signed_out.clone();
+            Box::pin(async move {
+                if path.ends_with("/logout") {
+                    signed_out.store(true, Ordering::Relaxed);
+                } else if !path.ends_with("/login") {
+                    sleep(Duration::from_secs(3600)).await;
+                    return Err(Kind::ResponseTimeout.into());
+                }
+                Ok(Response::new(Body::full(r#"{"access_token":"t"}"#)))
+            })
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_signed_in_signs_out_whatever_happens() {
+        let text = "[matrix]\nserver_name = \"a.example\"\nhomeserver = \"https://a.example\"\n[sites.\"a.example\"]\n";
+        let (plan, _) = crate::config::parse("t", text, ".".into(), &|_| None).unwrap();
+        let signed_out = Arc::new(AtomicBool::new(false));
+        let fetch = stuck(signed_out.clone());
+        let via: super::super::Via = Arc::new(move |_| fetch.clone());
+        let reach = Reach {
+            resolve: Arc::new(|_, port| Box::pin(async move { Ok(vec![(Ipv4Addr::LOCALHOST, port).into()]) })),
+            via: via.clone(),
+            patient: via,
+            look: Arc::new(|_, _| Box::pin(async { Ok(Shown { leaf: "".into(), trust: Ok(()) }) })),
+            nameserver: None,
+            services: Vec::new(),
+            clock: Clock::system(),
+        };
+        let account = Account::Password { user: "u".into(), password: "p".into() };
+        let wanted = Wanted { account: Some(account), ..Wanted::default() };
+        let diagnosis = examine(&plan, &reach, &wanted, &|_, _, _| {}).await;
+        assert!(signed_out.load(Ordering::Relaxed), "{diagnosis}");
+        assert!(diagnosis.0.iter().any(|finding| finding.id == "account.timeout"), "{diagnosis}");
     }
 }

@@ -157,7 +157,7 @@ impl Exam<'_> {
             Probe::new(Layer::Rtc, "rtc.jwt", rtc::jwt(self, matrix)),
             Probe::new(Layer::Rtc, "rtc.sfu", rtc::sfu(self)),
             Probe::new(Layer::Rtc, "rtc.media", media::probe(self)),
-            Probe { limit: PATIENCE * 4, ..Probe::new(Layer::Homeserver, "account", account::probe(self, matrix)) },
+            Probe { limit: account::LIMIT, ..Probe::new(Layer::Homeserver, "account", account::probe(self, matrix)) },
         ]);
         probes
     }
@@ -217,16 +217,18 @@ impl<'a> Probe<'a> {
     }
 }
 
+fn slow(ask: &Ask, limit: Duration) -> Finding {
+    let fact = format!("it did not end within {} s", limit.as_secs());
+    ask.fail("timeout", fact, "see whether the machine or the network is overloaded")
+}
+
 async fn side_by_side(probes: Vec<Probe<'_>>, progress: Progress<'_>) -> Vec<Finding> {
     let all = probes.len();
     let mut running: FuturesUnordered<_> = probes
         .into_iter()
         .map(|probe| async move {
-            let slow = |_| {
-                let fact = format!("it did not end within {} s", probe.limit.as_secs());
-                vec![probe.ask.fail("timeout", fact, "see whether the machine or the network is overloaded")]
-            };
-            (probe.name, timeout(probe.limit, probe.run).await.unwrap_or_else(slow))
+            let found = timeout(probe.limit, probe.run).await;
+            (probe.name, found.unwrap_or_else(|_| vec![slow(&probe.ask, probe.limit)]))
         })
         .collect();
     let (mut findings, mut done) = (Vec::new(), 0);
