@@ -128,7 +128,7 @@ fn write_new(path: &Path, file: &File) -> std::io::Result<()> {
 }
 
 fn next_steps(dir: &Path, deployment: &Deployment, files: &[File]) -> String {
-    let dir = dir.display();
+    let dir = if dir == Path::new(".") { "this folder".to_owned() } else { dir.display().to_string() };
     let names = files.iter().map(|file| file.name).collect::<Vec<_>>().join(", ");
     let hosts = deployment.hosts();
     let width = hosts.iter().map(String::len).max().unwrap_or_default() + 1;
