@@ -1,7 +1,7 @@
 //! Preflights that the edge answers itself, and the care never to send a second `Access-Control-Allow-Origin`: two
 //! values are as good as none to a browser.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::body::{Body, Response};
 
@@ -41,12 +41,6 @@ pub fn lk_jwt_preflight() -> Response {
 #[must_use]
 pub fn is_preflight_answer(status: StatusCode, headers: &HeaderMap) -> bool {
     status.is_success() && headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
-}
-
-/// Whether a request is a preflight (Fetch standard, section 4.8).
-#[must_use]
-pub fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
-    method == Method::OPTIONS && headers.contains_key(header::ORIGIN)
 }
 
 /// Lets a browser remember a preflight that does not say for how long it holds.
