@@ -57,6 +57,10 @@ pub fn call(listen: &AdminListen, method: &str, path: &str) -> Result<(u16, Stri
     let answer = answer.map_err(|error| CallError::Away(place.clone(), error))?;
     let answer = String::from_utf8(answer).map_err(|_| CallError::Stranger(place.clone()))?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| CallError::Stranger(place.clone()))?;
+    // No page of ours is one for browsers, and nobody wants to read one here.
+    if head.to_ascii_lowercase().contains("\r\ncontent-type: text/html") {
+        return Err(CallError::Stranger(place));
+    }
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     status.map(|status| (status, body.to_owned())).ok_or(CallError::Stranger(place))
 }

@@ -286,16 +286,18 @@ mod tests {
 
     #[test]
     fn a_stranger_is_called_one() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let listen = AdminListen::Tcp(listener.local_addr().unwrap());
-        let stranger = std::thread::spawn(move || {
-            let (mut io, _) = listener.accept().unwrap();
-            io::Read::read(&mut io, &mut [0; 512]).unwrap();
-            io::Write::write_all(&mut io, b"\xff\xfe").unwrap();
-        });
-        let said = call(&listen, "GET", "/health").unwrap_err().to_string();
-        assert!(said.ends_with("is no edge"), "{said}");
-        stranger.join().unwrap();
+        for answer in [&b"\xff\xfe"[..], b"HTTP/1.0 404 Not Found\r\nContent-Type: text/html\r\n\r\n<html>"] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let listen = AdminListen::Tcp(listener.local_addr().unwrap());
+            let stranger = std::thread::spawn(move || {
+                let (mut io, _) = listener.accept().unwrap();
+                io::Read::read(&mut io, &mut [0; 512]).unwrap();
+                io::Write::write_all(&mut io, answer).unwrap();
+            });
+            let said = call(&listen, "GET", "/health").unwrap_err().to_string();
+            assert!(said.ends_with("is no edge"), "{said}");
+            stranger.join().unwrap();
+        }
     }
 
     #[tokio::test]
