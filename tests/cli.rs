@@ -78,6 +78,23 @@ fn a_reader_that_leaves_is_no_fault_and_a_full_disk_is_one() {
 }
 
 #[test]
+fn the_root_is_printed_where_it_signs_and_made_nowhere_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, state) = (folder.path().join("vestibule.toml"), folder.path().join("state"));
+    let ca = |kind: &str| {
+        let tables = format!("[storage]\npath = {state:?}\n[tls]\ncertificates = \"{kind}\"\n");
+        std::fs::write(&file, format!("{tables}{GOOD}")).unwrap();
+        program(&["ca", "--config", file.to_str().unwrap()])
+    };
+    let refused = ca("acme");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).starts_with("error: no site has its certificate from"));
+    assert!(!state.exists());
+    let (first, second) = (ca("internal"), ca("internal"));
+    assert!(first.stdout.starts_with(b"-----BEGIN CERTIFICATE-----") && first.stdout == second.stdout);
+}
+
+#[test]
 fn init_writes_once_what_check_accepts() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("new").to_str().unwrap().to_owned();

@@ -14,13 +14,16 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     app, cert,
     clock::Clock,
-    config::{self, Plan, Report, plan::Hostname},
+    config::{
+        self, Plan, Report,
+        plan::{Hostname, SiteTls},
+    },
 };
 
 /// 1: failed while running, or a check found a fault.
@@ -178,6 +181,10 @@ fn run(named: Option<PathBuf>) -> Outcome {
 
 fn ca(named: Option<PathBuf>) -> Outcome {
     let (_, plan, _) = load(named)?;
+    // Asking must not make a CA that nobody uses, and that belongs to whoever asked.
+    if !plan.sites.iter().any(|site| site.tls == SiteTls::Internal) {
+        Err(anyhow!("no site has its certificate from the internal CA (tls.certificates = \"internal\")"))?;
+    }
     say(cert::root_pem(&cert::Store::new(plan.storage), &Clock::system())?)
 }
 
