@@ -30,6 +30,13 @@ impl From<Kind> for ProxyError {
     }
 }
 
+/// An error and all that is behind it, as one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let all = std::iter::successors(Some(error), |error| error.source());
+    all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// What is wrong with an exchange. The text is the sentence that a client may read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Kind {
@@ -177,5 +184,16 @@ impl Kind {
             Self::ClientGone => "client_gone",
             Self::Internal => "internal",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_told_from_the_outside_in() {
+        let inner = std::io::Error::other(ProxyError::new(Kind::Connect, "nobody listens"));
+        assert_eq!(chain(&inner), "the service behind this address does not answer: nobody listens");
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     admin::{self, Reloaded},
     clock::Clock,
     config::{self, Plan, plan::AdminListen},
+    error::chain,
     telemetry::{self, Logging, Metrics},
 };
 
@@ -215,12 +216,6 @@ impl Control {
             Outcome::Cut
         }
     }
-}
-
-/// An error and what is behind it.
-fn chain(error: &StartError) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn no_door(listen: &AdminListen, source: io::Error) -> StartError {

@@ -17,11 +17,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::{
-    CertError, Certificate, Keeper, Store, chain,
+    CertError, Certificate, Keeper, Store,
     issue::{Cause, IssueError, Issued, Issuer, Pending},
     schedule::{self, Action, Facts},
 };
-use crate::config::plan::Directory;
+use crate::{config::plan::Directory, error::chain};
 
 /// After this many failures in a row at one CA, the next one of the list is asked first. A CA that is broken or has had
 /// enough of us is passed over at once.

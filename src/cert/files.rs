@@ -11,7 +11,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::{CertError, Certificate, Keeper, chain};
+use super::{CertError, Certificate, Keeper};
+use crate::error::chain;
 
 /// How often the files are looked at. Reading two small files costs nothing, and sees every way of replacing them: in
 /// place, by rename, through a link of another link.

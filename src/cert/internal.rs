@@ -11,8 +11,8 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::{CertError, Certificate, Keeper, Store, chain};
-use crate::clock::Clock;
+use super::{CertError, Certificate, Keeper, Store};
+use crate::{clock::Clock, error::chain};
 
 const FILE: &str = "internal-ca.json";
 

@@ -40,6 +40,7 @@ use crate::{
     clock::Clock,
     config::plan::{Acme, Site, SiteTls},
     conn::Fetch,
+    error::chain,
 };
 
 use self::{challenge::Challenges, issue::Issuer};
@@ -277,18 +278,6 @@ impl Keeper {
     fn next(&self, at: SystemTime) {
         lock(&self.status).next = Some(at);
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// A certificate that can be served.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     body::{Body, BodyError, Request},
     conn::Fetch,
-    error::ProxyError,
+    error::{ProxyError, chain},
     telemetry::redact_target,
 };
 
@@ -207,9 +207,7 @@ impl Answer {
 
 /// The cause where there is one: what kind of failure it is, the fact says already.
 fn words(error: &ProxyError) -> String {
-    let cause = error.source.as_deref().map(|source| source as &dyn std::error::Error);
-    let causes: Vec<_> = std::iter::successors(cause, |error| error.source()).map(ToString::to_string).collect();
-    if causes.is_empty() { error.kind.to_string() } else { causes.join(": ") }
+    error.source.as_deref().map_or_else(|| error.kind.to_string(), |source| chain(source))
 }
 
 #[cfg(test)]

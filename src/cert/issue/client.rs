@@ -14,9 +14,10 @@ use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 
 use crate::{
     body::{Body, Request},
-    cert::{chain, lock, schedule::LONGEST_WAIT},
+    cert::{lock, schedule::LONGEST_WAIT},
     clock::Clock,
     conn::Fetch,
+    error::chain,
 };
 
 /// An answer of a CA longer than this is none.

@@ -17,11 +17,12 @@ use rustls::pki_types::CertificateDer;
 use tracing::{debug, info, warn};
 
 use self::client::{Client, Seen};
-use super::{CertError, Store, StoreError, chain, challenge::Challenges, lock};
+use super::{CertError, Store, StoreError, challenge::Challenges, lock};
 use crate::{
     clock::Clock,
     config::plan::{Acme, Challenge},
     conn::Fetch,
+    error::chain,
 };
 
 /// A CA may take its time to validate; Let's Encrypt takes seconds, pebble asks to come back after five.
