@@ -58,6 +58,10 @@ const LOOK: Duration = Duration::from_millis(500);
 /// After the last GOAWAY of an idle or draining connection, how long the peer has to leave.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// How often one turn of a connection goes round between its frames and its streams before the other connections of the
+/// thread have theirs: a client whose requests are answered at once could go on for as long as it sends.
+const ROUNDS: usize = 8;
+
 /// An answer that waits for its peer this many times `body_stall` is given up, even if others of the connection move.
 const PATIENCE: u32 = 10;
 
@@ -92,6 +96,11 @@ pub async fn serve<IO: Io, H: Handler>(
             Poll::Ready(Err(_)) => return Poll::Ready(()),
             Poll::Ready(Ok(())) if ended => return Poll::Ready(()),
             _ => {}
+        }
+        if ended && !leaving {
+            // What is written still waits for the peer, but not for longer than a farewell.
+            leaving = true;
+            watch.leaves();
         }
         if ended && watch.gone_for_good() {
             return Poll::Ready(());
@@ -132,7 +141,7 @@ impl<IO: Io> Wire<IO> {
         }
     }
 
-    /// Reads frames and lets the streams work, until neither gets any further. Ready when the connection has ended.
+    /// Reads frames and lets the streams work, until neither gets any further or others are due. Ready when the connection has ended.
     fn poll<F: Future<Output = ()>>(
         &mut self,
         cx: &mut Context<'_>,
@@ -149,7 +158,7 @@ impl<IO: Io> Wire<IO> {
                 self.leave();
             }
         }
-        loop {
+        for _ in 0..ROUNDS {
             let Self::Open(connection) = self else { return Poll::Ready(()) };
             while let Poll::Ready(request) = connection.poll_accept(cx) {
                 let Some(Ok((request, respond))) = request else {
@@ -175,6 +184,8 @@ impl<IO: Io> Wire<IO> {
             }
             // Another look at the connection writes the frames of these answers down.
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
