@@ -8,6 +8,7 @@
 pub mod chunked;
 mod encode;
 mod fields;
+pub mod h2;
 mod head;
 
 pub use encode::{chunk_head, last_chunk, request_head, response_head};

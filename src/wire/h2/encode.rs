@@ -1,0 +1,288 @@
+//! From the head of an answer to a block of fields (RFC 7541 section 6).
+//!
+//! What services say again and again is named by its place in the dynamic table, one byte instead of thirty. It is found
+//! by a hash, in one step or not at all: a field that is missed is only said once more. Strings are not Huffman-coded;
+//! that would save a fifth of what is said once a connection, and cost more than all the rest of it.
+
+use std::collections::VecDeque;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use super::{
+    FIRST_TABLE,
+    decode::OF_HTTP1,
+    put_integer,
+    table::{FIRST_DYNAMIC, OVERHEAD, STATIC, STATUS, index_of},
+};
+
+/// Fields whose values are not seen twice. An entry of theirs would push out another that is.
+const FLEETING: [HeaderName; 8] = [
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::LOCATION,
+    header::AGE,
+    header::EXPIRES,
+    HeaderName::from_static("x-request-id"),
+];
+
+/// Fields that no table may remember, here or further on, since what is in it can be guessed at (RFC 7541 section 7.1.3).
+const SECRET: [HeaderName; 3] = [header::SET_COOKIE, header::WWW_AUTHENTICATE, header::AUTHORIZATION];
+
+/// The forms of a field that is written out: it goes into the table, it does not, it never may.
+const KEPT: (u8, u8) = (0x40, 6);
+const PASSING: (u8, u8) = (0x00, 4);
+const NEVER: (u8, u8) = (0x10, 4);
+
+/// Places to look at; a table of 4,096 bytes has room for about as many fields of usual lengths.
+const PLACES: usize = 64;
+
+/// An entry larger than this share of the table is not worth what it pushes out.
+const LARGEST_SHARE: usize = 4;
+
+/// Writes the blocks of one connection, in order.
+#[derive(Debug)]
+pub struct Encoder {
+    /// The newest first.
+    entries: VecDeque<Entry>,
+    size: usize,
+    limit: usize,
+    /// The smallest limit since the last block, if it changed (section 4.2).
+    lowest: Option<usize>,
+    /// How many entries there have been.
+    inserted: u64,
+    /// The entry of each hash, counted from 1.
+    places: Box<[u64; PLACES]>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    hash: u64,
+    name_len: usize,
+    bytes: Box<[u8]>,
+}
+
+impl Entry {
+    const fn size(&self) -> usize {
+        self.bytes.len() + OVERHEAD
+    }
+
+    fn is(&self, hash: u64, name: &str, value: &[u8]) -> bool {
+        self.hash == hash
+            && self.name_len == name.len()
+            && self.bytes.split_at(self.name_len) == (name.as_bytes(), value)
+    }
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        let places = Box::new([0; PLACES]);
+        Self { entries: VecDeque::new(), size: 0, limit: FIRST_TABLE, lowest: None, inserted: 0, places }
+    }
+}
+
+impl Encoder {
+    /// The peer keeps a table of so many bytes. More than 4,096 are not used.
+    pub fn resize(&mut self, limit: usize) {
+        let limit = limit.min(FIRST_TABLE);
+        if limit == self.limit {
+            return;
+        }
+        self.lowest = Some(self.lowest.unwrap_or(self.limit).min(limit));
+        self.limit = limit;
+        self.evict(limit);
+    }
+
+    /// Appends the head of an answer, less what HTTP/2 has no use for (RFC 9113 section 8.2.2).
+    pub fn response(&mut self, out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+        self.announce(out);
+        let own = STATIC[STATUS - 1..STATUS + 6].iter().position(|(_, known)| *known == status.as_str());
+        let (name, value) = (":status", status.as_str().as_bytes());
+        let hash = hash(name.as_bytes(), value);
+        match own.map(|at| STATUS + at).or_else(|| self.find(hash, name, value)) {
+            Some(index) => put_integer(out, 0x80, 7, index),
+            None => self.literal(out, hash, name, value, KEPT),
+        }
+        self.fields(out, headers);
+    }
+
+    /// Appends trailers.
+    pub fn trailers(&mut self, out: &mut Vec<u8>, trailers: &HeaderMap) {
+        self.announce(out);
+        self.fields(out, trailers);
+    }
+
+    fn announce(&mut self, out: &mut Vec<u8>) {
+        if let Some(lowest) = self.lowest.take() {
+            put_integer(out, 0x20, 5, lowest);
+            if lowest < self.limit {
+                put_integer(out, 0x20, 5, self.limit);
+            }
+        }
+    }
+
+    fn fields(&mut self, out: &mut Vec<u8>, headers: &HeaderMap) {
+        for (name, value) in headers {
+            // Whatever the table knows may be named, so nothing else has to be asked of it.
+            let hash = hash(name.as_str().as_bytes(), value.as_bytes());
+            match self.find(hash, name.as_str(), value.as_bytes()) {
+                Some(index) if !value.is_sensitive() => put_integer(out, 0x80, 7, index),
+                _ if OF_HTTP1.contains(name) => {}
+                _ => self.literal(out, hash, name.as_str(), value.as_bytes(), form(name, value)),
+            }
+        }
+    }
+
+    fn literal(&mut self, out: &mut Vec<u8>, hash: u64, name: &str, value: &[u8], form: (u8, u8)) {
+        let is_small = name.len() + value.len() + OVERHEAD <= self.limit / LARGEST_SHARE;
+        let (first, prefix) = if form == KEPT && !is_small { PASSING } else { form };
+        if (first, prefix) == KEPT {
+            self.insert(hash, name, value);
+        }
+        match index_of(name) {
+            Some(index) => put_integer(out, first, prefix, index),
+            None => {
+                put_integer(out, first, prefix, 0);
+                put_string(out, name.as_bytes());
+            }
+        }
+        put_string(out, value);
+    }
+
+    fn find(&self, hash: u64, name: &str, value: &[u8]) -> Option<usize> {
+        let number = self.places[place(hash)];
+        let age = usize::try_from(self.inserted.checked_sub(number)?).ok()?;
+        let entry = self.entries.get(age)?;
+        entry.is(hash, name, value).then_some(FIRST_DYNAMIC + age)
+    }
+
+    fn insert(&mut self, hash: u64, name: &str, value: &[u8]) {
+        let entry = Entry { hash, name_len: name.len(), bytes: [name.as_bytes(), value].concat().into() };
+        self.evict(self.limit - entry.size());
+        self.size += entry.size();
+        self.entries.push_front(entry);
+        self.inserted += 1;
+        self.places[place(hash)] = self.inserted;
+    }
+
+    fn evict(&mut self, limit: usize) {
+        while self.size > limit {
+            let Some(oldest) = self.entries.pop_back() else { return };
+            self.size -= oldest.size();
+        }
+    }
+}
+
+fn form(name: &HeaderName, value: &HeaderValue) -> (u8, u8) {
+    if value.is_sensitive() || SECRET.contains(name) {
+        NEVER
+    } else if FLEETING.contains(name) {
+        PASSING
+    } else {
+        KEPT
+    }
+}
+
+const fn place(hash: u64) -> usize {
+    (hash >> 32) as usize % PLACES
+}
+
+/// Not for a table that somebody could fill on purpose: one who does only has his own fields written out.
+fn hash(name: &[u8], value: &[u8]) -> u64 {
+    // Of a name, its length and its end tell most; a value is read whole.
+    let mut hash = (name.len() as u64) << 32 | value.len() as u64;
+    let mut mix = |word: u64| hash = (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mix(tail(name));
+    let (words, rest) = value.as_chunks::<8>();
+    for word in words {
+        mix(u64::from_le_bytes(*word));
+    }
+    mix(tail(rest));
+    hash ^ hash >> 29
+}
+
+/// The last eight bytes as a number.
+fn tail(bytes: &[u8]) -> u64 {
+    match bytes.last_chunk::<8>() {
+        Some(last) => u64::from_le_bytes(*last),
+        None => bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    }
+}
+
+fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_integer(out, 0, 7, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Decoder, *};
+
+    /// The fields of a block, as a decoder of requests understands them; `:status` is none of a request.
+    fn read(decoder: &mut Decoder, block: &[u8]) -> Vec<(String, String)> {
+        let head = decoder.decode(block).unwrap();
+        let fields = head.headers.iter();
+        fields.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
+    }
+
+    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        fields.iter().map(|(n, v)| (n.parse::<HeaderName>().unwrap(), v.parse::<HeaderValue>().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_is_said_twice_is_named() {
+        let (mut encoder, mut decoder) = (Encoder::default(), Decoder::new(1 << 15));
+        let fields = [("server", "Synapse/1.1"), ("x-own", "a"), ("content-length", "12"), ("set-cookie", "a=b")];
+        let mut lens = Vec::new();
+        for _ in 0..3 {
+            let mut out = Vec::new();
+            encoder.trailers(&mut out, &headers(&fields));
+            lens.push(out.len());
+            let expected: Vec<_> = fields.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            assert_eq!(read(&mut decoder, &out), expected);
+        }
+        // Two by their index, a length of five bytes, a cookie of six.
+        assert_eq!(lens, [13 + 9 + 5 + 6, 13, 13]);
+    }
+
+    #[test]
+    fn a_status_has_an_index_or_is_said() {
+        let mut encoder = Encoder::default();
+        for (status, expected) in [(200, &[0x88][..]), (500, &[0x8e]), (421, b"\x48\x03421"), (421, &[0xbe])] {
+            let mut out = Vec::new();
+            encoder.response(&mut out, StatusCode::from_u16(status).unwrap(), &HeaderMap::new());
+            assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
+    fn fields_of_one_hop_are_not_said() {
+        let mut out = Vec::new();
+        let fields = [("connection", "close"), ("keep-alive", "5"), ("transfer-encoding", "chunked"), ("upgrade", "x")];
+        Encoder::default().trailers(&mut out, &headers(&fields));
+        assert_eq!(out, b"");
+    }
+
+    #[test]
+    fn both_tables_stay_the_same_whatever_is_said() {
+        let (mut encoder, mut decoder) = (Encoder::default(), Decoder::new(1 << 20));
+        let mut state = 1_u64;
+        for round in 0..5_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let random = usize::try_from(state >> 40).unwrap();
+            if round % 97 == 0 {
+                encoder.resize([0, 100, 1_000, 4_096, 65_536][random % 5]);
+                encoder.resize([50, 4_096, 2_000][random % 3]);
+            }
+            let value = format!("{:0width$}", random % 70, width = random % 200);
+            let name = format!("x-{}", random % 13);
+            let fields = [("date", value.as_str()), (name.as_str(), "again"), ("etag", &value), (&name, &value)];
+            let mut out = Vec::new();
+            encoder.trailers(&mut out, &headers(&fields));
+            let map = headers(&fields);
+            let expected: Vec<_> = map.iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned())).collect();
+            assert_eq!(read(&mut decoder, &out), expected, "{round}");
+        }
+    }
+}
