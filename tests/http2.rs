@@ -109,14 +109,16 @@ async fn an_answer_that_is_cut_resets_its_stream_only() {
     .await;
     let edge = edge(&upstream, "").await;
     let mut send = connect(&edge).await;
-    // The reset may overtake the head.
     if let Ok(cut) = send.send_request(get("/cut"), true).unwrap().0.await {
         let mut cut = cut.into_body();
-        let mut ended_badly = false;
-        while let Some(data) = cut.data().await {
-            ended_badly |= data.is_err();
+        // What came before the cut is there; then it ends badly, and never well.
+        loop {
+            match cut.data().await {
+                Some(Ok(data)) => assert_eq!(data, "half"),
+                Some(Err(_)) => break,
+                None => panic!("a cut answer ended cleanly"),
+            }
         }
-        assert!(ended_badly);
     }
     let mut send = send.ready().await.unwrap();
     let whole = send.send_request(get("/whole"), true).unwrap().0.await.unwrap();

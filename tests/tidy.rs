@@ -22,7 +22,6 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rustls", &["tls/", "cert/", "upstream/connect.rs", "upstream/inspect.rs"]),
     ("tokio_rustls", &["tls/", "upstream/connect.rs", "upstream/inspect.rs"]),
     ("instant_acme", &["cert/issue/"]),
-    ("h2", &["serve/"]),
     ("toml", &["config/"]),
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),

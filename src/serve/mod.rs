@@ -1,14 +1,13 @@
 //! HTTP towards clients: framing, and everything that is timed or bounded on a client's connection.
 //!
 //! HTTP/1.1 is our own (`h1`), because what a proxy must refuse (bare LF, `Content-Length` beside `Transfer-Encoding`)
-//! cannot be seen after a lenient parser, and because an idle connection should own no buffer. HTTP/2 is the h2 crate's (`h2`).
+//! cannot be seen after a lenient parser, and because an idle connection should own no buffer. So is HTTP/2 (`h2`), for what it
+//! costs otherwise.
 //! Whoever answers the requests is a [`Handler`]; this room does not know what is behind it.
 
-mod coalesce;
 mod h1;
 mod h2;
 pub mod normalize;
-mod watchdog;
 
 use std::{
     cell::RefCell,

@@ -1,12 +1,15 @@
 //! Settles what a request is for, or refuses it: one authority, one form of target, no method that is not for an origin.
 //! Pure. The bytes of the path are not touched.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
 
-use crate::{error::Kind, wire::RequestHead};
-
-/// Fields that HTTP/2 has frames for, so that a message which says them means to be read in two ways.
-const OF_HTTP1: [HeaderName; 3] = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE];
+use crate::{
+    error::Kind,
+    wire::{
+        RequestHead,
+        h2::{Head, Protocol, Scheme},
+    },
+};
 
 /// Settles a request of HTTP/1.1 (RFC 9112 section 3.2).
 ///
@@ -42,34 +45,50 @@ pub fn http1(head: &mut RequestHead) -> Result<(), Kind> {
     Ok(())
 }
 
-/// Settles a request of HTTP/2 or 3 (RFC 9113 section 8.3), whose fields the framing layer has judged one by one. The
-/// number of fields that were dropped for an underscore in their name.
+/// Settles a request of HTTP/2 (RFC 9113 section 8.3, RFC 8441 section 4), whose fields have been judged one by one where
+/// they were read. A WebSocket becomes the GET that it is elsewhere.
 ///
 /// # Errors
-/// 400 for every doubt, 405 for TRACE and for a CONNECT without a protocol.
-pub fn multiplexed(wanted: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> Result<usize, Kind> {
-    method(wanted)?;
-    scheme(uri)?;
-    let target = target(uri, wanted)?;
-    let host = single_host(headers)?;
-    let authority = match (uri.authority(), host) {
-        (Some(authority), Some(host)) if !same(authority.as_str(), host) => {
-            return Err(Kind::BadRequest("Host differs from :authority"));
-        }
-        (Some(authority), _) => authority.as_str(),
-        (None, Some(host)) => host,
-        (None, None) => return Err(Kind::BadRequest("there is no :authority")),
-    };
-    check_authority(authority)?;
-    let value = HeaderValue::try_from(authority).map_err(|_| Kind::BadRequest(":authority is malformed"))?;
-    if headers.keys().any(|name| OF_HTTP1.contains(name)) {
-        return Err(Kind::BadRequest("a field belongs to HTTP/1.1"));
+/// 400 for every doubt, 405 for TRACE and for a CONNECT without a protocol, 431 for too much, 501 for a protocol that is
+/// not `websocket`.
+pub fn multiplexed(head: &mut Head) -> Result<(Method, Uri), Kind> {
+    if head.too_large {
+        return Err(Kind::HeadTooLarge);
     }
-    headers.insert(header::HOST, value);
-    join_cookies(headers);
-    let dropped = drop_underscores(headers);
-    *uri = Uri::from(target);
-    Ok(dropped)
+    if let Some(why) = head.malformed {
+        return Err(Kind::BadRequest(why));
+    }
+    let wanted = match (head.method.take(), head.protocol) {
+        (Some(Method::CONNECT), Some(Protocol::WebSocket)) => Method::GET,
+        (_, Some(_)) => return Err(Kind::UnknownProtocol),
+        (Some(wanted), None) => wanted,
+        (None, None) => return Err(Kind::BadRequest("there is no :method")),
+    };
+    method(&wanted)?;
+    match head.scheme {
+        Some(Scheme::Http) => {}
+        Some(Scheme::Other) => return Err(Kind::BadRequest("the scheme is neither http nor https")),
+        None => return Err(Kind::BadRequest("there is no :scheme")),
+    }
+    let target = head.path.take().ok_or(Kind::BadRequest("there is no :path"))?;
+    if !(target.as_str().starts_with('/') || target == "*" && wanted == Method::OPTIONS) {
+        return Err(Kind::BadRequest("the target is not a path"));
+    }
+    let host = single_host(&head.headers)?;
+    match (head.authority.take(), host) {
+        (Some(authority), host) => {
+            let said = authority.to_str().map_err(|_| Kind::BadRequest(":authority is malformed"))?;
+            if host.is_some_and(|host| !same(said, host)) {
+                return Err(Kind::BadRequest("Host differs from :authority"));
+            }
+            check_authority(said)?;
+            head.headers.insert(header::HOST, authority);
+        }
+        (None, Some(host)) => check_authority(host)?,
+        (None, None) => return Err(Kind::BadRequest("there is no :authority")),
+    }
+    join_cookies(&mut head.headers);
+    Ok((wanted, Uri::from(target)))
 }
 
 /// CONNECT is for forward proxies; TRACE shows a script what it may not read (RFC 9110 section 9.3.8).
@@ -141,16 +160,6 @@ fn join_cookies(headers: &mut HeaderMap) {
     headers.insert(header::COOKIE, joined);
 }
 
-/// See [`RequestHead::dropped`].
-fn drop_underscores(headers: &mut HeaderMap) -> usize {
-    let before = headers.len();
-    let found: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
-    for name in found {
-        headers.remove(name);
-    }
-    before - headers.len()
-}
-
 /// Turns an extended CONNECT for a WebSocket (RFC 8441) into the request that an HTTP/1.1 upstream understands. The key
 /// only proves that the upstream speaks WebSocket; the upstream's client checks its answer and drops it.
 pub fn websocket_to_http1(headers: &mut HeaderMap, key: HeaderValue) {
@@ -165,7 +174,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::wire::{HeadLimits, parse_request};
+    use crate::wire::{HeadLimits, h2::Decoder, parse_request};
 
     fn settle(head: &str) -> Result<(String, String), Kind> {
         let limits = HeadLimits { bytes: 1 << 15, fields: 100, target: 1 << 15 };
@@ -207,38 +216,48 @@ mod tests {
         assert_eq!(settle("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Kind::MethodNotAllowed));
     }
 
-    fn settle2(uri: &str, fields: &[(&'static str, &'static str)]) -> Result<(Uri, HeaderMap), Kind> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            headers.append(*name, HeaderValue::from_static(value));
+    /// The head that a client would send for a URI and some fields.
+    fn settle2(scheme: &str, authority: Option<&str>, path: &str, fields: &[(&str, &str)]) -> Result<Head, Kind> {
+        let pseudo = [(":method", "GET"), (":scheme", scheme), (":path", path)];
+        let authority = authority.map(|authority| (":authority", authority));
+        let mut block = Vec::new();
+        for (name, value) in pseudo.into_iter().chain(authority).chain(fields.iter().copied()) {
+            block.push(0);
+            for text in [name, value] {
+                block.push(text.len().try_into().unwrap());
+                block.extend_from_slice(text.as_bytes());
+            }
         }
-        let mut uri = uri.parse().unwrap();
-        multiplexed(&Method::GET, &mut uri, &mut headers)?;
-        Ok((uri, headers))
+        let mut head = Decoder::new(1 << 15).decode(&block).unwrap();
+        let (method, uri) = multiplexed(&mut head)?;
+        assert_eq!((method, uri.to_string().as_str()), (Method::GET, path));
+        Ok(head)
     }
 
     #[test]
     fn http2_is_held_to_the_same() {
-        let (uri, headers) =
-            settle2("https://a.b:443/c?d", &[("cookie", "a=1"), ("cookie", "b=2"), ("x_y", "1")]).unwrap();
-        assert_eq!(
-            (uri.to_string().as_str(), &headers["host"], &headers["cookie"]),
-            ("/c?d", &HeaderValue::from_static("a.b:443"), &HeaderValue::from_static("a=1; b=2"))
-        );
+        let crumbs = [("cookie", "a=1"), ("cookie", "b=2"), ("x_y", "1")];
+        let headers = settle2("https", Some("a.b:443"), "/c?d", &crumbs).unwrap().headers;
+        assert_eq!((&headers["host"], &headers["cookie"]), (&"a.b:443".parse().unwrap(), &"a=1; b=2".parse().unwrap()));
         assert!(!headers.contains_key("x_y"));
-        assert_eq!(settle2("/c", &[("host", "a.b")]).unwrap().1["host"], "a.b");
-        for (uri, fields) in [
-            ("/c", &[][..]),
-            ("https://a.b/c", &[("host", "c.d")]),
-            ("https://a.b/c", &[("host", "a.b"), ("host", "a.b")]),
-            ("https://u@a.b/c", &[]),
-            ("ftp://a.b/c", &[]),
-            ("*", &[("host", "a.b")]),
-            ("https://a.b/", &[("connection", "close")]),
-            ("https://a.b/", &[("transfer-encoding", "chunked")]),
-            ("https://a.b/", &[("upgrade", "websocket")]),
+        assert_eq!(settle2("https", None, "/c", &[("host", "a.b")]).unwrap().headers["host"], "a.b");
+        let host = Some("a.b");
+        for (scheme, authority, path, fields) in [
+            ("https", None, "/c", &[][..]),
+            ("https", host, "/c", &[("host", "c.d")]),
+            ("https", host, "/c", &[("host", "a.b"), ("host", "a.b")]),
+            ("https", Some("u@a.b"), "/c", &[]),
+            ("https", Some(""), "/c", &[]),
+            ("ftp", host, "/c", &[]),
+            ("https", host, "*", &[]),
+            ("https", host, "c", &[]),
+            ("https", host, "?c", &[]),
+            ("https", host, "", &[]),
+            ("https", host, "/", &[("connection", "close")]),
+            ("https", host, "/", &[("transfer-encoding", "chunked")]),
+            ("https", host, "/", &[("upgrade", "websocket")]),
         ] {
-            assert!(settle2(uri, fields).is_err(), "{uri} {fields:?}");
+            assert!(settle2(scheme, authority, path, fields).is_err(), "{scheme} {authority:?} {path} {fields:?}");
         }
     }
 }

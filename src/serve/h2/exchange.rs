@@ -3,46 +3,30 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Poll, ready},
+    sync::Arc,
+    task::Poll,
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream, ext::Protocol, server::SendResponse};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use http_body::Body as _;
 use tokio_util::task::TaskTracker;
 
-use super::{body::Upload, tunnel::Bytestream};
+use super::{
+    Gone,
+    body::Upload,
+    connection::Incoming,
+    streams::{Receiver, Sender, Shared},
+    tunnel::Bytestream,
+    watch::{OpenStream, Streams},
+};
 use crate::{
     body::{Body, Request, Response},
     conn::{ConnInfo, ExtendedConnect, Interim, InterimSink, Takeover},
     error::Kind,
-    serve::{
-        Handler, Settings, date, normalize,
-        watchdog::{OpenStream, Streams},
-    },
-    wire,
+    serve::{Handler, Settings, date, normalize},
+    wire::{self, h2::Reason},
 };
-
-/// Fields that HTTP/2 forbids (RFC 9113 section 8.2.2). h2 refuses to send an answer that has one.
-const FORBIDDEN: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::TE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
-/// Takes them away. Nearly no answer has one, and a walk over its names costs less than six look-ups.
-fn strip_forbidden(headers: &mut HeaderMap) {
-    if headers.keys().any(|name| FORBIDDEN.contains(name)) {
-        for name in &FORBIDDEN {
-            headers.remove(name);
-        }
-    }
-}
 
 /// What the streams of one connection share.
 pub struct Exchange<H> {
@@ -51,54 +35,27 @@ pub struct Exchange<H> {
     pub settings: Arc<Settings>,
     pub streams: Arc<Streams>,
     pub tasks: TaskTracker,
+    pub shared: Arc<Shared>,
 }
 
-/// Interim answers of one stream that wait to be sent. How many there may be is the upstream's bound.
-#[derive(Default)]
-struct Hints(Mutex<Vec<(StatusCode, HeaderMap)>>);
-
-impl Hints {
-    fn waiting(&self) -> MutexGuard<'_, Vec<(StatusCode, HeaderMap)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn send(&self, respond: &mut SendResponse<Bytes>) {
-        for (status, mut headers) in self.waiting().drain(..) {
-            strip_forbidden(&mut headers);
-            let mut hint = http::Response::new(());
-            *hint.status_mut() = status;
-            *hint.headers_mut() = headers;
-            // Whoever has reset the stream needs no hints.
-            let _ = respond.send_informational(hint);
-        }
-    }
-}
-
-impl InterimSink for Hints {
+impl InterimSink for Sender {
     fn push(&self, status: StatusCode, headers: &HeaderMap) {
-        self.waiting().push((status, headers.clone()));
+        self.hint(status, headers);
     }
 }
-
-/// The stream is over before its answer: reset by the client, or gone with its connection.
-struct Gone;
 
 impl<H: Handler> Exchange<H> {
     /// Answers a request, to the last byte of its body.
-    pub fn answer(
-        &self,
-        incoming: http::Request<RecvStream>,
-        mut respond: SendResponse<Bytes>,
-    ) -> impl Future<Output = ()> + use<'_, H> {
+    pub fn answer(&self, incoming: Incoming) -> impl Future<Output = ()> + use<'_, H> {
         let mut stream = OpenStream::new(&self.streams);
-        let is_head = incoming.method() == Method::HEAD;
-        let target = incoming.uri().path_and_query().cloned();
+        let send = Arc::new(Sender::new(self.shared.clone(), incoming.id));
+        let is_head = incoming.head.method == Some(Method::HEAD);
+        let target = incoming.head.path.clone();
         let (request, tunnel) = self.request(incoming);
-        let hints = Arc::<Hints>::default();
         // Boxed, so that a stream is small where it is moved, and while its body is sent.
         let handling = match request {
             Ok(mut request) => {
-                request.extensions_mut().insert(Interim(hints.clone()));
+                request.extensions_mut().insert(Interim(send.clone()));
                 Ok(Box::pin(self.handler.handle(request, &self.conn)))
             }
             Err(kind) => {
@@ -110,88 +67,80 @@ impl<H: Handler> Exchange<H> {
         async move {
             let response = match handling {
                 Ok(mut handling) => {
-                    let answered = poll_fn(|cx| {
-                        let answered = handling.as_mut().poll(cx);
-                        hints.send(&mut respond);
-                        match answered {
-                            Poll::Ready(response) => Poll::Ready(Some(response)),
-                            // A client that resets the stream takes its request with it.
-                            Poll::Pending => respond.poll_reset(cx).map(|_reset| None),
-                        }
+                    let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
+                        Poll::Ready(response) => Poll::Ready(Some(response)),
+                        // A client that resets the stream takes its request with it.
+                        Poll::Pending => send.poll_gone(cx).map(|()| None),
                     });
                     let Some(response) = answered.await else { return };
                     response
                 }
                 Err(refusal) => *refusal,
             };
-            if let Some((body, send)) = self.begin(response, respond, is_head, tunnel) {
-                // Whoever is gone has been told so by h2.
-                let _ = pipe(body, send, &mut stream).await;
+            if let Some(body) = self.begin(response, &send, is_head, tunnel) {
+                // Whoever is gone needs no more of it.
+                let _ = pipe(body, &send, &mut stream).await;
             }
         }
     }
 
     /// Sends the head of an answer; the body that is to follow, if there is one.
-    fn begin(
-        &self,
-        mut response: Response,
-        mut respond: SendResponse<Bytes>,
-        is_head: bool,
-        tunnel: Option<RecvStream>,
-    ) -> Option<(Body, SendStream<Bytes>)> {
-        strip_forbidden(response.headers_mut());
+    fn begin(&self, response: Response, send: &Arc<Sender>, is_head: bool, tunnel: Option<Receiver>) -> Option<Body> {
         if let Some(tunnel) = tunnel
             && (response.status() == StatusCode::SWITCHING_PROTOCOLS || response.status().is_success())
         {
-            self.bridge(response, respond, tunnel);
+            self.bridge(response, send, tunnel);
             return None;
         }
         let (head, body) = self.head(response, is_head);
-        let Ok(send) = respond.send_response(head, body.is_end_stream()) else {
-            // The client has reset the stream, or the answer cannot be said in HTTP/2.
-            respond.send_reset(Reason::INTERNAL_ERROR);
-            return None;
-        };
-        (!body.is_end_stream()).then_some((body, send))
+        // A client that has reset the stream needs no answer.
+        send.head(head.status(), head.headers(), body.is_end_stream()).ok()?;
+        (!body.is_end_stream()).then_some(body)
     }
 
     /// The request as every handler sees it, and what a WebSocket needs besides.
-    fn request(&self, incoming: http::Request<RecvStream>) -> (Result<Request, Kind>, Option<RecvStream>) {
-        let (mut parts, stream) = incoming.into_parts();
-        let protocol = parts.extensions.remove::<Protocol>();
-        let settled = self.settle(&mut parts, protocol.as_ref());
-        let (body, tunnel) = match &settled {
-            Ok(()) if protocol.is_some() => (Body::empty(), Some(stream)),
-            Ok(()) if stream.is_end_stream() => (Body::empty(), None),
-            Ok(()) => {
-                let upload = Upload::new(stream, &parts.headers, self.settings.body_stall, self.tasks.clone());
-                (Body::stream(upload), None)
-            }
-            Err(_) => (Body::empty(), None),
+    fn request(&self, incoming: Incoming) -> (Result<Request, Kind>, Option<Receiver>) {
+        let Incoming { id, mut head, ended } = incoming;
+        self.settings.count_dropped(head.dropped);
+        let is_websocket = head.protocol.is_some();
+        let settled = self.settle(&mut head, is_websocket);
+        // Named before anything can fail, so that a body which nobody wants is known to be unwanted.
+        let arriving = (!ended).then(|| {
+            let owes_continue = !is_websocket && expects_continue(&head.headers);
+            Receiver::new(self.shared.clone(), id, owes_continue)
+        });
+        let (method, uri) = match settled {
+            Ok(settled) => settled,
+            Err(kind) => return (Err(kind), None),
         };
-        (settled.map(|()| Request::from_parts(parts, body)), tunnel)
+        let (body, tunnel) = match arriving {
+            Some(arriving) if is_websocket => (Body::empty(), Some(arriving)),
+            Some(arriving) => (Body::stream(Upload::new(arriving, &head.headers, self.settings.body_stall)), None),
+            None => (Body::empty(), None),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = head.headers;
+        if is_websocket {
+            request.extensions_mut().insert(ExtendedConnect);
+        }
+        (Ok(request), tunnel)
     }
 
-    fn settle(&self, parts: &mut http::request::Parts, protocol: Option<&Protocol>) -> Result<(), Kind> {
-        if let Some(protocol) = protocol {
-            if parts.method != Method::CONNECT || !protocol.as_str().eq_ignore_ascii_case("websocket") {
-                return Err(Kind::UnknownProtocol);
-            }
-            parts.method = Method::GET;
-        }
-        if parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > self.settings.head.target) {
+    fn settle(&self, head: &mut wire::h2::Head, is_websocket: bool) -> Result<(Method, http::Uri), Kind> {
+        if head.path.as_ref().is_some_and(|target| target.as_str().len() > self.settings.head.target) {
             return Err(Kind::TargetTooLong);
         }
-        if parts.headers.len() > self.settings.head.fields {
+        if head.headers.len() > self.settings.head.fields {
             return Err(Kind::HeadTooLarge);
         }
-        let dropped = normalize::multiplexed(&parts.method, &mut parts.uri, &mut parts.headers)?;
-        self.settings.count_dropped(dropped);
-        if protocol.is_some() {
-            normalize::websocket_to_http1(&mut parts.headers, websocket_key());
-            parts.extensions.insert(ExtendedConnect);
+        let settled = normalize::multiplexed(head)?;
+        if is_websocket {
+            normalize::websocket_to_http1(&mut head.headers, websocket_key());
         }
-        Ok(())
+        Ok(settled)
     }
 
     /// The head of an answer as it is sent, and the body that follows it.
@@ -205,18 +154,17 @@ impl<H: Handler> Exchange<H> {
     }
 
     /// Turns the 101 of an upstream into the 200 of an extended CONNECT (RFC 8441 section 5), with the tunnel behind it.
-    fn bridge(&self, mut response: Response, mut respond: SendResponse<Bytes>, recv: RecvStream) {
+    fn bridge(&self, mut response: Response, send: &Arc<Sender>, recv: Receiver) {
         let Some(takeover) = response.extensions_mut().remove::<Takeover>() else {
             // A success without a tunnel would be taken for one.
-            return respond.send_reset(Reason::INTERNAL_ERROR);
+            return send.reset(Reason::INTERNAL_ERROR);
         };
-        *response.status_mut() = StatusCode::OK;
         response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
         response.headers_mut().remove(header::CONTENT_LENGTH);
         let (head, _) = self.head(response.map(|_| Body::empty()), false);
         // Fails when the client left before the answer; then the tunnel is dropped with the takeover.
-        let Ok(send) = respond.send_response(head, false) else { return };
-        let open = OpenStream::new(&self.streams);
+        let Ok(()) = send.head(StatusCode::OK, head.headers(), false) else { return };
+        let (open, send) = (OpenStream::new(&self.streams), send.clone());
         self.tasks.spawn(async move {
             takeover.run(Box::new(Bytestream::new(send, recv)), Bytes::new()).await;
             drop(open);
@@ -224,67 +172,62 @@ impl<H: Handler> Exchange<H> {
     }
 }
 
+fn expects_continue(headers: &HeaderMap) -> bool {
+    wire::tokens(headers, &header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Sends a body as it comes and as fast as the peer takes it.
-async fn pipe(mut body: Body, mut send: SendStream<Bytes>, stream: &mut OpenStream) -> Result<(), Gone> {
+async fn pipe(mut body: Body, send: &Sender, stream: &mut OpenStream) -> Result<(), Gone> {
     loop {
         let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-            Poll::Pending => send.poll_reset(cx).map(|_reset| Err(Gone)),
+            Poll::Pending => send.poll_gone(cx).map(|()| Err(Gone)),
         });
         let frame = match frame.await? {
             Some(Ok(frame)) => frame,
             Some(Err(_cause)) => {
                 // A cut body never ends cleanly.
-                send.send_reset(Reason::INTERNAL_ERROR);
+                send.reset(Reason::INTERNAL_ERROR);
                 return Err(Gone);
             }
-            None => return send.send_data(Bytes::new(), true).map_err(|_reset| Gone),
+            None => return send.data(&[], true),
         };
         match frame.into_data() {
             Ok(data) => {
                 let last = body.is_end_stream();
-                pass(data, last, &mut send, stream).await?;
+                pass(&data, last, send, stream).await?;
                 if last {
                     return Ok(());
                 }
             }
             Err(frame) => {
                 let Ok(trailers) = frame.into_trailers() else { continue };
-                return send.send_trailers(wire::permitted_trailers(&trailers)).map_err(|_reset| Gone);
+                return send.trailers(&wire::permitted_trailers(&trailers));
             }
         }
     }
 }
 
-/// Hands a piece over as far as the peer's windows let it leave. h2 would take all of it and keep what does not fit, and
-/// then an answer whose last piece waits there for ever would count as sent.
-async fn pass(mut data: Bytes, last: bool, send: &mut SendStream<Bytes>, stream: &mut OpenStream) -> Result<(), Gone> {
-    loop {
-        let fits = room(data.len(), send, stream).await?;
-        let now = data.split_to(fits);
-        let ends = last && data.is_empty();
-        send.send_data(now, ends).map_err(|_reset| Gone)?;
-        if data.is_empty() {
-            return Ok(());
-        }
+/// Hands a piece over as far as the peer's windows let it leave.
+async fn pass(mut data: &[u8], last: bool, send: &Sender, stream: &mut OpenStream) -> Result<(), Gone> {
+    if data.is_empty() && last {
+        return send.data(&[], true);
     }
-}
-
-/// How much of what is wanted the peer takes now; waits until it is something.
-async fn room(wanted: usize, send: &mut SendStream<Bytes>, stream: &mut OpenStream) -> Result<usize, Gone> {
-    send.reserve_capacity(wanted);
-    if wanted > 0 && send.capacity() == 0 {
-        stream.waits_for_peer();
-        let room = poll_fn(|cx| {
-            while send.capacity() == 0 {
-                let Some(Ok(_)) = ready!(send.poll_capacity(cx)) else { return Poll::Ready(Err(Gone)) };
+    while !data.is_empty() {
+        let fits = poll_fn(|cx| {
+            let room = send.poll_room(cx, data.len());
+            if room.is_pending() {
+                stream.waits_for_peer();
+            } else {
+                stream.moves();
             }
-            Poll::Ready(Ok(()))
+            room
         });
-        room.await?;
-        stream.moves();
+        let (now, later) = data.split_at(fits.await?);
+        data = later;
+        send.data(now, last && data.is_empty())?;
     }
-    Ok(send.capacity().min(wanted))
+    Ok(())
 }
 
 /// RFC 6455 section 4.1 asks for 16 random bytes, so that no cache can answer for the server.

@@ -1,69 +1,45 @@
-//! HTTP/2 towards clients (RFC 9113) with the h2 crate, WebSocket included (RFC 8441), and the driver that gives a
-//! connection what h2 does not: writes that leave together, a bound on silence, and an end.
+//! HTTP/2 towards clients (RFC 9113), WebSocket included (RFC 8441).
 //!
-//! A connection is one task, its streams included. hyper's server makes a task of each stream, which moves every future
-//! four times and wakes one task to wake another; driven here, a small answer costs ~7,000 instructions less.
+//! A connection is one task, its streams included, and what one turn of it writes leaves in one piece. The h2 crate, which
+//! stood here before, copied every frame and made each answer a few buffers of its own: a third of what a small answer cost.
+//!
+//! `connection` reads frames and holds a peer to the rules; `streams` holds windows and states, and is what both ends of a
+//! stream work on; `exchange` answers a request; `budget` and `watch` bound what a peer can cost.
 
 mod body;
+mod budget;
+mod connection;
 mod exchange;
+mod streams;
 mod tunnel;
+mod watch;
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
+    task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use h2::{
-    RecvStream,
-    server::{Builder, Connection, Handshake, SendResponse},
-};
-use tokio::{
-    task::unconstrained,
-    time::{Instant, Sleep, sleep},
-};
+use tokio::task::unconstrained;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::exchange::Exchange;
-use super::{
-    Handler, Settings,
-    coalesce::{Coalesce, Pusher, coalesce},
-    watchdog::Streams,
+use self::{
+    connection::{Connection, Incoming, Over},
+    exchange::Exchange,
+    watch::{Streams, Verdict, Watch},
 };
+use super::{Handler, Settings};
 use crate::conn::{ConnInfo, Io};
-
-/// Flow-control windows: a stream may have so much in flight as fills a fast line at a moderate distance; a connection,
-/// four of them. Memory follows only where a client sends and an upstream does not read.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
-
-/// Largest frame we take; fewer, larger frames make uploads cheaper.
-const MAX_FRAME: u32 = 64 * 1024;
-
-/// What may wait in h2 for the socket, per stream: a piece of an upstream's answer, and the next one.
-const SEND_BUFFER: usize = 128 * 1024;
-
-/// Streams that a client opened and reset before we took them, and streams that its errors made us reset
-/// (CVE-2023-44487 and its mirror image, CVE-2025-8671); beyond that the connection is closed.
-const PENDING_RESETS: usize = 20;
-const ERROR_RESETS: usize = 128;
-
-/// How often the watchdog looks. Limits are met within this much.
-const LOOK: Duration = Duration::from_millis(500);
-
-/// After the last GOAWAY of an idle or draining connection, how long the peer has to leave.
-const LEAVE: Duration = Duration::from_secs(5);
 
 /// How often one turn of a connection goes round between its frames and its streams before the other connections of the
 /// thread have theirs: a client whose requests are answered at once could go on for as long as it sends.
 const ROUNDS: usize = 8;
 
-/// An answer that waits for its peer this many times `body_stall` is given up, even if others of the connection move.
-const PATIENCE: u32 = 10;
+/// A stream is over: reset by the client, or gone with its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone;
 
 /// Serves a connection to its end.
 pub async fn serve<IO: Io, H: Handler>(
@@ -74,183 +50,131 @@ pub async fn serve<IO: Io, H: Handler>(
     drain: CancellationToken,
     tasks: TaskTracker,
 ) {
-    let (io, pusher) = coalesce(io);
     let streams = Streams::new();
-    let mut wire = Wire::Opening(builder(&settings).handshake(io));
+    let mut connection = Connection::new(io, &settings);
     let mut draining = pin!(drain.cancelled());
     let mut watch = Watch::new(&settings, streams.clone());
-    let exchange = Exchange { conn, handler, settings, streams, tasks };
-    let mut exchanges = FuturesUnordered::new();
+    let shared = connection.shared().clone();
+    let exchange = Exchange { conn, handler, settings, streams, tasks, shared };
+    let mut turns = Turns { incoming: Vec::new(), exchanges: FuturesUnordered::new(), is_over: false };
     let mut leaving = false;
     poll_fn(|cx| {
-        pusher.begin();
         if !leaving && (draining.as_mut().poll(cx).is_ready() || watch.is_idle()) {
             leaving = true;
             watch.leaves();
-            wire.leave();
+            connection.leave();
         }
-        let ended =
-            wire.poll(cx, leaving, &mut exchanges, |request, respond| exchange.answer(request, respond)).is_ready();
-        // What this poll wrote leaves now, in one piece.
-        match pusher.poll_push(cx) {
-            Poll::Ready(Err(_)) => return Poll::Ready(()),
-            Poll::Ready(Ok(())) if ended => return Poll::Ready(()),
-            _ => {}
+        if turns.poll(cx, &mut connection, |incoming| exchange.answer(incoming)).is_ready() {
+            return Poll::Ready(());
         }
-        if ended && !leaving {
+        if turns.is_over && !leaving {
             // What is written still waits for the peer, but not for longer than a farewell.
             leaving = true;
             watch.leaves();
         }
-        if ended && watch.gone_for_good() {
-            return Poll::Ready(());
+        match watch.poll(cx, &connection) {
+            Poll::Ready(Verdict::Drop) => Poll::Ready(()),
+            Poll::Ready(Verdict::Tell(reason)) => {
+                connection.tell(reason);
+                turns.end(&connection, Over::Told(reason));
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Pending => Poll::Pending,
         }
-        watch.poll(cx, &pusher)
     })
     .await;
 }
 
-fn builder(settings: &Settings) -> Builder {
-    let head = settings.head.bytes + settings.head.target;
-    let mut builder = Builder::new();
-    builder
-        .max_concurrent_streams(settings.streams)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(Some(ERROR_RESETS))
-        .enable_connect_protocol();
-    builder
+/// The work of a connection: frames, and the exchanges that they begin.
+struct Turns<F> {
+    incoming: Vec<Incoming>,
+    exchanges: FuturesUnordered<F>,
+    /// Nothing is read any more; what has been written may still be on its way.
+    is_over: bool,
 }
 
-/// A connection before and after its preface.
-enum Wire<IO> {
-    Opening(Handshake<Coalesce<IO>, Bytes>),
-    Open(Connection<Coalesce<IO>, Bytes>),
-    Ended,
-}
-
-impl<IO: Io> Wire<IO> {
-    /// No new streams from now on, beyond those that are on their way.
-    fn leave(&mut self) {
-        if let Self::Open(connection) = self {
-            connection.graceful_shutdown();
-        }
-    }
-
-    /// Reads frames and lets the streams work, until neither gets any further or others are due. Ready when the connection has ended.
-    fn poll<F: Future<Output = ()>>(
+impl<F: Future<Output = ()>> Turns<F> {
+    /// One turn. Ready when the connection has ended.
+    fn poll<IO: Io>(
         &mut self,
         cx: &mut Context<'_>,
-        leaving: bool,
-        exchanges: &mut FuturesUnordered<F>,
-        answer: impl Fn(http::Request<RecvStream>, SendResponse<Bytes>) -> F,
+        connection: &mut Connection<IO>,
+        answer: impl Fn(Incoming) -> F,
     ) -> Poll<()> {
-        if let Self::Opening(handshake) = self {
-            *self = match ready!(Pin::new(handshake).poll(cx)) {
-                Ok(connection) => Self::Open(connection),
-                Err(_nobody_speaks_http2) => Self::Ended,
-            };
-            if leaving {
-                self.leave();
-            }
-        }
+        connection.shared().lock().begin_turn();
+        let ended = self.go_round(cx, connection, answer);
+        connection.shared().lock().end_turn(cx);
+        ended
+    }
+
+    fn go_round<IO: Io>(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut Connection<IO>,
+        answer: impl Fn(Incoming) -> F,
+    ) -> Poll<()> {
         for _ in 0..ROUNDS {
-            let Self::Open(connection) = self else { return Poll::Ready(()) };
-            while let Poll::Ready(request) = connection.poll_accept(cx) {
-                let Some(Ok((request, respond))) = request else {
-                    // Over, cleanly or not: whatever still runs has nobody to answer.
-                    *self = Self::Ended;
-                    exchanges.clear();
-                    return Poll::Ready(());
-                };
-                exchanges.push(answer(request, respond));
+            if self.is_over {
+                return self.poll_end(cx, connection);
             }
-            // Without tokio's budget of 128 operations a poll, which is meant for one request and not for all those of
-            // a connection: once it is spent, everybody who is polled after that only asks to be polled again. The
-            // windows bound what one turn can move.
-            let mut turn = pin!(unconstrained(poll_fn(|cx| {
-                let mut answered = false;
-                while let Poll::Ready(Some(())) = exchanges.poll_next_unpin(cx) {
-                    answered = true;
-                }
-                Poll::Ready(answered)
-            })));
-            if turn.as_mut().poll(cx) != Poll::Ready(true) {
+            let read = connection.poll_read(cx, &mut self.incoming);
+            if let Poll::Ready(Err(over)) = read {
+                self.end(connection, over);
+                continue;
+            }
+            self.exchanges.extend(self.incoming.drain(..).map(&answer));
+            self.poll_exchanges(cx);
+            if read.is_ready() && !connection.shared().lock().is_full() {
+                // More may be there, and what is written may grow.
+                continue;
+            }
+            if let Poll::Ready(Err(over)) = connection.poll_push(cx) {
+                self.end(connection, over);
+                continue;
+            }
+            if connection.is_done() && self.exchanges.is_empty() {
+                self.is_over = true;
+                continue;
+            }
+            if !connection.shared().lock().wake_queue() && read.is_pending() {
                 return Poll::Pending;
             }
-            // Another look at the connection writes the frames of these answers down.
+        }
+        // What was written does not wait for the next turn.
+        if let Poll::Ready(Err(over)) = connection.poll_push(cx) {
+            self.end(connection, over);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
-}
 
-/// Judges a connection twice a second.
-struct Watch {
-    streams: Arc<Streams>,
-    look: Pin<Box<Sleep>>,
-    keep_alive: Option<Duration>,
-    body_stall: Option<Duration>,
-    written: u64,
-    written_at: Instant,
-    leaving_since: Option<Instant>,
-}
+    /// Without tokio's budget of 128 operations a poll, which is meant for one request and not for all those of a
+    /// connection: once it is spent, everybody who is polled after that only asks to be polled again. The windows bound
+    /// what one turn can move.
+    fn poll_exchanges(&mut self, cx: &mut Context<'_>) {
+        let turn = pin!(unconstrained(poll_fn(|cx| {
+            while let Poll::Ready(Some(())) = self.exchanges.poll_next_unpin(cx) {}
+            Poll::Ready(())
+        })));
+        // Never pending: the closure is done when nobody gets any further.
+        let _ = turn.poll(cx);
+    }
 
-impl Watch {
-    fn new(settings: &Settings, streams: Arc<Streams>) -> Self {
-        let now = Instant::now();
-        Self {
-            streams,
-            look: Box::pin(sleep(LOOK)),
-            keep_alive: settings.keep_alive,
-            body_stall: settings.body_stall,
-            written: 0,
-            written_at: now,
-            leaving_since: None,
+    /// Whatever still runs has nobody to answer.
+    fn end<IO: Io>(&mut self, connection: &Connection<IO>, over: Over) {
+        self.is_over = true;
+        connection.shared().lock().end(over == Over::Gone);
+        self.incoming.clear();
+        self.exchanges.clear();
+    }
+
+    /// Sends what is left to say, and goes.
+    fn poll_end<IO: Io>(&self, cx: &mut Context<'_>, connection: &mut Connection<IO>) -> Poll<()> {
+        match connection.poll_push(cx) {
+            Poll::Ready(Ok(())) => connection.poll_shutdown(cx),
+            Poll::Ready(Err(_gone)) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
         }
-    }
-
-    fn is_idle(&self) -> bool {
-        let since = self.streams.idle_since();
-        since.is_some_and(|since| self.keep_alive.is_some_and(|limit| since.elapsed() >= limit))
-    }
-
-    fn leaves(&mut self) {
-        self.leaving_since = Some(Instant::now());
-    }
-
-    fn gone_for_good(&self) -> bool {
-        self.leaving_since.is_some_and(|since| since.elapsed() >= LEAVE)
-    }
-
-    /// Ready when the connection is to be dropped.
-    fn poll<IO: Io>(&mut self, cx: &mut Context<'_>, pusher: &Pusher<IO>) -> Poll<()> {
-        while self.look.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            self.look.as_mut().reset(now + LOOK);
-            let (written, waits) = pusher.progress();
-            if written != self.written || !(waits || self.streams.waiting_since().is_some()) {
-                (self.written, self.written_at) = (written, now);
-            }
-            if self.is_stalled(now) || (self.streams.open() == 0 && self.gone_for_good()) {
-                return Poll::Ready(());
-            }
-            if self.leaving_since.is_none() && self.is_idle() {
-                // The next poll begins the farewell.
-                cx.waker().wake_by_ref();
-            }
-        }
-        Poll::Pending
-    }
-
-    fn is_stalled(&self, now: Instant) -> bool {
-        let Some(limit) = self.body_stall else { return false };
-        let nothing_moves = now.duration_since(self.written_at) >= limit;
-        let oldest = self.streams.waiting_since().map(|since| now.duration_since(since));
-        nothing_moves || oldest.is_some_and(|waiting| waiting >= limit * PATIENCE)
     }
 }

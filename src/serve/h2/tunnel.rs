@@ -3,20 +3,19 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf as _, Bytes};
-use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is sent at once: a frame that every peer takes (RFC 9113 section 4.2).
-const PIECE: usize = 16 * 1024;
+use super::streams::{Piece, Receiver, Sender};
 
 /// A stream of HTTP/2 as a stream of bytes.
 pub struct Bytestream {
-    send: SendStream<Bytes>,
-    recv: RecvStream,
+    send: Arc<Sender>,
+    recv: Receiver,
     /// Received, and not yet read.
     read: Bytes,
     ended: bool,
@@ -24,8 +23,15 @@ pub struct Bytestream {
 
 impl Bytestream {
     /// Both directions of a stream whose heads have been exchanged.
-    pub fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
+    pub const fn new(send: Arc<Sender>, recv: Receiver) -> Self {
         Self { send, recv, read: Bytes::new(), ended: false }
+    }
+
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            // Fails on a stream that is reset, which has ended.
+            let _ = self.send.data(&[], true);
+        }
     }
 }
 
@@ -33,40 +39,30 @@ impl AsyncRead for Bytestream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         while this.read.is_empty() {
-            this.read = match ready!(this.recv.poll_data(cx)) {
-                Some(Ok(data)) => data,
-                Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
-                    return Poll::Ready(Ok(()));
-                }
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, error))),
-                None => return Poll::Ready(Ok(())),
-            };
+            match ready!(this.recv.poll_piece(cx)) {
+                Piece::Data(data) => this.read = data,
+                Piece::Trailers(_) => {}
+                // A WebSocket says goodbye by itself: how its stream ends says no more than that it does.
+                Piece::End | Piece::Cut => return Poll::Ready(Ok(())),
+                Piece::Lost => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
         }
         let n = this.read.len().min(buf.remaining());
         buf.put_slice(&this.read[..n]);
         this.read.advance(n);
-        // An error only says that the stream is reset; the next read says it too.
-        let _ = this.recv.flow_control().release_capacity(n);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Bytestream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        self.send.reserve_capacity(1);
-        while self.send.capacity() == 0 {
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        }
-        let n = bytes.len().min(PIECE);
-        let sent = self.send.send_data(Bytes::copy_from_slice(&bytes[..n]), false);
-        Poll::Ready(sent.map(|()| n).map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error)))
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        let room = ready!(self.send.poll_room(cx, bytes.len())).map_err(gone)?;
+        self.send.data(&bytes[..room], false).map_err(gone)?;
+        Poll::Ready(Ok(room))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -76,15 +72,6 @@ impl AsyncWrite for Bytestream {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.end();
         Poll::Ready(Ok(()))
-    }
-}
-
-impl Bytestream {
-    fn end(&mut self) {
-        if !std::mem::replace(&mut self.ended, true) {
-            // Fails on a stream that is reset, which has ended.
-            let _ = self.send.send_data(Bytes::new(), true);
-        }
     }
 }
 
