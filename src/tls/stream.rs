@@ -1,7 +1,7 @@
 //! The plain side of a TLS connection, on rustls' unbuffered API.
 //!
-//! The buffers belong to the thread and not to the connection: bytes are read up to four records at a time and leave in
-//! one write, whatever they were made of, and a connection that waits owns nothing but the part of a record that has
+//! The buffers belong to the thread and not to the connection: bytes are read as many records at a time as there is room
+//! for and leave in one write, whatever they were made of, and a connection that waits owns nothing but the part of a record that has
 //! arrived and what its peer has not taken.
 
 use std::{
@@ -24,8 +24,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const RECORD: usize = 16 * 1024;
 const RECORD_OVERHEAD: usize = 5 + 256;
 
-/// What is read at once: four records, above which throughput did not grow, and the rest of one that came before.
-const SCRATCH: usize = 5 * (RECORD + RECORD_OVERHEAD);
+/// What is read at once: as much as bodies are read in, and the rest of a record that came before.
+const SCRATCH: usize = 17 * (RECORD + RECORD_OVERHEAD);
 
 /// What is encrypted at once, and from how many slices.
 const PIECE: usize = 4 * RECORD;
@@ -243,7 +243,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
             let opened = RECEIVED.with_borrow_mut(|scratch| {
                 let have = this.received.len();
                 // Not much more than there is room for: what does not fit has to be kept.
-                let most = (have + buf.remaining().max(RECORD) + RECORD_OVERHEAD).min(scratch.len());
+                let records = buf.remaining().div_ceil(RECORD);
+                let most = (records * (RECORD + RECORD_OVERHEAD)).max(have + RECORD).min(scratch.len());
                 let mut filling = ReadBuf::new(&mut scratch[have..most]);
                 ready!(Pin::new(&mut this.io).poll_read(cx, &mut filling))?;
                 let all = have + filling.filled().len();
@@ -444,6 +445,18 @@ mod tests {
                 assert!(at_client == sent && at_server == sent, "{size}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_read_takes_all_the_records_that_it_has_room_for() {
+        let (client, mut server) = pair(&TLS13, 1_000_000).await;
+        let (_client_read, mut client_write) = tokio::io::split(client);
+        client_write.write_all(&[7; 300_000]).await.unwrap();
+        let mut room = vec![0; 256 * 1024];
+        assert_eq!(server.read(&mut room).await.unwrap(), room.len());
+        let mut rest = vec![0; 300_000 - room.len()];
+        server.read_exact(&mut rest).await.unwrap();
+        assert!(room.iter().chain(&rest).all(|byte| *byte == 7));
     }
 
     #[tokio::test]

@@ -26,10 +26,14 @@ use crate::{
 /// that a connection which waits owns none.
 const SCRATCH: usize = 16 * 1024;
 
-/// How much of a body is read at once: four TLS records, above which throughput did not grow.
+/// How much of a body is read at once: four TLS records at first, and twice as much after each read that filled most of
+/// its room. Who sends slowly never costs more than the least, and 256 KiB at a time cost an upload of 50 MiB a seventh
+/// less than 64 (fewer reads, and fewer writes that wake the service).
 const BODY_READ: usize = 64 * 1024;
+const BODY_READ_MOST: usize = 256 * 1024;
 
-/// How far a client may send ahead while its request is being answered; beyond it, TCP holds it back.
+/// How far a client may send ahead while its request is being answered, unless it sends a body that is read in larger
+/// pieces; beyond it, TCP holds it back.
 const READ_AHEAD: usize = 64 * 1024;
 
 /// How much of a body that nobody wanted is read before the connection is closed, and for how long, so that the answer
@@ -46,6 +50,8 @@ pub struct Stream<IO> {
     io: Option<IO>,
     read: BytesMut,
     body: BodyDecoder,
+    /// How much of the body is read next.
+    stride: usize,
     /// The client waits for a 100 before it sends its body.
     owes_continue: bool,
     /// The client has closed its side, or the connection is broken.
@@ -59,6 +65,7 @@ impl<IO: Io> Stream<IO> {
             io: Some(io),
             read: BytesMut::new(),
             body: BodyDecoder::new(Framing::None),
+            stride: BODY_READ,
             owes_continue: false,
             ended: false,
         }
@@ -100,6 +107,7 @@ impl<IO: Io> Stream<IO> {
     /// From here on what arrives is a body framed like this.
     pub fn begin_body(&mut self, framing: Framing, owes_continue: bool) {
         self.body = BodyDecoder::new(framing);
+        self.stride = BODY_READ;
         self.owes_continue = owes_continue && !self.body.is_done();
     }
 
@@ -115,11 +123,7 @@ impl<IO: Io> Stream<IO> {
             if let Some(piece) = self.body.decode(&mut self.read).map_err(|_| ReadError::Malformed)? {
                 return Poll::Ready(Ok(piece));
             }
-            let wanted = self
-                .body
-                .remaining()
-                .map_or(BODY_READ, |left| usize::try_from(left).unwrap_or(BODY_READ).min(BODY_READ));
-            match ready!(self.poll_read_into(cx, wanted)) {
+            match ready!(self.poll_read_body(cx)) {
                 Ok(n) if n > 0 => {}
                 _ => return Poll::Ready(Err(ReadError::Gone)),
             }
@@ -134,7 +138,9 @@ impl<IO: Io> Stream<IO> {
     /// Ready when the client has left. Meanwhile it may send ahead, within a bound.
     pub fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.read.len() < READ_AHEAD {
-            match ready!(self.poll_read_some(cx)) {
+            // Most of an upload arrives here, while its service takes what came before. It is read as it is where it is
+            // asked for, since what is passed on is passed on from here.
+            match ready!(self.poll_read_body(cx)) {
                 Ok(n) if n > 0 => {}
                 _ => {
                     self.ended = true;
@@ -203,15 +209,20 @@ impl<IO: Io> Stream<IO> {
         })
     }
 
-    /// Reads into room of the stream's own, for bodies: the bytes are passed on without another copy.
-    fn poll_read_into(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-        let (Some(io), false) = (&mut self.io, self.ended) else { return Poll::Ready(Ok(0)) };
-        if wanted < SCRATCH {
+    /// Reads what is left of the body into room of the stream's own: the bytes are passed on without another copy. Where
+    /// little or nothing is left, reads as [`Self::poll_read_some`] does.
+    fn poll_read_body(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let left = self.body.remaining().map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        let wanted = left.saturating_sub(self.read.len()).min(self.stride);
+        if wanted < SCRATCH || self.body.is_done() {
             return self.poll_read_some(cx);
         }
+        let (Some(io), false) = (&mut self.io, self.ended) else { return Poll::Ready(Ok(0)) };
         self.read.reserve(wanted);
         let mut limited = bytes::BufMut::limit(&mut self.read, wanted);
-        tokio_util::io::poll_read_buf(Pin::new(io), cx, &mut limited)
+        let n = ready!(tokio_util::io::poll_read_buf(Pin::new(io), cx, &mut limited))?;
+        self.stride = if n > self.stride / 2 { (2 * self.stride).min(BODY_READ_MOST) } else { BODY_READ };
+        Poll::Ready(Ok(n))
     }
 }
 
@@ -296,5 +307,45 @@ impl<IO: Io> Shared<IO> {
         };
         // Whether the client waited or left, the connection is over.
         let _ = timeout(LINGER_TIME, discard).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fast_body_is_read_in_growing_pieces_and_a_slow_one_is_not() {
+        let (near, mut far) = duplex(1 << 20);
+        let mut stream = Stream::new(near);
+        stream.begin_body(Framing::Length(2 << 20), false);
+        far.write_all(&vec![7; 1 << 20]).await.unwrap();
+        let mut sizes = Vec::new();
+        for _ in 0..4 {
+            let Ok(Piece::Data(data)) = poll_fn(|cx| stream.poll_body(cx)).await else { panic!("the body goes on") };
+            sizes.push(data.len());
+        }
+        assert_eq!(sizes, [64, 128, 256, 256].map(|kib| kib * 1024));
+        poll_fn(|cx| {
+            assert!(stream.poll_watch(cx).is_pending(), "the client is still there");
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(stream.read.len(), 256 * 1024, "what the handler does not ask for is read ahead");
+        while let Some(piece) = poll_fn(|cx| Poll::Ready(ready_now(stream.poll_body(cx)))).await {
+            assert!(matches!(piece, Ok(Piece::Data(_))));
+        }
+        far.write_all(&[7; 100]).await.unwrap();
+        assert!(matches!(poll_fn(|cx| stream.poll_body(cx)).await, Ok(Piece::Data(data)) if data.len() == 100));
+        assert_eq!(stream.stride, BODY_READ);
+    }
+
+    fn ready_now<T>(poll: Poll<T>) -> Option<T> {
+        match poll {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
     }
 }
