@@ -27,10 +27,11 @@ const RECORD_OVERHEAD: usize = 5 + 256;
 /// What is read at once: as much as bodies are read in, and the rest of a record that came before.
 const SCRATCH: usize = 17 * (RECORD + RECORD_OVERHEAD);
 
-/// What is encrypted at once, and from how many slices: 64 KiB of a body with the head before it leave in one write.
-const PIECE: usize = 5 * RECORD;
+/// What is encrypted at once, and from how many slices: as much as answers are read in, which for a short one is all of it
+/// with its head.
+const PIECE: usize = 8 * RECORD;
 const SLICES: usize = 8;
-const SEALED: usize = PIECE + (5 + SLICES) * RECORD_OVERHEAD;
+const SEALED: usize = PIECE + (8 + SLICES) * RECORD_OVERHEAD;
 
 thread_local! {
     static RECEIVED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());

@@ -41,8 +41,9 @@ const CONTINUE: Duration = Duration::from_secs(1);
 /// head stands before the first.
 const SCRATCH: usize = 72 * 1024;
 
-/// How much of a long body is read at once: four TLS records, which go out in one write.
-const BODY_READ: usize = 64 * 1024;
+/// How much of a long body is read at once: eight TLS records, which go out in one write. A download of 10 MiB costs a
+/// tenth less than with four, and as much as with sixteen.
+const BODY_READ: usize = 128 * 1024;
 
 /// A read of at least this much keeps the buffer and leaves the thread a new one, which is cheaper than a copy; a smaller
 /// one is copied, so that an answer of 1 KiB does not hold 72.
