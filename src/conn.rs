@@ -34,8 +34,6 @@ pub struct ConnInfo {
     pub peer: SocketAddr,
     /// Who the client is: the peer, or what a PROXY protocol header said.
     pub client: SocketAddr,
-    /// Where the client reached us.
-    pub local: SocketAddr,
     /// The handshake, on a TLS listener.
     pub tls: Option<TlsInfo>,
 }

@@ -52,26 +52,18 @@ impl Door {
 }
 
 /// Serves one connection to its end. Whatever goes wrong here concerns this client only.
-pub async fn run(io: TcpStream, peer: SocketAddr, local: SocketAddr, door: Door, pipeline: Arc<Pipeline>) {
+pub async fn run(io: TcpStream, peer: SocketAddr, door: Door, pipeline: Arc<Pipeline>) {
     let Some(_permit) = pipeline.permits.try_acquire(peer.ip()) else {
         pipeline.metrics.connection_refused();
         return;
     };
-    // The listener's own address may be a wildcard.
-    let local = io.local_addr().unwrap_or(local);
-    if let Err(error) = walk(io, peer, local, door, &pipeline).await {
+    if let Err(error) = walk(io, peer, door, &pipeline).await {
         pipeline.metrics.handshake_failed();
         debug!(client = %peer, door = door.as_str(), %error, "connection refused");
     }
 }
 
-async fn walk(
-    io: TcpStream,
-    peer: SocketAddr,
-    local: SocketAddr,
-    door: Door,
-    pipeline: &Arc<Pipeline>,
-) -> Result<(), ConnError> {
+async fn walk(io: TcpStream, peer: SocketAddr, door: Door, pipeline: &Arc<Pipeline>) -> Result<(), ConnError> {
     let road = pipeline.current.load_full();
     let deadline = road.handshake().map(|limit| Instant::now() + limit);
     let (io, client) = proxy_protocol::read(io, peer, road.proxy_protocol(), deadline).await?;
@@ -82,12 +74,12 @@ async fn walk(
     let front = Front::new(pipeline.current.clone());
     match door {
         Door::Plain => {
-            let conn = Arc::new(ConnInfo { peer, client, local, tls: None });
+            let conn = Arc::new(ConnInfo { peer, client, tls: None });
             serve::serve_connection(io, conn, front, settings, drain, tasks).await;
         }
         Door::Tls => match pipeline.acceptor.load_full().accept(io, deadline).await? {
             Accepted::Http(io, tls) => {
-                let conn = Arc::new(ConnInfo { peer, client, local, tls: Some(tls) });
+                let conn = Arc::new(ConnInfo { peer, client, tls: Some(tls) });
                 serve::serve_connection(io, conn, front, settings, drain, tasks).await;
             }
             Accepted::AcmeChallenge => {}

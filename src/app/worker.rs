@@ -106,8 +106,7 @@ async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc<Pipelin
 }
 
 async fn accept(listener: Listener, door: Door, stop: CancellationToken, pipeline: Arc<Pipeline>) {
-    let local = listener.local_addr();
-    let serve = |io, peer| drop(pipeline.tasks.spawn(pipeline::run(io, peer, local, door, pipeline.clone())));
+    let serve = |io, peer| drop(pipeline.tasks.spawn(pipeline::run(io, peer, door, pipeline.clone())));
     while let Some((io, peer)) = stop.run_until_cancelled(listener.accept()).await {
         serve(io, peer);
     }

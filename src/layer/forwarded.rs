@@ -134,7 +134,7 @@ mod tests {
 
     fn conn(peer: &str) -> ConnInfo {
         let peer = format!("{peer}:1000").parse().unwrap();
-        ConnInfo { peer, client: peer, local: "127.0.0.1:443".parse().unwrap(), tls: None }
+        ConnInfo { peer, client: peer, tls: None }
     }
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {

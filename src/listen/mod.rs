@@ -47,6 +47,7 @@ impl Listener {
         let bound = inherited.get(addr).and_then(|handed| {
             let ours = handed.is_none();
             let inner = TcpListener::from_std(handed.map_or_else(|| socket::bind(addr), Ok)?)?;
+            socket::tune(&inner)?;
             Ok(Self { local: inner.local_addr()?, inner, ours })
         });
         bound.map_err(|source| BindError { addr, source })
@@ -73,7 +74,6 @@ impl Listener {
         }
         // Outside of the runtime's budget for a task: "not now" has to mean that nobody waits.
         while let Some(Ok((stream, peer))) = unconstrained(self.inner.accept()).now_or_never() {
-            let _ = socket::tune(&stream);
             take(stream, plain(peer));
         }
     }
@@ -87,8 +87,6 @@ impl Listener {
                     if complained {
                         info!(listener = %self.local, "accepting again");
                     }
-                    // The connection may be gone already; its first read will tell.
-                    let _ = socket::tune(&stream);
                     return (stream, plain(peer));
                 }
                 Err(error) if is_of_one_connection(&error) => {}
@@ -118,5 +116,22 @@ pub fn plain(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, peer.port()),
         IpAddr::V6(_) => peer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_has_the_options_of_its_listener() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &Inherited::default()).unwrap();
+        let (client, (accepted, _)) = tokio::join!(TcpStream::connect(listener.local_addr()), listener.accept());
+        client.unwrap();
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(75));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(25));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
     }
 }

@@ -73,7 +73,7 @@ fn sanitiser(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn forwarded_fields(bencher: Bencher<'_, '_>) {
     let addr = (IpAddr::from([192, 0, 2, 1]), 50_000).into();
-    let conn = ConnInfo { peer: addr, client: addr, local: addr, tls: None };
+    let conn = ConnInfo { peer: addr, client: addr, tls: None };
     bencher.with_inputs(fields).bench_values(|mut fields| {
         let client = Client::find(&conn, &fields, &[]);
         client.announce(&mut fields);

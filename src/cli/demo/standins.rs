@@ -45,7 +45,7 @@ pub async fn start(
     let connections = tasks.clone();
     tasks.spawn(async move {
         while let Some(Ok((io, peer))) = stop.run_until_cancelled(listener.accept()).await {
-            let conn = Arc::new(ConnInfo { peer, client: peer, local, tls: None });
+            let conn = Arc::new(ConnInfo { peer, client: peer, tls: None });
             let serving = serve::serve_connection(io, conn, what, settings.clone(), stop.clone(), connections.clone());
             connections.spawn(serving);
         }
