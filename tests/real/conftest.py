@@ -53,6 +53,23 @@ def wait_for(what, ready, seconds=90):
         time.sleep(0.05)
 
 
+# Of any Synapse here: registration, no limits that tests would meet, and a name that shows whose well-known document it was.
+FOR_TESTS = """
+enable_registration: true
+enable_registration_without_verification: true
+bcrypt_rounds: 4
+max_upload_size: 60M
+trusted_key_servers: []
+suppress_key_server_warning: true
+public_baseurl: https://synapse-itself.example.org/
+rc_login: { address: { per_second: 1000, burst_count: 1000 }, account: { per_second: 1000, burst_count: 1000 } }
+rc_message: { per_second: 1000, burst_count: 1000 }
+rc_registration: { per_second: 1000, burst_count: 1000 }
+rc_joins_per_room: { per_second: 1000, burst_count: 1000 }
+rc_delayed_event_mgmt: { per_second: 1000, burst_count: 1000 }
+"""
+
+
 class Synapse:
     """A homeserver of its own, with SQLite and without the limits that tests would meet."""
 
@@ -65,22 +82,10 @@ class Synapse:
             [*run, "--server-name", "example.org", "--generate-config", "--report-stats=no", "--data-directory", str(folder)],
             check=True, capture_output=True, cwd=folder,
         )
-        rates = "\n".join(
-            f"{name}: {{ per_second: 1000, burst_count: 1000 }}"
-            for name in ("rc_message", "rc_registration", "rc_joins_per_room", "rc_delayed_event_mgmt")
-        )
         (folder / "more.yaml").write_text(f"""
 listeners:
   - {{ port: {self.port}, type: http, bind_addresses: ["127.0.0.1"], x_forwarded: {forwarded}, resources: [{{ names: [{serves}] }}] }}
-enable_registration: true
-enable_registration_without_verification: true
-bcrypt_rounds: 4
-max_upload_size: 60M
-trusted_key_servers: []
-suppress_key_server_warning: true
-public_baseurl: https://synapse-itself.example.org/
-rc_login: {{ address: {{ per_second: 1000, burst_count: 1000 }}, account: {{ per_second: 1000, burst_count: 1000 }} }}
-{rates}
+{FOR_TESTS}
 {settings}
 """)
         self.log = open(folder / "synapse.out", "w")
@@ -91,6 +96,9 @@ rc_login: {{ address: {{ per_second: 1000, burst_count: 1000 }}, account: {{ per
     def alive(self):
         assert self.process.poll() is None, (self.folder / "synapse.out").read_text()[-4000:]
         return True
+
+    def homeserver_log(self):
+        return (self.folder / "homeserver.log").read_text()
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
@@ -233,6 +241,22 @@ def edge(tmp_path_factory, synapse, calls):
     server = Edge(tmp_path_factory.mktemp("edge"), THREE_NAMES.format(synapse=synapse.port, calls=calls.port))
     yield server
     assert server.stop() == 0, server.log()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def stack(request, tmp_path_factory):
+    """The drop-in under compose, one for all who ask."""
+    import compose
+
+    if not compose.COMPOSE.exists():
+        pytest.skip("docker-compose 2.40 cannot be had here")
+    request.getfixturevalue("appliance_image")
+    one = compose.bring_up(tmp_path_factory.mktemp("stack"), "stack")
+    try:
+        one.start()
+        yield one
+    finally:
+        one.stop()
 
 
 @pytest.fixture(scope="session", autouse=True)

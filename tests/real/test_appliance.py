@@ -13,9 +13,9 @@ import urllib.request
 
 import pytest
 
+from compose import POSTGRES
 from conftest import free_port, wait_for
 from containers import APPLIANCE, docker
-from test_compose import POSTGRES
 
 SERVICES = ("postgres", "synapse", "livekit", "lk-jwt", "vestibule")
 

@@ -11,9 +11,9 @@ import urllib.request
 
 import pytest
 
-from conftest import BINARY, ROOT, TOOLS, free_port, wait_for
+from compose import COMPOSE
+from conftest import BINARY, ROOT, free_port, wait_for
 
-COMPOSE = TOOLS / "compose/usr/libexec/docker/cli-plugins/docker-compose"
 FILES = ["vestibule.toml", "compose.yaml", "livekit.yaml", "homeserver-lines.yaml", ".env"]
 
 

@@ -1,4 +1,5 @@
-"""A real Synapse behind the edge: what a client does in its first hour, over HTTP/1.1 and HTTP/2."""
+"""A real Synapse behind the edge: what a client does in its first hour, over HTTP/1.1 and HTTP/2; as processes, and in the
+containers of the drop-in with PostgreSQL."""
 
 import asyncio
 import hashlib
@@ -14,6 +15,16 @@ import httpx
 import pytest
 
 from conftest import wait_for
+
+
+@pytest.fixture(scope="module", params=["processes", "containers"])
+def edge(request):
+    """Whatever stands before Synapse: it knows what Synapse has logged as well."""
+    if request.param == "containers":
+        return request.getfixturevalue("stack")
+    edge = request.getfixturevalue("edge")
+    edge.homeserver_log = request.getfixturevalue("synapse").homeserver_log
+    return edge
 
 
 @pytest.fixture(params=["HTTP/1.1", "HTTP/2"])
@@ -126,13 +137,12 @@ def test_a_busy_sync_comes_whole_in_every_coding(client):
     assert len(said["identity"]) > 40 and all(events == said["identity"] for events in said.values())
 
 
-def test_synapse_sees_who_asks_and_nobody_else(client, synapse):
+def test_synapse_sees_who_asks_and_nobody_else(edge, client):
     for _ in range(2):
         client.get("/_matrix/client/versions", headers={"X-Forwarded-For": "203.0.113.77"})
-    read = (synapse.folder / "homeserver.log").read_text
     # Synapse writes its log a few seconds late.
-    wait_for("the line of the request", lambda: "/_matrix/client/versions" in read(), 30)
-    assert "203.0.113.77" not in read()
+    wait_for("the line of the request", lambda: "/_matrix/client/versions" in edge.homeserver_log(), 30)
+    assert "203.0.113.77" not in edge.homeserver_log()
 
 
 def test_our_well_known_goes_before_synapses(edge, client):
@@ -141,6 +151,7 @@ def test_our_well_known_goes_before_synapses(edge, client):
 
 
 def test_transports_are_filled_in(edge, client):
+    # In the drop-in Synapse has them itself, and the edge passes what it says.
     _, user = register(client)
     for path in ("unstable/org.matrix.msc4143", "v1"):
         url = f"/_matrix/client/{path}/rtc/transports"
