@@ -162,3 +162,19 @@ fn the_pages_name_only_commands_and_files_that_there_are() {
         assert_eq!(program(&[&command, "--help"]).status.code(), Some(0), "`vestibule {command}` stands in a page");
     }
 }
+
+#[test]
+fn the_arabic_page_has_the_commands_of_the_english_ones() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let commands = |page: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        let fences = text.split("```sh\n").skip(1).map(|after| after.split("```").next().unwrap().to_owned());
+        fences.flat_map(|fence| fence.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>()).collect()
+    };
+    let english = ["config/migrate.md", "config/appliance/README.md"].map(commands).concat();
+    let arabic = commands("README.ar.md");
+    assert!(arabic.len() > 10, "{arabic:?}");
+    for command in arabic {
+        assert!(english.contains(&command), "`{command}` stands in README.ar.md alone");
+    }
+}

@@ -15,6 +15,11 @@ from containers import APPLIANCE, IMAGE, docker
 
 COMPOSE = TOOLS / "compose/usr/libexec/docker/cli-plugins/docker-compose"
 
+SYNAPSE_IMAGE = "ghcr.io/element-hq/synapse:v1.163.2"
+POSTGRES_IMAGE = "postgres:17-alpine"
+LIVEKIT = "livekit/livekit-server:v1.13.5"
+LK_JWT = "ghcr.io/element-hq/lk-jwt-service:0.6.0"
+
 # What the images of others do at their start, as far as compose.yaml asks for it.
 SYNAPSE = """#!/bin/sh
 command=$1; shift
@@ -128,16 +133,21 @@ class Stack:
         return self.must("logs", "synapse") + self.compose("exec", "-T", "synapse", "cat", "/data/homeserver.log").stdout
 
 
-def bring_up(folder, project):
-    """The stack of a folder, with images of the names that it asks for."""
+def made_images(folder):
+    """Images of the names that compose.yaml asks for; the folder is scratch."""
     for name, entrypoint, script in (
-        ("ghcr.io/element-hq/synapse:v1.163.2", "/start", SYNAPSE),
-        ("postgres:17-alpine", "/start", POSTGRES),
-        ("livekit/livekit-server:v1.13.5", "/livekit-server", None),
-        ("ghcr.io/element-hq/lk-jwt-service:0.6.0", "/lk-jwt-service", None),
+        (SYNAPSE_IMAGE, "/start", SYNAPSE),
+        (POSTGRES_IMAGE, "/start", POSTGRES),
+        (LIVEKIT, "/livekit-server", None),
+        (LK_JWT, "/lk-jwt-service", None),
     ):
         context = folder / entrypoint.removeprefix("/")
         context.mkdir(exist_ok=True)
         made_like(name, entrypoint, context, script)
+
+
+def bring_up(folder, project):
+    """The stack in a folder, with its images."""
+    made_images(folder)
     folder.chmod(0o755)
     return Stack(folder / "deployment", project)
