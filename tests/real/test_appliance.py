@@ -13,22 +13,26 @@ import urllib.request
 
 import pytest
 
+import acme
+import pebble
 from compose import POSTGRES
 from conftest import free_port, wait_for
 from containers import APPLIANCE, docker
 
+HOSTS = ("example.org", "matrix.example.org", "jwt.matrixrtc.example.org", "matrixrtc.example.org")
 SERVICES = ("postgres", "synapse", "livekit", "lk-jwt", "vestibule")
 
 
 class Appliance:
     """One on a volume of its own, with the internal CA, for want of a public name."""
 
-    def __init__(self, image, volume, *more):
-        self.port, self.name = free_port(), f"appliance-test-{free_port()}"
+    def __init__(self, image, volume, *more, roots=None):
+        """`roots` are those of the CA that is asked for certificates, instead of the internal one."""
+        self.port, self.name, self.roots = free_port(), f"appliance-test-{free_port()}", roots
         self.began = time.monotonic()
         run = docker(
             "run", "--detach", "--name", self.name, "--volume", f"{volume}:/data", "--publish", f"127.0.0.1:{self.port}:443",
-            "--env", "SERVER_NAME=example.org", "--env", "ACME_EMAIL=admin@example.org", "--env", "CERTIFICATES=internal",
+            "--env", "SERVER_NAME=example.org", "--env", "ACME_EMAIL=admin@example.org", "--env", f"CERTIFICATES={'acme' if roots else 'internal'}",
             "--health-interval", "2s", *more, image)
         assert run.returncode == 0, run.stderr
         self.wait()
@@ -36,7 +40,7 @@ class Appliance:
 
     def wait(self):
         wait_for("the appliance", lambda: self.alive() and self.exec("/opt/appliance/healthy").returncode == 0, 180)
-        self.context = ssl.create_default_context(cadata=self.exec("vestibule", "ca").stdout)
+        self.context = ssl.create_default_context(cadata=self.roots or self.exec("vestibule", "ca").stdout)
 
     def alive(self):
         assert json.loads(docker("inspect", self.name).stdout)[0]["State"]["Running"], self.log()[-4000:]
@@ -76,7 +80,11 @@ def appliance(appliance_image):
 
 @pytest.fixture(scope="module")
 def alice(appliance):
-    """The first user, and what she has left on the server: her token, a room, a message, a picture."""
+    return first_user(appliance)
+
+
+def first_user(appliance):
+    """Alice, and what she has left on the server: her token, a room, a message, a picture."""
     made = appliance.exec("admin", "alice")
     assert made.returncode == 0, made.stdout + made.stderr
     password = re.search(r"^password: (\w+)$", made.stdout, re.MULTILINE).group(1)
@@ -113,7 +121,8 @@ def test_two_variables_make_a_homeserver_with_calls(appliance, alice):
     assert appliance.ask("matrix.example.org", "/_synapse/admin/v1/server_version")[0] == 404
 
 
-def test_a_call_is_entered_with_a_token(appliance, alice):
+def entered(appliance, alice):
+    """Enters a call as a client does: what it asked with, and the address that it got in at."""
     from websockets.sync.client import connect
 
     openid = appliance.matrix("/user/@alice:example.org/openid/request_token", {}, alice["token"])
@@ -122,12 +131,19 @@ def test_a_call_is_entered_with_a_token(appliance, alice):
     assert status == 200, (answer, appliance.log()[-2000:])
     call = json.loads(answer)
     assert call["url"] == "wss://matrixrtc.example.org"
-    url = f"wss://matrixrtc.example.org:{appliance.port}/rtc/v1?access_token="
-    with connect(url + call["jwt"], ssl=appliance.context) as socket:
+    url = f"wss://matrixrtc.example.org:{appliance.port}/rtc/v1?access_token={call['jwt']}"
+    with connect(url, ssl=appliance.context) as socket:
         assert socket.recv(timeout=20)
+    return asked, url
+
+
+def test_a_call_is_entered_with_a_token(appliance, alice):
+    from websockets.sync.client import connect
+
+    asked, url = entered(appliance, alice)
     with pytest.raises(Exception, match="401"):
-        connect(url + call["jwt"][:-4] + "AAAA", ssl=appliance.context)
-    wrong = {**asked, "openid_token": {**openid, "access_token": "wrong"}}
+        connect(url[:-4] + "AAAA", ssl=appliance.context)
+    wrong = {**asked, "openid_token": {**asked["openid_token"], "access_token": "wrong"}}
     assert appliance.ask("jwt.matrixrtc.example.org", "/sfu/get", wrong)[0] == 401
 
 
@@ -194,6 +210,7 @@ def test_what_is_missing_is_said_in_a_sentence(appliance, appliance_image):
         ((), "SERVER_NAME is not set"),
         (both[:2], "ACME_EMAIL is not set"),
         (both, "no volume at /data"),
+        ((*both, "--volume", "/data", "--env", "ACME_CA_FILE=/missing.pem"), "no certificate in PEM"),
         (("--env", "SERVER_NAME=example.net", *both[2:], "--volume", f"{volume}:/data"), "the volume is that of example.org"),
     ):
         code, error = refusal(appliance_image, *arguments)
@@ -227,6 +244,34 @@ def test_another_postgresql_is_one_variable(appliance_image, tmp_path):
         assert one.exec("test", "-e", "/data/postgres").returncode == 1
     finally:
         for container in (name, one and one.name):
+            docker("rm", "--force", "--volumes", container or name)
+        docker("volume", "rm", "--force", f"{name}-data")
+        docker("network", "rm", name)
+
+
+@acme.needs_pebble
+def test_certificates_of_a_private_ca_and_calls_with_them(appliance_image, tmp_path):
+    folder, name, management = tmp_path / "pebble", f"appliance-test-ca-{os.getpid()}", free_port()
+    pebble.prepare(folder)
+    assert docker("network", "create", name).returncode == 0
+    one = None
+    try:
+        run = docker("run", "--detach", "--name", name, "--network", name, "--network-alias", "pebble",
+                     "--publish", f"127.0.0.1:{management}:15000", "--volume", f"{folder}:/pebble:ro", pebble.IMAGE)
+        assert run.returncode == 0, run.stderr
+        roots = (folder / "ca.pem").read_text() + pebble.root(folder, management).decode()
+        (tmp_path / "roots.pem").write_text(roots)
+        names = [f"--network-alias={host}" for host in HOSTS]
+        one = Appliance(
+            appliance_image, f"{name}-data", "--network", name, *names, "--volume", f"{tmp_path}/roots.pem:/roots.pem:ro",
+            "--env", f"ACME_DIRECTORY={pebble.DIRECTORY}", "--env", "ACME_CA_FILE=/roots.pem", roots=roots)
+        wait_for("the certificates", lambda: all(one.ask(host, "/")[0] for host in HOSTS), 60)
+        assert docker("logs", name).stdout.count("Issued certificate serial") == len(HOSTS)
+        entered(one, first_user(one))
+        wait_for("the table of doctor", lambda: re.search(r"doctor .* (\d+) ok, .* (\d+) fail", one.log()), 60)
+        assert " 0 fail" in one.log(), one.log()[-6000:]
+    finally:
+        for container in (one and one.name, name):
             docker("rm", "--force", "--volumes", container or name)
         docker("volume", "rm", "--force", f"{name}-data")
         docker("network", "rm", name)

@@ -2,20 +2,18 @@
 real CA (pebble) in front of a real Synapse. The tests do what the page says in words; the commands are taken from it."""
 
 import asyncio
-import json
 import os
 import re
 import shutil
 import ssl
 import subprocess
-import urllib.error
-import urllib.request
 
 import httpx
 import pytest
 import yaml
 
-from acme import PEBBLE, needs_pebble
+import pebble
+from acme import needs_pebble
 from compose import COMPOSE, LIVEKIT, LK_JWT, SYNAPSE_IMAGE, made_images
 from conftest import ROOT, TOOLS, free_port, wait_for
 from containers import docker
@@ -28,10 +26,10 @@ HOSTS = ["matrix.example.org", "jwt.matrixrtc.example.org", "matrixrtc.example.o
 # The guide's, for example.org, and with a CA that can be reached from here.
 CADDYFILE = """{
 	email admin@example.org
-	acme_ca https://pebble:14000/dir
+	acme_ca DIRECTORY
 	acme_ca_root /etc/vestibule/ca.pem
 }
-""" + (ROOT / "tests/caddyfile/guide.caddyfile").read_text()
+""".replace("DIRECTORY", pebble.DIRECTORY) + (ROOT / "tests/caddyfile/guide.caddyfile").read_text()
 STACK = """
 services:
   caddy:
@@ -55,8 +53,8 @@ services:
       LIVEKIT_KEY: matrix-rtc
       LIVEKIT_SECRET: a-secret-of-twenty-letters-or-more
       LIVEKIT_LOCAL_HOMESERVERS: example.org
-      SSL_CERT_FILE: /roots.pem
-    volumes: ["./roots.pem:/roots.pem:ro"]
+      SSL_CERT_FILE: /root.pem
+    volumes: ["./root.pem:/root.pem:ro"]
     networks: [web]
   livekit:
     image: livekit/livekit-server:v1.8
@@ -66,9 +64,9 @@ services:
     volumes: ["./livekit-config.yaml:/etc/livekit.yaml:ro"]
     networks: [web]
   pebble:
-    image: pebble-for-tests
+    image: {pebble}
     ports: ["127.0.0.1:{management}:15000"]
-    volumes: ["./pebble:/pebble:ro"]
+    volumes: ["../pebble:/pebble:ro"]
     networks: [web]
 networks: {{ web: {{}} }}
 volumes: {{ caddy: {{}} }}
@@ -87,22 +85,12 @@ def commands(beginning):
     return [re.sub(r"^   ", "", block, flags=re.MULTILINE) for block in re.findall(r"```sh\n(.*?)```", step, re.DOTALL)]
 
 
-def images(folder, ready):
+def images(folder):
     """Caddy and pebble, from PyPI and Debian, and the guide's old names of what it had."""
     made_images(folder)
-    (folder / "programs").mkdir()
-    shutil.copy(CADDY, folder / "programs/caddy")
-    shutil.copy(PEBBLE, folder / "programs/pebble")
-    start = {
-        "caddy:2": "COPY caddy /usr/bin/caddy\nENV XDG_DATA_HOME=/data XDG_CONFIG_HOME=/config\n"
-                   'CMD ["caddy", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"]',
-        "pebble-for-tests": "COPY pebble /usr/bin/pebble\nENV PEBBLE_VA_NOSLEEP=1 PEBBLE_AUTHZREUSE=0\nWORKDIR /pebble\n"
-                            'CMD ["pebble", "-config", "pebble.json"]',
-    }
-    for name, lines in start.items():
-        (folder / "programs/Dockerfile").write_text(f"FROM {ready}\nENTRYPOINT []\nHEALTHCHECK NONE\n{lines}\n")
-        built = docker("build", "-t", name, str(folder / "programs"))
-        assert built.returncode == 0, built.stderr[-2000:]
+    pebble.built("caddy:2", folder / "caddy-image", CADDY, "ENV XDG_DATA_HOME=/data XDG_CONFIG_HOME=/config\n"
+                 'CMD ["caddy", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"]')
+    pebble.prepare(folder / "pebble")
     docker("tag", LK_JWT, "ghcr.io/element-hq/lk-jwt-service:latest")
     docker("tag", LIVEKIT, "livekit/livekit-server:v1.8")
 
@@ -114,10 +102,10 @@ class Guide:
         self.folder = folder
         self.http, self.https, self.management = free_port(), free_port(), free_port()
         (folder / "vestibule").mkdir(parents=True)
-        (folder / "pebble").mkdir()
+        shutil.copy(folder.parent / "pebble/ca.pem", folder / "vestibule/ca.pem")
         (folder / "Caddyfile").write_text(CADDYFILE)
         (folder / "livekit-config.yaml").write_text(LIVEKIT_CONFIG)
-        stack = STACK.format(synapse=SYNAPSE_IMAGE, http=self.http, https=self.https, management=self.management)
+        stack = STACK.format(synapse=SYNAPSE_IMAGE, pebble=pebble.IMAGE, http=self.http, https=self.https, management=self.management)
         (folder / "compose.yaml").write_text(stack)
         self.environment = {**os.environ, "COMPOSE_PROJECT_NAME": f"guide-{os.getpid()}", "DOCKER_CONFIG": str(folder / "docker")}
         (folder / "docker/cli-plugins").mkdir(parents=True)
@@ -127,19 +115,6 @@ class Guide:
             (folder / "bin/sudo").write_text('#!/bin/sh\nexec "$@"\n')
             (folder / "bin/sudo").chmod(0o755)
             self.environment["PATH"] = f"{folder}/bin:{os.environ['PATH']}"
-        self.certificates()
-
-    def certificates(self):
-        """pebble's own, by a CA that Caddy and the edge are told of."""
-        run = lambda *arguments: subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=self.folder / "pebble")
-        new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-        run(*new, "-keyout", "ca.key", "-out", "../vestibule/ca.pem", "-subj", "/CN=directory CA")
-        run(*new, "-CA", "../vestibule/ca.pem", "-CAkey", "ca.key", "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=pebble",
-            "-addext", "subjectAltName=DNS:pebble,DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE")
-        config = {"listenAddress": "0.0.0.0:14000", "managementListenAddress": "0.0.0.0:15000", "certificate": "cert.pem",
-                  "privateKey": "key.pem", "httpPort": 80, "tlsPort": 443, "keyAlgorithm": "ecdsa",
-                  "profiles": {"default": {"description": "the usual", "validityPeriod": 90 * 86400}}}
-        (self.folder / "pebble/pebble.json").write_text(json.dumps({"pebble": config}))
 
     def sh(self, script, codes=(0,), cwd=None):
         done = subprocess.run(["bash", "-ec", script], cwd=cwd or self.folder, env=self.environment, stdin=subprocess.DEVNULL,
@@ -155,12 +130,8 @@ class Guide:
                       "resources": [{"names": ["client", "federation"]}]}]
         self.homeserver({"listeners": listeners, "experimental_features": {"msc3266_enabled": True, "msc4140_enabled": True}})
         self.sh("docker compose up --detach pebble")
-        context = ssl.create_default_context(cafile=str(self.folder / "vestibule/ca.pem"))
-        read = lambda: urllib.request.urlopen(f"https://localhost:{self.management}/roots/0", context=context, timeout=5).read()
-        wait_for("pebble", read, 30)
         self.root = self.folder / "root.pem"
-        self.root.write_bytes(read())
-        (self.folder / "roots.pem").write_bytes(read())
+        self.root.write_bytes(pebble.root(self.folder.parent / "pebble", self.management))
         self.sh("docker compose up --detach")
         wait_for("Caddy's certificates", lambda: all(self.served(host) for host in HOSTS), 60)
         wait_for("the homeserver", lambda: self.client().get("/_matrix/client/versions").status_code == 200, 90)
@@ -219,7 +190,7 @@ class Guide:
 @pytest.fixture
 def guide(appliance_image, tmp_path):
     tmp_path.chmod(0o755)
-    images(tmp_path, appliance_image)
+    images(tmp_path)
     one = Guide(tmp_path / "guide")
     try:
         one.start()
