@@ -10,7 +10,10 @@ pub use client::{CallError, call};
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    },
     sync::Arc,
     time::Duration,
 };
@@ -18,13 +21,13 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::plan::AdminListen,
@@ -80,47 +83,68 @@ pub fn serve(
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> io::Result<()> {
+    let door = Door::open(listen)?;
     let (stop, tracker) = (stop.clone(), tasks.clone());
-    match listen {
-        AdminListen::Tcp(addr) => {
-            let socket = Socket::new(Domain::for_address(*addr), Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            // So that a new process can open its door while the old one drains.
-            socket.set_reuse_port(true)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&(*addr).into())?;
-            socket.listen(64)?;
-            let listener = TcpListener::from_std(socket.into())?;
-            tracing::info!(listener = "admin", addr = %listener.local_addr()?, "listening");
-            tasks.spawn(async move {
-                while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-                    match accepted {
-                        Ok((io, _)) => drop(tracker.spawn(answer(io, state.clone()))),
-                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                    }
-                }
-            });
-        }
-        AdminListen::Unix(path) => {
-            // A socket of a process that is gone; a living one that holds it does not mind losing its name. Anything else
-            // that has this name is not ours to remove.
-            if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-                fs::remove_file(path)?;
+    tasks.spawn(async move {
+        while let Some(accepted) = stop.run_until_cancelled(door.accept()).await {
+            match accepted {
+                Ok(io) => drop(tracker.spawn(answer(io, state.clone()))),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
-            let listener = UnixListener::bind(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            tracing::info!(listener = "admin", addr = %path.display(), "listening");
-            tasks.spawn(async move {
-                while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-                    match accepted {
-                        Ok((io, _)) => drop(tracker.spawn(answer(io, state.clone()))),
-                        Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                    }
+        }
+    });
+    Ok(())
+}
+
+/// Where questions come in.
+enum Door {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Door {
+    fn open(listen: &AdminListen) -> io::Result<Self> {
+        match listen {
+            AdminListen::Tcp(addr) => {
+                let socket = Socket::new(Domain::for_address(*addr), Type::STREAM, Some(Protocol::TCP))?;
+                socket.set_reuse_address(true)?;
+                // So that a new process can open its door while the old one drains.
+                socket.set_reuse_port(true)?;
+                let listener = TcpListener::from_std(listening(socket, &(*addr).into())?.into())?;
+                tracing::info!(listener = "admin", addr = %listener.local_addr()?, "listening");
+                Ok(Self::Tcp(listener))
+            }
+            AdminListen::Unix(path) => {
+                // A socket of a process that is gone; a living one that holds it does not mind losing its name. Anything
+                // else that has this name is not ours to remove.
+                if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+                    fs::remove_file(path)?;
                 }
-            });
+                // The name gets the rights of the socket that is bound to it. Were they set afterwards, everybody whom
+                // the umask lets in could connect meanwhile.
+                let socket = fs::File::from(OwnedFd::from(Socket::new(Domain::UNIX, Type::STREAM, None)?));
+                socket.set_permissions(fs::Permissions::from_mode(0o600))?;
+                let socket = Socket::from(OwnedFd::from(socket));
+                let listener = UnixListener::from_std(listening(socket, &SockAddr::unix(path)?)?.into())?;
+                tracing::info!(listener = "admin", addr = %path.display(), "listening");
+                Ok(Self::Unix(listener))
+            }
         }
     }
-    Ok(())
+
+    async fn accept(&self) -> io::Result<Either<TcpStream, UnixStream>> {
+        Ok(match self {
+            Self::Tcp(listener) => Either::Left(listener.accept().await?.0),
+            Self::Unix(listener) => Either::Right(listener.accept().await?.0),
+        })
+    }
+}
+
+fn listening(socket: Socket, address: &SockAddr) -> io::Result<Socket> {
+    socket.set_nonblocking(true)?;
+    socket.bind(address)?;
+    socket.listen(64)?;
+    Ok(socket)
 }
 
 /// One question a connection.
@@ -282,6 +306,15 @@ mod tests {
             let asked = tokio::task::spawn_blocking(move || call(&listen, method, path));
             assert_eq!(asked.await.unwrap().unwrap().0, status, "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_its_owners_from_the_moment_that_it_has_a_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        // Nothing but the bind itself has set them: see there.
+        let _door = Door::open(&AdminListen::Unix(path.clone())).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
