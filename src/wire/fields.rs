@@ -5,23 +5,24 @@ use http::{HeaderMap, HeaderName, header};
 use crate::conn::speaks_of_client;
 
 /// Fields of one hop that nobody has to name in `Connection` (RFC 9110 section 7.6.1). `Trailer` stays: trailers pass.
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("http2-settings"),
+/// Texts, since an array of `HeaderName`s as a constant was built and dropped at each use: 700 instructions an exchange.
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
 ];
 
 /// Fields that no `Connection` can take away, since framing and routing rest on them.
-const KEPT: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+static KEPT: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
 
 /// Fields that are too late behind a body: how it was framed, where it goes and who sent it has been judged by then (RFC
 /// 9110 section 6.5.1).
-const TOO_LATE: [HeaderName; 10] = [
+static TOO_LATE: [HeaderName; 10] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::CONTENT_ENCODING,
@@ -37,7 +38,7 @@ const TOO_LATE: [HeaderName; 10] = [
 /// Whether a field is for one hop whatever `Connection` says, `Connection` itself among them.
 #[must_use]
 pub fn is_of_one_hop(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name)
+    HOP_BY_HOP.contains(&name.as_str())
 }
 
 /// Takes away what is for one hop: the usual fields, and those that `Connection` names.
@@ -49,7 +50,7 @@ pub fn strip_hop(headers: &mut HeaderMap) {
     for name in &named {
         headers.remove(name);
     }
-    for name in &HOP_BY_HOP {
+    for name in HOP_BY_HOP {
         headers.remove(name);
     }
 }
