@@ -134,14 +134,17 @@ pub trait InterimSink: Send + Sync {
     fn push(&self, status: StatusCode, headers: &HeaderMap);
 }
 
-/// Put into the extensions of a request by the server side where the protocol can carry interim responses.
-#[derive(Clone)]
-pub struct Interim(pub Arc<dyn InterimSink>);
+/// The way for interim responses, from the server side, where the protocol can carry them.
+pub type Interim = Arc<dyn InterimSink>;
 
-impl fmt::Debug for Interim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Interim")
-    }
+/// Who is told of a request while a service works on it. Goes beside the request and not in its extensions, which would
+/// be three allocations for something that nearly never happens.
+#[derive(Clone, Default)]
+pub struct Onlookers {
+    /// Takes interim responses.
+    pub interim: Option<Interim>,
+    /// Takes the times of a dial, and the bytes of a tunnel.
+    pub phases: Option<Arc<Phases>>,
 }
 
 /// The `:protocol` of an extended CONNECT (RFC 8441). The server side rewrites a `websocket` one into the GET with
@@ -192,8 +195,8 @@ pub enum Closed {
     Other(String),
 }
 
-/// How long the phases of reaching an upstream took, for the access log. Put into the extensions of a request by whoever
-/// wants to know, filled by whoever dials; a request on a kept connection dials nothing.
+/// How long the phases of reaching an upstream took, for the access log. Filled by whoever dials; a request on a kept
+/// connection dials nothing.
 #[derive(Debug, Default)]
 pub struct Phases {
     dns: AtomicU64,

@@ -18,7 +18,7 @@ use crate::{
         Plan,
         plan::{self, Action, SiteTls},
     },
-    conn::Fetch,
+    conn::{Fetch, Onlookers},
     doctor::{self, Diagnosis, Look, Progress, Reach, Resolve, Service, Via, Wanted},
     upstream::{self, Upstream},
 };
@@ -182,7 +182,7 @@ fn straight(upstream: &plan::Upstream, server: &plan::Server, env: &upstream::En
             }
             let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
             *request.uri_mut() = Uri::from(target);
-            upstream.send(request).await
+            upstream.send(request, Onlookers::default()).await
         })
     })
 }

@@ -22,7 +22,7 @@ use crate::{
     body::{Request, Response},
     clock::Clock,
     config::plan::{self, Kind as SiteKind},
-    conn::ConnInfo,
+    conn::{ConnInfo, Interim, Onlookers},
     error::{Kind, ProxyError},
     layer::{
         access,
@@ -238,12 +238,15 @@ impl Generation {
         hop::request(&method, request.headers_mut());
         visit.client.announce(request.headers_mut());
         limit::bound_head(&request, route.kind)?;
+        let onlookers = Onlookers { interim: visit.interim.take(), phases: visit.exchange.phases() };
         let answer = match &route.transports {
             Some(transports) if transports.takes(request.uri().path()) => {
                 let (transports, upstream) = (transports.clone(), upstream.clone());
-                Box::pin(async move { transports.answer(request, |request| upstream.send(request)).await })
+                Box::pin(async move {
+                    transports.answer(request, |request| upstream.send(request, onlookers.clone())).await
+                })
             }
-            _ => upstream.send(request),
+            _ => upstream.send(request, onlookers),
         };
         let preflight = route.kind == SiteKind::LkJwt && method == Method::OPTIONS;
         Ok(Step::Asked { answer, back: Back { asked, preflight } })
@@ -319,6 +322,7 @@ struct Visit<'a> {
     form: Form,
     hsts: bool,
     exchange: Exchange,
+    interim: Option<Interim>,
 }
 
 /// The door of the road: what a connection calls for each of its requests.
@@ -337,7 +341,12 @@ impl Front {
 
 impl serve::Handler for Front {
     /// Not an async fn, whose future would own a room for the request at each step of the walk: only the way back waits.
-    fn handle(&self, mut request: Request, conn: &Arc<ConnInfo>) -> impl Future<Output = Response> + Send {
+    fn handle(
+        &self,
+        mut request: Request,
+        conn: &Arc<ConnInfo>,
+        interim: Option<Interim>,
+    ) -> impl Future<Output = Response> + Send {
         let road = self.current.load_full();
         let client = Client::find(conn, request.headers(), &road.listen.trusted_proxies);
         let exchange = road.log.begin(&mut request, conn, client.ip, client.id.as_str());
@@ -348,6 +357,7 @@ impl serve::Handler for Front {
             hsts: false,
             client,
             exchange,
+            interim,
         };
         let step = road.walk(request, &mut visit);
         async move {

@@ -48,7 +48,6 @@ impl AccessLog {
             let sent = Arc::new(AtomicU64::new(0));
             count(request.body_mut(), &sent);
             let phases = Arc::new(Phases::default());
-            request.extensions_mut().insert(phases.clone());
             let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
             Box::new(Entry {
                 client: self.client_ip.apply(client),
@@ -140,6 +139,12 @@ impl Exchange {
         if let Some(entry) = self.0.as_mut().and_then(|open| open.entry.as_mut()) {
             entry.upstream = Some(upstream.clone());
         }
+    }
+
+    /// Where the times of a dial and the bytes of a tunnel are noted, if they will be written.
+    #[must_use]
+    pub fn phases(&self) -> Option<Arc<Phases>> {
+        self.0.as_ref().and_then(|open| open.entry.as_ref()).map(|entry| entry.phases.clone())
     }
 
     /// The head of the answer is known. The record is written when its body has ended.

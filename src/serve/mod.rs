@@ -26,7 +26,7 @@ use crate::{
     body::{Request, Response},
     clock::Clock,
     config::plan::{Limits, Timeouts},
-    conn::{Alpn, ConnInfo, Io},
+    conn::{Alpn, ConnInfo, Interim, Io},
     error::ProxyError,
     wire::HeadLimits,
 };
@@ -41,8 +41,13 @@ use crate::{
 /// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::conn::Takeover) in its extensions gets
 /// the byte stream.
 pub trait Handler: Clone + Send + Sync + 'static {
-    /// Answers one request.
-    fn handle(&self, request: Request, conn: &Arc<ConnInfo>) -> impl Future<Output = Response> + Send;
+    /// Answers one request; `interim` is there where the protocol can carry interim responses.
+    fn handle(
+        &self,
+        request: Request,
+        conn: &Arc<ConnInfo>,
+        interim: Option<Interim>,
+    ) -> impl Future<Output = Response> + Send;
 
     /// The answer to something that never became a request; `target` as far as it could be read.
     fn refuse(&self, error: ProxyError, target: Option<&str>, conn: &Arc<ConnInfo>) -> Response;

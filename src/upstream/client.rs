@@ -25,7 +25,7 @@ use crate::{
     body::{Body, BodyError, Request, Response},
     clock::Patience,
     config::plan,
-    conn::{Interim, Phases, Takeover},
+    conn::{Onlookers, Phases, Takeover},
     error::{BoxError, Kind, ProxyError},
     wire::{self, BodyDecoder, Framing, HeadLimits, Piece, ResponseHead, WireError, head_len},
 };
@@ -62,7 +62,7 @@ pub struct Outgoing {
     framing: Framing,
     websocket: bool,
     expects_continue: bool,
-    phases: Option<Arc<Phases>>,
+    onlookers: Onlookers,
 }
 
 /// The answer.
@@ -78,7 +78,7 @@ pub struct Failed {
 
 impl Outgoing {
     /// A request that is ready to go.
-    pub fn new(request: Request) -> Self {
+    pub fn new(request: Request, onlookers: Onlookers) -> Self {
         let (mut parts, body) = request.into_parts();
         let framing = match body.size_hint().exact() {
             Some(0) if parts.headers.contains_key(header::CONTENT_LENGTH) => Framing::Length(0),
@@ -97,19 +97,18 @@ impl Outgoing {
         let websocket = parts.headers.contains_key(header::UPGRADE);
         let expects_continue = !body.is_empty()
             && wire::tokens(&parts.headers, &header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"));
-        let phases = parts.extensions.get::<Arc<Phases>>().cloned();
-        Self { parts, body: Some(body), framing, websocket, expects_continue, phases }
+        Self { parts, body: Some(body), framing, websocket, expects_continue, onlookers }
     }
 
     /// Where the time of a dial is noted.
     pub fn phases(&self) -> &Phases {
         static NOBODY_ASKS: Phases = Phases::new();
-        self.phases.as_deref().unwrap_or(&NOBODY_ASKS)
+        self.onlookers.phases.as_deref().unwrap_or(&NOBODY_ASKS)
     }
 
     /// What stands in for a request whose body is with its upload already.
     fn nothing() -> Self {
-        Self::new(Request::new(Body::empty()))
+        Self::new(Request::new(Body::empty()), Onlookers::default())
     }
 
     fn head(&self) -> Vec<u8> {
@@ -146,7 +145,9 @@ pub fn exchange<'a>(
             }
         };
         Ok(Answered(match head.status {
-            StatusCode::SWITCHING_PROTOCOLS => upgraded(head, exchange.link, env, lease, outgoing.phases.clone()),
+            StatusCode::SWITCHING_PROTOCOLS => {
+                upgraded(head, exchange.link, env, lease, outgoing.onlookers.phases.clone())
+            }
             _ => exchange.respond(head, env, lease),
         }))
     }
@@ -214,10 +215,10 @@ impl Exchange {
             101 if outgoing.websocket && is_websocket(&head.headers) => return Ok(Some(head)),
             101 => return Err(nonsense("an upgrade that nobody asked for")),
             102..=199 => {
-                if let Some(interim) = outgoing.parts.extensions.get::<Interim>() {
+                if let Some(interim) = &outgoing.onlookers.interim {
                     wire::strip_hop(&mut head.headers);
                     head.headers.remove(header::CONTENT_LENGTH);
-                    interim.0.push(head.status, &head.headers);
+                    interim.push(head.status, &head.headers);
                 }
             }
             _ => return Ok(Some(head)),

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     body::{Request, Response},
     config::plan,
-    conn::{Fetch, Phases},
+    conn::{Fetch, Onlookers, Phases},
     error::{Kind, ProxyError},
 };
 
@@ -54,7 +54,7 @@ async fn fetch(mut request: Request, limit: Duration, at: Option<Override>, env:
     };
     let upstream = Upstream::new(&plan, &env);
     let lease = Lease::new(upstream.0.clone(), 0);
-    let mut outgoing = client::Outgoing::new(request);
+    let mut outgoing = client::Outgoing::new(request, Onlookers::default());
     match client::exchange(link, &mut outgoing, &plan, &env, lease).await {
         Ok(client::Answered(response)) => Ok(response),
         Err(failed) => Err(failed.error),

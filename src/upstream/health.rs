@@ -11,7 +11,7 @@ use super::{Lease, Upstream, client, connect};
 use crate::{
     body::{Body, Request},
     config::plan::{self, Server},
-    conn::Phases,
+    conn::{Onlookers, Phases},
 };
 
 /// How long an answer to a probe may take; a service that needs longer to say that it is well is not.
@@ -84,7 +84,7 @@ async fn ask(upstream: &Upstream, index: usize, health: &plan::Health) -> bool {
     *request.uri_mut() = health.path.clone();
     request.headers_mut().insert(header::HOST, host(server));
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    let mut outgoing = client::Outgoing::new(request);
+    let mut outgoing = client::Outgoing::new(request, Onlookers::default());
     let lease = Lease::new(inner.clone(), index);
     match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
         Ok(client::Answered(response)) => response.status().is_success(),

@@ -39,7 +39,7 @@ use self::{
 use crate::{
     body::{Request, Response},
     config::plan,
-    conn::Phases,
+    conn::{Onlookers, Phases},
     error::{Kind, ProxyError},
 };
 
@@ -146,9 +146,9 @@ impl Upstream {
     /// # Errors
     /// No connection ([`Kind::Connect`], [`Kind::ConnectTimeout`]), no answer ([`Kind::Reset`],
     /// [`Kind::ResponseTimeout`], [`Kind::BadResponse`]), or a body that its client did not finish.
-    pub fn send(&self, request: Request) -> BoxFuture<'static, Result<Response, ProxyError>> {
+    pub fn send(&self, request: Request, onlookers: Onlookers) -> BoxFuture<'static, Result<Response, ProxyError>> {
         let upstream = self.clone();
-        let mut outgoing = Outgoing::new(request);
+        let mut outgoing = Outgoing::new(request, onlookers);
         // A block, whose captures stay where they are: the future of an async fn keeps its arguments twice. Boxed here,
         // it is under the KiB up to which glibc's allocator is quick, and so are the futures of those who wait for it.
         Box::pin(async move {

@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     body::{Body, Request, Response},
-    conn::{BoxIo, ConnInfo, Takeover},
+    conn::{BoxIo, ConnInfo, Interim, Takeover},
     error::ProxyError,
     serve,
 };
@@ -54,7 +54,7 @@ pub async fn start(
 }
 
 impl serve::Handler for StandIn {
-    fn handle(&self, request: Request, _: &Arc<ConnInfo>) -> impl Future<Output = Response> + Send {
+    fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: Option<Interim>) -> impl Future<Output = Response> + Send {
         let path = request.uri().path();
         let answer = match (self, path) {
             (Self::Synapse, "/health") => text(StatusCode::OK, "OK"),

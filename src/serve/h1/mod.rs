@@ -169,7 +169,8 @@ impl<IO: Io, H: Handler> Server<IO, H> {
                 Err((error, target)) => return Box::pin(self.refuse(error, target)).await,
             };
             let answered = {
-                let mut handling = pin!(self.handler.handle(request, &self.conn));
+                let interim = (asked.version == Version::HTTP_11).then(|| self.interim.clone() as Interim);
+                let mut handling = pin!(self.handler.handle(request, &self.conn, interim));
                 poll_fn(|cx| {
                     if let Poll::Ready(response) = handling.as_mut().poll(cx) {
                         return Poll::Ready(Some(response));
@@ -221,9 +222,6 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         *request.uri_mut() = head.target;
         *request.version_mut() = head.version;
         *request.headers_mut() = head.headers;
-        if head.version == Version::HTTP_11 {
-            request.extensions_mut().insert(Interim(self.interim.clone()));
-        }
         request
     }
 

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     body::{Body, Request, Response},
-    conn::{ConnInfo, ExtendedConnect, Interim, InterimSink, Takeover},
+    conn::{ConnInfo, ExtendedConnect, InterimSink, Takeover},
     error::Kind,
     serve::{Handler, Settings, date, normalize},
     wire::{self, h2::Reason},
@@ -54,10 +54,7 @@ impl<H: Handler> Exchange<H> {
         let (request, tunnel) = self.request(incoming);
         // Boxed, so that a stream is small where it is moved, and while its body is sent.
         let handling = match request {
-            Ok(mut request) => {
-                request.extensions_mut().insert(Interim(send.clone()));
-                Ok(Box::pin(self.handler.handle(request, &self.conn)))
-            }
+            Ok(request) => Ok(Box::pin(self.handler.handle(request, &self.conn, Some(send.clone())))),
             Err(kind) => {
                 let target = target.as_ref().map(http::uri::PathAndQuery::as_str);
                 Err(Box::new(self.handler.refuse(kind.into(), target, &self.conn)))

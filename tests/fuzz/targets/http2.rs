@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vestibule::{
     body::{Body, Request, Response},
     clock::Clock,
-    conn::{Alpn, ConnInfo, TlsInfo},
+    conn::{Alpn, ConnInfo, Interim, TlsInfo},
     error::ProxyError,
     serve::{Handler, Settings, serve_connection},
     wire::{
@@ -63,7 +63,12 @@ impl AsyncWrite for Client {
 struct Echo;
 
 impl Handler for Echo {
-    fn handle(&self, request: Request, _: &Arc<ConnInfo>) -> impl Future<Output = Response> + Send {
+    fn handle(
+        &self,
+        request: Request,
+        _: &Arc<ConnInfo>,
+        _: Option<Interim>,
+    ) -> impl Future<Output = Response> + Send {
         assert!(request.uri().authority().is_none() && request.headers().contains_key("host"));
         async move {
             match request.into_body().collect().await {
