@@ -7,7 +7,7 @@ use std::{
     future::Future as _,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
@@ -51,35 +51,88 @@ impl fmt::Debug for Clock {
 
 /// Runs out when nothing has moved for a while. Judges by progress and never by a total: there is no limit on how long
 /// something may take that goes on. A timer exists only once something has been waited for.
+///
+/// Nearly every wait ends by itself, so the timer is lazy: it stays where it is when something moves, and is set on when
+/// it rings too early. To take it out and put it in for each wait cost 150 instructions each time, and a timer for each
+/// exchange an allocation. What it costs instead is that its task may be woken for nothing, once in the time of a limit.
 #[derive(Debug)]
 pub struct Patience {
     limit: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
-    armed: bool,
+    /// When it runs out; nothing, while nothing is waited for.
+    until: Option<Instant>,
 }
 
 impl Patience {
     /// Patience for so long; `None` never runs out.
     #[must_use]
     pub const fn new(limit: Option<Duration>) -> Self {
-        Self { limit, timer: None, armed: false }
+        Self { limit, timer: None, until: None }
+    }
+
+    /// Something else is waited for from now on, for so long.
+    pub const fn begin(&mut self, limit: Option<Duration>) {
+        self.limit = limit;
+        self.until = None;
     }
 
     /// Something moved.
     pub const fn moved(&mut self) {
-        self.armed = false;
+        self.until = None;
     }
 
     /// Ready once nothing has moved for the limit, counted from the first poll after the last movement.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(limit) = self.limit else { return Poll::Pending };
-        if self.armed {
-            return self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx));
+        let until = *self.until.get_or_insert_with(|| Instant::now() + limit);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() > until {
+            timer.as_mut().reset(until);
         }
-        self.armed = true;
-        let at = Instant::now() + limit;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        timer.as_mut().reset(at);
-        timer.as_mut().poll(cx)
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= until {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(until);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    async fn wait(patience: &mut Patience) -> Duration {
+        let began = Instant::now();
+        poll_fn(|cx| patience.poll(cx)).await;
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_that_rings_early_is_set_on() {
+        let mut patience = Patience::new(Some(LIMIT));
+        for _ in 0..3 {
+            let some = tokio::time::timeout(LIMIT - Duration::from_secs(1), poll_fn(|cx| patience.poll(cx))).await;
+            assert!(some.is_err(), "it ran out although something moved");
+            patience.moved();
+        }
+        let took = wait(&mut patience).await;
+        assert!((LIMIT..LIMIT + Duration::from_millis(5)).contains(&took), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shorter_wait_does_not_wait_for_the_timer_of_a_longer_one() {
+        let mut patience = Patience::new(Some(LIMIT));
+        assert!(poll_fn(|cx| Poll::Ready(patience.poll(cx))).await.is_pending());
+        patience.begin(Some(LIMIT / 2));
+        let took = wait(&mut patience).await;
+        assert!((LIMIT / 2..LIMIT / 2 + Duration::from_millis(5)).contains(&took), "{took:?}");
+        patience.begin(None);
+        assert!(poll_fn(|cx| Poll::Ready(patience.poll(cx))).await.is_pending());
     }
 }

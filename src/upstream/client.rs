@@ -126,15 +126,15 @@ impl Outgoing {
 
 /// Sends a request and waits for the head of its answer.
 pub fn exchange<'a>(
-    link: Link,
+    mut link: Link,
     outgoing: &'a mut Outgoing,
     plan: &'a plan::Upstream,
     env: &'a Env,
     lease: Lease,
 ) -> impl Future<Output = Result<Answered, Failed>> + Send + 'a {
     let upload = Upload::new(outgoing, env.body_stall);
-    let patience = Patience::new(plan.response_timeout);
-    let mut exchange = Exchange { link, upload, scanned: 0, patience, saw_bytes: false, heads: 0 };
+    link.patience.begin(plan.response_timeout);
+    let mut exchange = Exchange { link, upload, scanned: 0, saw_bytes: false, heads: 0 };
     // A block and not an async fn, which would keep the connection twice; see [`Upstream::send`](super::Upstream::send).
     async move {
         let head = match poll_fn(|cx| exchange.poll(cx, outgoing)).await {
@@ -158,7 +158,6 @@ struct Exchange {
     link: Link,
     upload: Upload,
     scanned: usize,
-    patience: Patience,
     saw_bytes: bool,
     /// Bytes of heads so far. Interim ones count as well, or a service could send them for ever.
     heads: usize,
@@ -173,7 +172,7 @@ impl Exchange {
             Poll::Ready(Err(UploadError::Refused) | Ok(())) | Poll::Pending => {}
         }
         if self.upload.has_moved() {
-            self.patience.moved();
+            self.link.patience.moved();
         }
         loop {
             match head_len(&self.link.read, &mut self.scanned) {
@@ -193,7 +192,7 @@ impl Exchange {
                     Poll::Ready(Ok(n)) if n > 0 => self.saw_bytes = true,
                     Poll::Ready(end) => return Poll::Ready(Err(hung_up(end.err()))),
                     Poll::Pending => {
-                        return self.patience.poll(cx).map(|()| Err(Kind::ResponseTimeout.into()));
+                        return self.link.patience.poll(cx).map(|()| Err(Kind::ResponseTimeout.into()));
                     }
                 },
                 Err(error) => return Poll::Ready(Err(ProxyError::new(Kind::BadResponse, error))),

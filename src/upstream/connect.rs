@@ -30,6 +30,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    clock::Patience,
     config::plan::Server,
     conn::{Phase, Phases},
 };
@@ -170,12 +171,14 @@ pub struct Link {
     pub socket: Socket,
     /// Bytes of an answer that nobody has taken yet.
     pub read: BytesMut,
+    /// With the answer that is awaited. It stays with the connection, so that its timer is made once.
+    pub patience: Patience,
 }
 
 impl Link {
     /// A fresh connection.
     pub fn new(socket: Socket) -> Self {
-        Self { socket, read: BytesMut::new() }
+        Self { socket, read: BytesMut::new(), patience: Patience::new(None) }
     }
 
     /// Whether the other side has neither closed nor said anything that nobody asked for. Costs no system call unless

@@ -29,6 +29,7 @@ use self::{
 use super::{Handler, Settings, normalize};
 use crate::{
     body::{Body, Request, Response},
+    clock::Patience,
     conn::{ConnInfo, Interim, Io, Takeover},
     error::{Kind, ProxyError},
     wire::{self, Framing, RequestHead, WireError},
@@ -69,9 +70,10 @@ pub async fn serve<IO: Io, H: Handler>(
     let server =
         Server { stream: Shared::new(Stream::new(io)), conn, handler, settings, drain, interim: Arc::default() };
     let mut draining = pin!(server.drain.cancelled());
+    let mut idle = Patience::new(None);
     let mut first = true;
     loop {
-        let head = server.next_head(&mut draining, first).await?;
+        let head = server.next_head(&mut draining, &mut idle, first).await?;
         first = false;
         // Boxed: a waiting connection should not own the room that an exchange needs.
         match Box::pin(server.exchange(head)).await {
@@ -99,20 +101,30 @@ type Refused = (ProxyError, Option<String>);
 
 impl<IO: Io, H: Handler> Server<IO, H> {
     /// Waits for a request and reads its head; `None` when the connection ends without one.
-    async fn next_head(&self, draining: &mut Pin<&mut WaitForCancellationFuture<'_>>, first: bool) -> Option<Head> {
-        // Who has just connected is given the time of a head and not that of an idle connection: it came to ask.
-        let patience = if first { self.settings.header } else { self.settings.keep_alive };
+    async fn next_head(
+        &self,
+        draining: &mut Pin<&mut WaitForCancellationFuture<'_>>,
+        idle: &mut Patience,
+        first: bool,
+    ) -> Option<Head> {
         if self.stream.lock().is_empty() {
-            let mut first_byte = pin!(deadline(patience.map(|limit| Instant::now() + limit), self.stream.fill()));
+            // Who has just connected is given the time of a head and not that of an idle connection: it came to ask.
+            idle.begin(if first { self.settings.header } else { self.settings.keep_alive });
             let grace = if first { FIRST_REQUEST } else { Duration::ZERO };
             let mut leaving = pin!(async {
                 draining.await;
                 sleep(grace).await;
             });
-            let arrived = poll_fn(|cx| match first_byte.as_mut().poll(cx) {
+            let arrived = poll_fn(|cx| {
                 // What has arrived is served even when the drain begins at the same moment.
-                Poll::Ready(read) => Poll::Ready(read.is_some_and(|read| read.is_ok_and(|n| n > 0))),
-                Poll::Pending => leaving.as_mut().poll(cx).map(|()| false),
+                let read = self.stream.lock().poll_read_some(cx);
+                if let Poll::Ready(read) = read {
+                    return Poll::Ready(read.is_ok_and(|n| n > 0));
+                }
+                if idle.poll(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
+                leaving.as_mut().poll(cx).map(|()| false)
             });
             if !arrived.await {
                 self.stream.shutdown().await;

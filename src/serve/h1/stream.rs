@@ -199,7 +199,7 @@ impl<IO: Io> Stream<IO> {
     }
 
     /// Reads into the buffer of the thread, and from there exactly as much as came.
-    fn poll_read_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    pub fn poll_read_some(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let (Some(io), false) = (&mut self.io, self.ended) else { return Poll::Ready(Ok(0)) };
         BUFFER.with_borrow_mut(|buffer| {
             let mut buf = ReadBuf::new(buffer);
