@@ -16,8 +16,13 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Lines that may wait: a second of a busy server's access log, some 4 MiB.
 const QUEUE: usize = 16 * 1024;
 
-/// Lines that are gathered into one write.
-const BATCH: usize = 64;
+/// Bytes after which what has been gathered is written.
+const BATCH: usize = 64 * 1024;
+
+/// How long the writer rests after a write. The first line after a rest goes out at once; those that come in a rest go
+/// out together. Whoever logs then wakes nobody, and the write is one for all of them: without it, every line of an access log
+/// woke the writer and was a system call of its own.
+const REST: Duration = Duration::from_millis(5);
 
 /// How long the last lines may take. Whoever does not read his pipe must not keep the process from ending.
 const LAST: Duration = Duration::from_secs(1);
@@ -72,14 +77,21 @@ pub fn start(out: impl Write + Send + 'static) -> (Lines, Flush, Dropped) {
 fn write_out(mut out: impl Write, lines: &Receiver<Vec<u8>>) {
     while let Ok(mut batch) = lines.recv() {
         let mut last = batch.is_empty();
-        for line in lines.try_iter().take(BATCH) {
+        for line in lines.try_iter() {
             last |= line.is_empty();
             batch.extend_from_slice(&line);
+            if batch.len() >= BATCH {
+                break;
+            }
         }
         // Where standard error is closed there is nobody to tell.
         let _ = out.write_all(&batch).and_then(|()| out.flush());
         if last {
             return;
+        }
+        // A full batch means that more waits.
+        if batch.len() < BATCH {
+            thread::sleep(REST);
         }
     }
 }
@@ -144,7 +156,7 @@ mod tests {
         let out = Slow::default();
         let blocked = out.0.lock().unwrap();
         let (lines, flush, dropped) = start(out.clone());
-        let more = QUEUE + 10 * BATCH;
+        let more = 2 * QUEUE;
         for n in 0..more {
             writeln!(lines.make_writer(), "{n}").unwrap();
         }
@@ -155,12 +167,41 @@ mod tests {
         assert_eq!(written as u64 + dropped.count(), more as u64);
     }
 
+    /// Counts writes.
+    #[derive(Clone, Default)]
+    struct Counted(Slow, Arc<AtomicU64>);
+
+    impl Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_come_together_are_written_together() {
+        let out = Counted::default();
+        let (lines, flush, dropped) = start(out.clone());
+        for n in 0..1000 {
+            writeln!(lines.make_writer(), "{n}").unwrap();
+        }
+        drop(flush);
+        let writes = out.1.load(Ordering::Relaxed);
+        assert!(writes < 500, "{writes} writes for 1000 lines");
+        let text = String::from_utf8(out.0.0.lock().unwrap().clone()).unwrap();
+        let expected: String = (0..1000).map(|n| format!("{n}\n")).collect();
+        assert_eq!((text, dropped.count()), (expected, 0));
+    }
+
     #[test]
     fn nobody_waits_long_for_a_reader_that_does_not_read() {
         let out = Slow::default();
         let _blocked = out.0.lock().unwrap();
         let (lines, flush, _) = start(out.clone());
-        for n in 0..QUEUE + 2 * BATCH {
+        for n in 0..2 * QUEUE {
             writeln!(lines.make_writer(), "{n}").unwrap();
         }
         let began = Instant::now();
