@@ -1,6 +1,6 @@
 //! Writing heads and chunk sizes.
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 /// Appends a request head, the empty line included. `target` goes out byte for byte.
 pub fn request_head(out: &mut Vec<u8>, method: &Method, target: &[u8], headers: &HeaderMap) {
@@ -21,13 +21,24 @@ pub fn response_head(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap)
     fields(out, headers);
 }
 
+/// Appends one more field to a head that has been written with its empty line: cheaper than to put it into the map first.
+pub fn last_field(head: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    head.truncate(head.len() - b"\r\n".len());
+    field(head, name, value);
+    head.extend_from_slice(b"\r\n");
+}
+
 fn fields(out: &mut Vec<u8>, headers: &HeaderMap) {
     for (name, value) in headers {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
+        field(out, name, value);
     }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 

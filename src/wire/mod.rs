@@ -11,7 +11,7 @@ mod fields;
 pub mod h2;
 mod head;
 
-pub use encode::{chunk_head, last_chunk, request_head, response_head};
+pub use encode::{chunk_head, last_chunk, last_field, request_head, response_head};
 pub use fields::{is_of_one_hop, permitted_trailers, strip_hop, tokens};
 pub use head::{HeadLimits, RequestHead, ResponseHead, head_len, parse_request, parse_response};
 

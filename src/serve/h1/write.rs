@@ -52,9 +52,11 @@ impl Answer {
         } else if asked.version == Version::HTTP_10 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
         }
-        headers.entry(header::DATE).or_insert_with(|| date(settings.clock.now()));
         let mut head = Vec::with_capacity(512);
         wire::response_head(&mut head, status, headers);
+        if !headers.contains_key(header::DATE) {
+            wire::last_field(&mut head, &header::DATE, &date(settings.clock.now()));
+        }
         Self { head, framing, trailers: asked.takes_trailers }
     }
 
