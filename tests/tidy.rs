@@ -128,7 +128,8 @@ fn long_functions(text: &str, limit: usize) -> Vec<String> {
         let code = line.trim_start();
         let words = ["pub ", "pub(super) ", "pub(crate) ", "const ", "async ", "unsafe "];
         let bare = words.iter().fold(code, |code, word| code.strip_prefix(word).unwrap_or(code));
-        if !bare.starts_with("fn ") {
+        // A line that ends like this is all of it: what a trait asks for, or an empty body.
+        if !bare.starts_with("fn ") || bare.ends_with([';', '}']) {
             continue;
         }
         let end = format!("{}}}", &line[..line.len() - code.len()]);
