@@ -45,7 +45,7 @@ struct Watch {
 impl Watch {
     /// Reads the files, and does something only where they are not what they were.
     fn look(&mut self) {
-        let read = |path: &Path| fs::read(path).map_err(|error| error.kind());
+        let read = |path: &Path| read(path).map_err(|error| error.kind());
         let now = read(&self.cert).and_then(|cert| Ok((cert, read(&self.key)?)));
         if self.seen.as_ref() == Some(&now) {
             return;
@@ -76,8 +76,7 @@ impl Watch {
 
 /// Reads a chain and its key.
 pub fn load(cert: &Path, key: &Path) -> Result<Certificate, CertError> {
-    let read =
-        |path: &Path| fs::read(path).map_err(|source| CertError::Read { path: path.display().to_string(), source });
+    let read = |path: &Path| read(path).map_err(|source| CertError::Read { path: path.display().to_string(), source });
     let pem = |path: &Path, what| CertError::Pem { path: path.display().to_string(), what };
     let certs: Vec<_> =
         CertificateDer::pem_slice_iter(&read(cert)?).collect::<Result<_, _>>().map_err(|_| pem(cert, "certificate"))?;
@@ -86,6 +85,14 @@ pub fn load(cert: &Path, key: &Path) -> Result<Certificate, CertError> {
     }
     let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|_| pem(key, "key"))?;
     Certificate::new(certs, private)
+}
+
+/// Reads a file, and only that: a pipe would be waited for, and all that waits for us with it.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no regular file"));
+    }
+    fs::read(path)
 }
 
 #[cfg(test)]
@@ -110,5 +117,8 @@ mod tests {
         assert!(matches!(load(&cert, &key), Err(CertError::Mismatch(_))));
         fs::write(&key, "no key").unwrap();
         assert!(matches!(load(&cert, &key), Err(CertError::Pem { what: "key", .. })));
+        fs::remove_file(&key).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&key).status().unwrap().success());
+        assert!(matches!(load(&cert, &key), Err(CertError::Read { .. })), "nobody waits for a pipe");
     }
 }

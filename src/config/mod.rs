@@ -56,7 +56,7 @@ pub fn locate(named: Option<PathBuf>) -> Result<PathBuf, Box<Report>> {
 /// Everything that is wrong with it, in one report.
 pub fn load(path: &Path) -> Result<(Plan, Report), Box<Report>> {
     let (name, text) = read(path)?;
-    judge(&name, &text, folder(path), &|name| env::var(name).ok(), &|path| fs::File::open(path).map(drop))
+    judge(&name, &text, folder(path), &|name| env::var(name).ok(), &readable)
 }
 
 /// Where the running edge is asked, as far as the file says it: whatever else is wrong with the file, the edge that read
@@ -71,6 +71,14 @@ pub fn door(path: &Path) -> Result<Option<AdminListen>, Box<Report>> {
     let reader = Reader::new(&source);
     let raw = raw::read(&reader, document.get_ref(), document.span());
     Ok(compile::admin(&raw.admin, &reader))
+}
+
+/// Whether a file that the configuration names can be read. A pipe would be waited for.
+fn readable(path: &Path) -> io::Result<()> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no regular file"));
+    }
+    fs::File::open(path).map(drop)
 }
 
 fn read(path: &Path) -> Result<(String, String), Box<Report>> {
