@@ -1,7 +1,7 @@
 //! The text of the file with the environment filled in, and the way back from a place in it to the place in the file.
 //!
-//! `${NAME}` and `${NAME:-default}` are replaced as compose does it, `$$` is a dollar sign. Comments are left alone. A
-//! value cannot break out of where it stands: inside a basic string it is escaped; elsewhere it must be made of
+//! `${NAME}` and `${NAME:-default}` are replaced as compose does it, in a default as well, and `$$` is a dollar sign.
+//! Comments are left alone. A value cannot break out of where it stands: inside a basic string it is escaped; elsewhere it must be made of
 //! characters that need no escape.
 
 use std::{ops::Range, path::PathBuf};
@@ -76,18 +76,15 @@ impl Source {
                 at += 2;
             } else if let Some((len, name, default)) = variable(rest) {
                 let span = at..at + len;
-                match env(name)
-                    .filter(|value| !value.is_empty() || default.is_none())
-                    .or_else(|| default.map(str::to_owned))
-                {
-                    Some(value) => match fit(&value, place) {
+                match value(name, default, env) {
+                    Ok(value) => match fit(&value, place) {
                         Some(value) => self.put(span, &value),
                         None => problems.push(
                             Diagnostic::error(span, format!("the value of `{name}` cannot stand here"))
                                 .help("put the expression between double quotes"),
                         ),
                     },
-                    None => {
+                    Err(name) => {
                         // Something has to stand there, so that the rest of the file can be judged.
                         self.put(span.clone(), "unset");
                         problems.push(
@@ -160,11 +157,10 @@ fn step(rest: &str, place: Place) -> (usize, Place) {
     }
 }
 
-/// Length, name and default of the expression at the start.
+/// Length, name and default of the expression at the start. A default may have further expressions in it.
 fn variable(rest: &str) -> Option<(usize, &str, Option<&str>)> {
     let inner = rest.strip_prefix("${")?;
-    let end = inner.find(['}', '\n'])?;
-    let (inner, closed) = (&inner[..end], inner[end..].starts_with('}'));
+    let inner = &inner[..closing(inner)?];
     let (name, default) = match inner.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
         None => (inner, None),
@@ -172,7 +168,44 @@ fn variable(rest: &str) -> Option<(usize, &str, Option<&str>)> {
     let valid = !name.is_empty()
         && !name.starts_with(|c: char| c.is_ascii_digit())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    (closed && valid).then_some((end + 3, name, default))
+    valid.then_some((inner.len() + 3, name, default))
+}
+
+/// Where the brace is that closes an expression; on the same line, or nowhere.
+fn closing(inner: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, byte) in inner.bytes().enumerate() {
+        match byte {
+            b'\n' => return None,
+            b'{' if inner[..at].ends_with('$') => depth += 1,
+            b'}' if depth == 0 => return Some(at),
+            b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// What a variable stands for, or the name of the one that is not set.
+fn value(name: &str, default: Option<&str>, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+    match (env(name), default) {
+        (Some(value), None) => Ok(value),
+        (Some(value), Some(_)) if !value.is_empty() => Ok(value),
+        (_, Some(default)) => filled(default, env),
+        (None, None) => Err(name.to_owned()),
+    }
+}
+
+/// A default, with the variables in it filled in.
+fn filled(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+    let Some(at) = text.find('$') else { return Ok(text.to_owned()) };
+    let (before, rest) = text.split_at(at);
+    let (len, put) = match variable(rest) {
+        Some((len, name, default)) => (len, value(name, default, env)?),
+        None if rest.starts_with("$$") => (2, "$".to_owned()),
+        None => (1, "$".to_owned()),
+    };
+    Ok(format!("{before}{put}{}", filled(&rest[len..], env)?))
 }
 
 /// The value as it may stand in this place.
@@ -224,6 +257,10 @@ mod tests {
             ("a = \"x${A}y$$z\"", "a = \"xvaluey$z\""),
             ("a = \"${B:-d e}\"", "a = \"d e\""),
             ("a = \"${EMPTY:-d}\"", "a = \"d\""),
+            ("a = \"${B:-${A}}\"", "a = \"value\""),
+            ("a = \"${B:-x${EMPTY:-y${A}}$$z}\"", "a = \"xyvalue$z\""),
+            ("a = \"${A:-${UNSET}}\"", "a = \"value\""),
+            ("a = \"${B:-{}\"}", "a = \"{\"}"),
             ("a = ${A}", "a = value"),
             ("# ${B} $ \na = 1", "# ${B} $ \na = 1"),
             ("a = \"\\\"${A}\"", "a = \"\\\"value\""),
