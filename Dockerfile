@@ -14,8 +14,6 @@ COPY Cargo.toml Cargo.lock ./
 RUN sed -n 's/^path = "\(.*\)"/\1/p' Cargo.toml | while read -r target; do mkdir -p "$(dirname "$target")" && touch "$target"; done \
     && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && cargo build --locked --release && rm -rf src
-COPY README.md ./
-COPY config config
 COPY src src
 RUN touch src/main.rs src/lib.rs && cargo build --locked --release \
     && mkdir -p /out/var/lib/vestibule /out/etc/vestibule \
