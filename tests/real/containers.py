@@ -29,6 +29,11 @@ def engine(tmp_path_factory):
         return
     if not shutil.which("dockerd") or os.geteuid() != 0:
         pytest.skip("no Docker engine runs, and none can be started by this user")
+    # Engines of runs that were killed leave this mount behind, and with it their folder.
+    for left in tmp_path_factory.getbasetemp().parent.glob("*/engine*"):
+        pid = left / "pid"
+        if not (pid.exists() and pathlib.Path("/proc", pid.read_text().strip()).exists()):
+            subprocess.run(["umount", left / "exec/netns/default"], capture_output=True)
     folder = tmp_path_factory.mktemp("engine")
     socket = f"unix://{folder}/docker.sock"
     command = ["dockerd", "--host", socket, "--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "pid"]
