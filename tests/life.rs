@@ -31,7 +31,8 @@ async fn a_reload_changes_everything_at_once_and_cuts_nothing() {
     assert!(String::from_utf8_lossy(&said.stderr).contains("did you mean `upstream`?"));
     // The edge that runs is fine, whatever has become of its file: nobody restarts it for that.
     assert!(edge.command(&["healthcheck"]).status.success());
-    assert!(String::from_utf8_lossy(&edge.command(&["status"]).stdout).contains(HOST));
+    let status = String::from_utf8(edge.command(&["status"]).stdout).unwrap();
+    assert!(status.contains(HOST) && status.lines().all(|line| line.len() <= 80), "{status}");
     let page = edge.page("/metrics").await;
     assert!(page.contains("vestibule_last_reload_successful 0"), "{page}");
     edge.rewrite("", &responding("two"));

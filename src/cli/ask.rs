@@ -76,13 +76,9 @@ fn words(value: &serde_json::Value) -> anyhow::Result<String> {
     lines.push("\ncertificates".to_owned());
     for certificate in value["certificates"].as_array().into_iter().flatten() {
         let text = |key: &str| certificate[key].as_str().unwrap_or("-").to_owned();
-        lines.push(format!(
-            "  {:40} {:8} ends {:22} next {}",
-            text("host"),
-            text("source"),
-            text("not_after"),
-            text("next")
-        ));
+        // On two lines, for terminals of 80 columns.
+        lines.push(format!("  {}", text("host")));
+        lines.push(format!("    {}, ends {}, next {}", text("source"), text("not_after"), text("next")));
         if let Some(error) = certificate["last_error"].as_str() {
             // In the words of the CA, which may speak to the terminal.
             let error = error.replace(char::is_control, " ");
