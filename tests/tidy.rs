@@ -128,12 +128,9 @@ fn long_functions(text: &str, limit: usize) -> Vec<String> {
         let code = line.trim_start();
         let words = ["pub ", "pub(super) ", "pub(crate) ", "const ", "async ", "unsafe "];
         let bare = words.iter().fold(code, |code, word| code.strip_prefix(word).unwrap_or(code));
-        // A line that ends like this is all of it: what a trait asks for, or an empty body.
-        if !bare.starts_with("fn ") || bare.ends_with([';', '}']) {
-            continue;
-        }
-        // A method that a trait only asks for has no end to look for.
-        if lines[at..].iter().find(|line| line.ends_with(['{', '}', ';'])).is_some_and(|line| line.ends_with(';')) {
+        // A method that a trait only asks for, and a body on one line, have no end to look for.
+        let first = lines[at..].iter().find(|line| line.ends_with(['{', '}', ';']));
+        if !bare.starts_with("fn ") || first.is_some_and(|line| line.ends_with([';', '}'])) {
             continue;
         }
         let end = format!("{}}}", &line[..line.len() - code.len()]);
