@@ -70,8 +70,8 @@ pub fn multiplexed(head: &mut Head) -> Result<(Method, Uri), Kind> {
         Some(Scheme::Other) => return Err(Kind::BadRequest("the scheme is neither http nor https")),
         None => return Err(Kind::BadRequest("there is no :scheme")),
     }
-    let target = head.path.take().ok_or(Kind::BadRequest("there is no :path"))?;
-    if !(target.as_str().starts_with('/') || target == "*" && wanted == Method::OPTIONS) {
+    let target = head.path.as_ref().ok_or(Kind::BadRequest("there is no :path"))?;
+    if !(target.as_str().starts_with('/') || *target == "*" && wanted == Method::OPTIONS) {
         return Err(Kind::BadRequest("the target is not a path"));
     }
     let host = single_host(&head.headers)?;
@@ -88,7 +88,8 @@ pub fn multiplexed(head: &mut Head) -> Result<(Method, Uri), Kind> {
         (None, None) => return Err(Kind::BadRequest("there is no :authority")),
     }
     join_cookies(&mut head.headers);
-    Ok((wanted, Uri::from(target)))
+    // Taken only now: whoever refuses the request wants to know what it was for.
+    Ok((wanted, head.path.take().map(Uri::from).unwrap_or_default()))
 }
 
 /// CONNECT is for forward proxies; TRACE shows a script what it may not read (RFC 9110 section 9.3.8).

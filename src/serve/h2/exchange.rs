@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, uri::PathAndQuery};
 use http_body::Body as _;
 use tokio_util::task::TaskTracker;
 
@@ -38,6 +38,9 @@ pub struct Exchange<H> {
     pub shared: Arc<Shared>,
 }
 
+/// Why a request is refused, and what it was for.
+type Refused = (Kind, Option<PathAndQuery>);
+
 impl InterimSink for Sender {
     fn push(&self, status: StatusCode, headers: &HeaderMap) {
         self.hint(status, headers);
@@ -50,13 +53,12 @@ impl<H: Handler> Exchange<H> {
         let mut stream = OpenStream::new(&self.streams);
         let send = Arc::new(Sender::new(self.shared.clone(), incoming.id));
         let is_head = incoming.head.method == Some(Method::HEAD);
-        let target = incoming.head.path.clone();
         let (request, tunnel) = self.request(incoming);
         // Boxed, so that a stream is small where it is moved, and while its body is sent.
         let handling = match request {
             Ok(request) => Ok(Box::pin(self.handler.handle(request, &self.conn, Some(send.clone())))),
-            Err(kind) => {
-                let target = target.as_ref().map(http::uri::PathAndQuery::as_str);
+            Err((kind, target)) => {
+                let target = target.as_ref().map(PathAndQuery::as_str);
                 Err(Box::new(self.handler.refuse(kind.into(), target, &self.conn)))
             }
         };
@@ -96,7 +98,7 @@ impl<H: Handler> Exchange<H> {
     }
 
     /// The request as every handler sees it, and what a WebSocket needs besides.
-    fn request(&self, incoming: Incoming) -> (Result<Request, Kind>, Option<Receiver>) {
+    fn request(&self, incoming: Incoming) -> (Result<Request, Refused>, Option<Receiver>) {
         let Incoming { id, mut head, ended } = incoming;
         self.settings.count_dropped(head.dropped);
         let is_websocket = head.protocol.is_some();
@@ -108,7 +110,7 @@ impl<H: Handler> Exchange<H> {
         });
         let (method, uri) = match settled {
             Ok(settled) => settled,
-            Err(kind) => return (Err(kind), None),
+            Err(kind) => return (Err((kind, head.path)), None),
         };
         let (body, tunnel) = match arriving {
             Some(arriving) if is_websocket => (Body::empty(), Some(arriving)),
