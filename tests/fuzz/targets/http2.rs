@@ -63,12 +63,7 @@ impl AsyncWrite for Client {
 struct Echo;
 
 impl Handler for Echo {
-    fn handle(
-        &self,
-        request: Request,
-        _: &Arc<ConnInfo>,
-        _: Option<Interim>,
-    ) -> impl Future<Output = Response> + Send {
+    fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: Option<Interim>) -> impl Future<Output = Response> + Send {
         assert!(request.uri().authority().is_none() && request.headers().contains_key("host"));
         async move {
             match request.into_body().collect().await {
@@ -98,11 +93,8 @@ fn settings() -> Settings {
 fuzz_target!(|input: &[u8]| {
     let Some((piece, frames)) = input.split_first() else { return };
     let heard = Arc::<Mutex<Vec<u8>>>::default();
-    let client = Client {
-        says: [PREFACE, frames].concat().into(),
-        piece: usize::from(*piece) + 1,
-        heard: heard.clone(),
-    };
+    let client =
+        Client { says: [PREFACE, frames].concat().into(), piece: usize::from(*piece) + 1, heard: heard.clone() };
     let address = "127.0.0.1:1".parse().unwrap();
     let tls = TlsInfo { sni: None, alpn: Alpn::Http2, version: "TLSv1.3", resumed: false };
     let conn = ConnInfo { peer: address, client: address, local: address, tls: Some(tls) };
