@@ -3,9 +3,9 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 
-use super::{Framing, WireError};
+use super::{Framing, WireError, names};
 
 /// Most fields that any configuration can allow; a head is parsed into an array of this size on the stack.
 const MAX_FIELDS: usize = 512;
@@ -199,8 +199,7 @@ fn collect(
             seen.dropped += 1;
             continue;
         }
-        let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| WireError::Malformed("a field name is malformed"))?;
+        let name = names::name(field.name.as_bytes()).map_err(|_| WireError::Malformed("a field name is malformed"))?;
         let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
             .map_err(|_| WireError::Malformed("a field value is malformed"))?;
         seen.framing |= name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;

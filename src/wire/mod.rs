@@ -10,6 +10,7 @@ mod encode;
 mod fields;
 pub mod h2;
 mod head;
+mod names;
 
 pub use encode::{chunk_head, last_chunk, last_field, request_head, response_head};
 pub use fields::{is_of_one_hop, permitted_trailers, strip_hop, tokens};
