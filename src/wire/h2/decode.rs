@@ -25,8 +25,8 @@ pub const OF_HTTP1: [HeaderName; 5] = [
 /// Fields that the road adds to a request; see `head.rs`.
 const ADDED: usize = 5;
 
-/// The most room that is made beforehand: a block of many bytes may be one long field.
-const EXPECTED: usize = 16;
+/// The most room that is made beforehand.
+const EXPECTED: usize = 32;
 
 /// The `:scheme` of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,13 +260,15 @@ pub struct Decoder {
     size: usize,
     limit: usize,
     list_limit: usize,
+    /// How many fields the last head had.
+    usual: usize,
 }
 
 impl Decoder {
     /// A decoder whose heads hold fields of so many bytes, counted as section 6.5.2 counts `MAX_HEADER_LIST_SIZE`.
     #[must_use]
     pub const fn new(list_limit: usize) -> Self {
-        Self { entries: VecDeque::new(), size: 0, limit: FIRST_TABLE, list_limit }
+        Self { entries: VecDeque::new(), size: 0, limit: FIRST_TABLE, list_limit, usual: 0 }
     }
 
     /// Reads a block. A head that is malformed or too large leaves the table as it is to be.
@@ -274,8 +276,9 @@ impl Decoder {
     /// # Errors
     /// The block cannot be read, and so no later one can.
     pub fn decode(&mut self, mut block: &[u8]) -> Result<Head, Undecodable> {
-        let room = block.len().min(EXPECTED) + ADDED - 4;
-        let mut head = Head { headers: HeaderMap::with_capacity(room), ..Head::default() };
+        // A block of so many bytes may be one field or fifty; but clients repeat themselves.
+        let headers = HeaderMap::with_capacity(self.usual + ADDED);
+        let mut head = Head { headers, ..Head::default() };
         let mut at_start = true;
         while let Some(first) = block.first() {
             match first {
@@ -309,6 +312,7 @@ impl Decoder {
             }
             at_start = false;
         }
+        self.usual = head.headers.len().min(EXPECTED);
         Ok(head)
     }
 
