@@ -5,10 +5,7 @@
 
 A row is one measurement: {"case", "edge", "kind": "ours"|"peer", "round", "cpu_ms_per_1k" or "kib_per_conn",
 "errors", "n", "base_rss" (KiB), "wire_bytes", "p99" (µs), "util"}. Medians over the rounds; rows with an "error", and
-peers that fail one request in a hundred, do not count.
-
-Two peers have no package: rpxy and Ferron. They stand in the table, in italics, with their ratio to a peer that was
-measured beside them earlier, times what that peer measured now."""
+peers that fail one request in a hundred, do not count."""
 import json
 import statistics
 import sys
@@ -26,17 +23,6 @@ AGAINST_HAPROXY = {"ws-idle", "longpoll", "keepalive-idle"}
 WIRE = {"gzip-json": 16_900}
 # Resident at rest, MiB.
 AT_REST = 15
-# Case: (peer, its figure, the yardstick's case, the yardstick, the yardstick's figure), of one earlier run each
-# (rpxy 0.13.2, Ferron 2.7.0, 22 November 2026).
-EARLIER = {
-    "json64k": ("rpxy", 47.4, "json64k", "nginx", 92.3),
-    "h1-large": ("rpxy", 260, "h1-large", "nginx", 1003),
-    "zstd-json": ("ferron", 178, "gzip-json", "nginx", 281),
-    "ws-echo": ("ferron", 14.8, "ws-echo", "nginx", 18.5),
-    "handshake": ("rpxy", 125, "handshake", "nginx", 267),
-    "handshake-resume": ("rpxy", 115, "handshake-resume", "nginx", 218),
-    "handshake-mlkem": ("rpxy", 164, "handshake-mlkem", "envoy", 221),
-}
 
 
 def figures(rows):
@@ -61,14 +47,10 @@ def median(rows, key=None):
 
 
 def peers(case, found):
-    """Every peer and its figure; the earlier ones by their yardstick, marked with an asterisk."""
+    """Every peer and its figure."""
     edges = {edge: median(rows) for edge, rows in found[case].items() if rows[0]["kind"] == "peer"}
     if case in AGAINST_HAPROXY:
         return {edge: figure for edge, figure in edges.items() if edge == "haproxy"}
-    if case in EARLIER:
-        name, figure, of, yardstick, measured = EARLIER[case]
-        if yardstick in found.get(of, {}):
-            edges[f"*{name}*"] = median(found[of][yardstick]) * figure / measured
     return edges
 
 
