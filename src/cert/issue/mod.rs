@@ -350,8 +350,15 @@ impl Issuer {
         });
         let csr = csr.map_err(|error| Failure::of(Cause::Refused, error.to_string()))?;
         if order.state().status == OrderStatus::Ready {
-            patiently!(order.finalize_csr(csr.der()).await)
-                .map_err(|error| fails("the CA did not take the request", &error))?;
+            match patiently!(order.finalize_csr(csr.der()).await) {
+                Ok(()) => {}
+                // An earlier run sent it, with the same key, and its request arrived between our two (RFC 8555 section 7.4).
+                Err(error) if is_problem(&error, "orderNotReady") => {
+                    patiently!(order.refresh().await)
+                        .map_err(|error| fails("the CA does not know the order any more", &error))?;
+                }
+                Err(error) => return Err(fails("the CA did not take the request", &error)),
+            }
         }
         let chain =
             patiently!(order.poll_certificate(&POLL).await).map_err(|error| fails("the CA did not issue", &error))?;
