@@ -1,12 +1,14 @@
 """A real Synapse, a stand-in for the call services, and the edge in front of them, as processes of this test run."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pathlib
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -237,10 +239,29 @@ def calls():
 
 
 @pytest.fixture(scope="session")
-def edge(tmp_path_factory, synapse, calls):
+def edge(request, tmp_path_factory, synapse, calls):
     server = Edge(tmp_path_factory.mktemp("edge"), THREE_NAMES.format(synapse=synapse.port, calls=calls.port))
-    yield server
+    if any("test_calls" in item.nodeid for item in request.session.items):
+        with quiet_websocket(server):
+            yield server
+    else:
+        yield server
     assert server.stop() == 0, server.log()[-4000:]
+
+
+@contextlib.contextmanager
+def quiet_websocket(edge):
+    """A WebSocket that is open as long as the edge is, and says nothing for two minutes at least."""
+    from websockets.sync.client import connect
+
+    context = ssl.create_default_context(cafile=str(edge.root))
+    url = edge.url("matrixrtc.example.org").replace("https", "wss") + "/rtc/v1?access_token=x"
+    with connect(url, ssl=context, ping_interval=None) as socket_:
+        began = time.monotonic()
+        yield
+        time.sleep(max(0, 120 - (time.monotonic() - began)))
+        socket_.send("still here")
+        assert socket_.recv(timeout=10) == "still here"
 
 
 @pytest.fixture(scope="session")
@@ -268,28 +289,6 @@ def no_secret_in_any_log(tmp_path_factory):
     for log in tmp_path_factory.getbasetemp().rglob("edge.err*"):
         for line in log.read_text().splitlines():
             assert not secret.search(line.replace("=REDACTED", "")), f"{log}: {line}"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def idle_websocket(request):
-    """A WebSocket that is open during the whole run and says nothing for two minutes at least; where calls are tested."""
-    import ssl
-
-    if not any("test_calls" in item.nodeid for item in request.session.items):
-        yield
-        return
-    edge = request.getfixturevalue("edge")
-
-    from websockets.sync.client import connect
-
-    context = ssl.create_default_context(cafile=str(edge.root))
-    url = edge.url("matrixrtc.example.org").replace("https", "wss") + "/rtc/v1?access_token=x"
-    with connect(url, ssl=context, ping_interval=None) as socket_:
-        began = time.monotonic()
-        yield
-        time.sleep(max(0, 120 - (time.monotonic() - began)))
-        socket_.send("still here")
-        assert socket_.recv(timeout=10) == "still here"
 
 
 @pytest.fixture(scope="session")
