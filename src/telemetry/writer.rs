@@ -21,8 +21,8 @@ const BATCH: usize = 64 * 1024;
 
 /// How long the writer rests after a write. The first line after a rest goes out at once; those that come in a rest go
 /// out together. Whoever logs then wakes nobody, and the write is one for all of them: without it, every line of an access log
-/// woke the writer and was a system call of its own.
-const REST: Duration = Duration::from_millis(5);
+/// woke the writer and was a system call of its own. Short enough that who acts and then reads the log finds it there.
+const REST: Duration = Duration::from_millis(1);
 
 /// How long the last lines may take. Whoever does not read his pipe must not keep the process from ending.
 const LAST: Duration = Duration::from_secs(1);

@@ -44,7 +44,7 @@ def test_an_order_in_flight_goes_on_after_a_kill(stage, step):
     edge.start()
     wait_for("a certificate", lambda: edge.served(HOST), 60)
     assert ca.between.count("/order-plz") == 1, ca.between.seen
-    assert "taken up again" in edge.log()
+    wait_for("the line", lambda: "taken up again" in edge.log(), 5)
     assert json.loads(edge.stored(HOST).read_text())["pending"] is None
 
 
@@ -96,7 +96,7 @@ def test_a_damaged_account_is_set_aside_and_told(stage):
     [account] = (edge.folder / "state/accounts").glob("*.json")
     account.write_text("{ broken")
     edge.renew(HOST)
-    assert "the stored account is damaged" in edge.log()
+    wait_for("the line", lambda: "the stored account is damaged" in edge.log(), 5)
     assert list(account.parent.glob("*.damaged-*"))
 
 
@@ -181,7 +181,7 @@ def test_an_account_that_the_ca_has_forgotten_is_made_again(stage):
     wait_for("a certificate", lambda: edge.served(HOST), 60)
     ca.forget()
     edge.renew(HOST)
-    assert "does not know our account" in edge.log()
+    wait_for("the line", lambda: "does not know our account" in edge.log(), 5)
     assert edge.status()[HOST]["failures"] == 0
 
 
