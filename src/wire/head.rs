@@ -244,7 +244,7 @@ fn response_framing(
 }
 
 /// The length, if it is said once, or several times alike. Lists, signs and spaces are refused (RFC 9110 section 8.6).
-fn content_length(headers: &mut HeaderMap) -> Result<Option<u64>, WireError> {
+pub(super) fn content_length(headers: &mut HeaderMap) -> Result<Option<u64>, WireError> {
     let mut fields = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(first) = fields.next() else { return Ok(None) };
     let digits = first.as_bytes();

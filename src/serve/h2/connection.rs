@@ -110,6 +110,7 @@ impl<IO: Io> Connection<IO> {
             last: 0,
             leaving: Leaving::No,
             peer_leaves: false,
+            incoming: Vec::new(),
         };
         Self { io, shared, input: BytesMut::new(), frames, written: 0 }
     }
@@ -119,8 +120,8 @@ impl<IO: Io> Connection<IO> {
         &self.shared
     }
 
-    /// Reads once, and does what the frames ask for; the requests among them go to `incoming`.
-    pub fn poll_read(&mut self, cx: &mut Context<'_>, incoming: &mut Vec<Incoming>) -> Poll<Result<(), Over>> {
+    /// Reads once, and does what the frames ask for; the requests among them wait in [`requests`](Self::requests).
+    pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
         if self.shared.lock().is_full() {
             // Whoever takes nothing asks for nothing: acknowledgements need room too.
             return Poll::Pending;
@@ -132,7 +133,7 @@ impl<IO: Io> Connection<IO> {
         let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input);
         let outcome = match read {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(1..)) => Poll::Ready(self.understand(incoming)),
+            Poll::Ready(Ok(1..)) => Poll::Ready(self.understand()),
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Over::Gone)),
         };
         if self.input.is_empty() {
@@ -147,9 +148,14 @@ impl<IO: Io> Connection<IO> {
         whole.min(READ).saturating_sub(self.input.len()).max(READ / 4)
     }
 
-    fn understand(&mut self, incoming: &mut Vec<Incoming>) -> Result<(), Over> {
+    /// Takes the requests that have come.
+    pub fn requests(&mut self) -> impl Iterator<Item = Incoming> + '_ {
+        self.frames.incoming.drain(..)
+    }
+
+    fn understand(&mut self) -> Result<(), Over> {
         let mut state = self.shared.lock();
-        let understood = self.frames.take(&mut self.input, &mut state, incoming);
+        let understood = self.frames.take(&mut self.input, &mut state);
         understood.map_err(|reason| {
             state.go_away(self.frames.last, reason);
             Over::Told(reason)
@@ -224,6 +230,8 @@ struct Frames {
     last: u32,
     leaving: Leaving,
     peer_leaves: bool,
+    /// Requests that nobody has taken yet.
+    incoming: Vec<Incoming>,
 }
 
 type Understood = Result<(), Fault>;
@@ -234,7 +242,7 @@ const fn broken(reason: Reason) -> Understood {
 
 impl Frames {
     /// Takes all whole frames off the front.
-    fn take(&mut self, input: &mut BytesMut, state: &mut State, incoming: &mut Vec<Incoming>) -> Result<(), Reason> {
+    fn take(&mut self, input: &mut BytesMut, state: &mut State) -> Result<(), Reason> {
         if !self.began {
             let len = input.len().min(PREFACE.len());
             if input[..len] != PREFACE[..len] {
@@ -256,10 +264,9 @@ impl Frames {
             self.budget.read(header).map_err(|_spent| Reason::ENHANCE_YOUR_CALM)?;
             let understood = if header.kind == kind::DATA && header.len > COPIED {
                 let payload = input.split_to(FRAME_HEADER + header.len).freeze().slice(FRAME_HEADER..);
-                self.frame(header, &payload.clone(), Some(payload), state, incoming)
+                self.frame(header, &payload.clone(), Some(payload), state)
             } else {
-                let understood =
-                    self.frame(header, &input[FRAME_HEADER..FRAME_HEADER + header.len], None, state, incoming);
+                let understood = self.frame(header, &input[FRAME_HEADER..FRAME_HEADER + header.len], None, state);
                 input.advance(FRAME_HEADER + header.len);
                 understood
             };
@@ -281,14 +288,7 @@ impl Frames {
         }
     }
 
-    fn frame(
-        &mut self,
-        header: FrameHeader,
-        payload: &[u8],
-        shared: Option<Bytes>,
-        state: &mut State,
-        incoming: &mut Vec<Incoming>,
-    ) -> Understood {
+    fn frame(&mut self, header: FrameHeader, payload: &[u8], shared: Option<Bytes>, state: &mut State) -> Understood {
         if !self.settled && (header.kind != kind::SETTINGS || header.has(flag::ACK)) {
             return broken(Reason::PROTOCOL_ERROR);
         }
@@ -297,8 +297,8 @@ impl Frames {
         }
         match header.kind {
             kind::DATA => self.data(header, payload, shared, state),
-            kind::HEADERS => self.headers(header, payload, state, incoming),
-            kind::CONTINUATION => self.continuation(header, payload, state, incoming),
+            kind::HEADERS => self.headers(header, payload, state),
+            kind::CONTINUATION => self.continuation(header, payload, state),
             kind::PRIORITY => priority(header, payload),
             kind::RST_STREAM => self.rst_stream(header, state),
             kind::SETTINGS => self.settings(header, payload, state),
@@ -327,43 +327,29 @@ impl Frames {
         state.arrives(header.stream, data, header.len, header.has(flag::END_STREAM))
     }
 
-    fn headers(
-        &mut self,
-        header: FrameHeader,
-        payload: &[u8],
-        state: &mut State,
-        incoming: &mut Vec<Incoming>,
-    ) -> Understood {
+    fn headers(&mut self, header: FrameHeader, payload: &[u8], state: &mut State) -> Understood {
         if header.stream == 0 || header.stream.is_multiple_of(2) {
             return broken(Reason::PROTOCOL_ERROR);
         }
         let Some(mut block) = unpadded(header, payload) else { return broken(Reason::PROTOCOL_ERROR) };
-        let mut depends_on_itself = false;
         if header.has(flag::PRIORITY) {
             let Some((priority, rest)) = block.split_first_chunk::<5>() else {
                 return broken(Reason::FRAME_SIZE_ERROR);
             };
-            depends_on_itself = depends_on(priority) == header.stream;
+            if depends_on(priority) == header.stream {
+                return broken(Reason::PROTOCOL_ERROR);
+            }
             block = rest;
-        }
-        if depends_on_itself {
-            return broken(Reason::PROTOCOL_ERROR);
         }
         let ends = header.has(flag::END_STREAM);
         if header.has(flag::END_HEADERS) {
-            return self.block(header.stream, ends, block, state, incoming);
+            return self.block(header.stream, ends, block, state);
         }
         self.block = Some(Block { stream: header.stream, ends, bytes: block.to_vec(), since: Instant::now() });
         Ok(())
     }
 
-    fn continuation(
-        &mut self,
-        header: FrameHeader,
-        payload: &[u8],
-        state: &mut State,
-        incoming: &mut Vec<Incoming>,
-    ) -> Understood {
+    fn continuation(&mut self, header: FrameHeader, payload: &[u8], state: &mut State) -> Understood {
         let Some(mut block) = self.block.take_if(|block| block.stream == header.stream) else {
             return broken(Reason::PROTOCOL_ERROR);
         };
@@ -372,21 +358,14 @@ impl Frames {
         }
         block.bytes.extend_from_slice(payload);
         if header.has(flag::END_HEADERS) {
-            return self.block(block.stream, block.ends, &block.bytes, state, incoming);
+            return self.block(block.stream, block.ends, &block.bytes, state);
         }
         self.block = Some(block);
         Ok(())
     }
 
     /// A whole block: the head of a request, or trailers.
-    fn block(
-        &mut self,
-        id: u32,
-        ended: bool,
-        block: &[u8],
-        state: &mut State,
-        incoming: &mut Vec<Incoming>,
-    ) -> Understood {
+    fn block(&mut self, id: u32, ended: bool, block: &[u8], state: &mut State) -> Understood {
         // Decoded whatever becomes of it, since it may change the table.
         let Ok(mut head) = self.decoder.decode(block) else { return broken(Reason::COMPRESSION_ERROR) };
         if id > self.last {
@@ -402,7 +381,7 @@ impl Frames {
                 return Err(Fault::Stream(id, Reason::PROTOCOL_ERROR));
             }
             state.open(id, ended, left);
-            incoming.push(Incoming { id, head, ended });
+            self.incoming.push(Incoming { id, head, ended });
             return Ok(());
         }
         match state.receives(id) {

@@ -56,7 +56,7 @@ pub async fn serve<IO: Io, H: Handler>(
     let mut watch = Watch::new(&settings, streams.clone());
     let shared = connection.shared().clone();
     let exchange = Exchange { conn, handler, settings, streams, tasks, shared };
-    let mut turns = Turns { incoming: Vec::new(), exchanges: FuturesUnordered::new(), is_over: false };
+    let mut turns = Turns { exchanges: FuturesUnordered::new(), is_over: false };
     let mut leaving = false;
     poll_fn(|cx| {
         if !leaving && (draining.as_mut().poll(cx).is_ready() || watch.is_idle()) {
@@ -88,7 +88,6 @@ pub async fn serve<IO: Io, H: Handler>(
 
 /// The work of a connection: frames, and the exchanges that they begin.
 struct Turns<F> {
-    incoming: Vec<Incoming>,
     exchanges: FuturesUnordered<F>,
     /// Nothing is read any more; what has been written may still be on its way.
     is_over: bool,
@@ -118,12 +117,12 @@ impl<F: Future<Output = ()>> Turns<F> {
             if self.is_over {
                 return self.poll_end(cx, connection);
             }
-            let read = connection.poll_read(cx, &mut self.incoming);
+            let read = connection.poll_read(cx);
             if let Poll::Ready(Err(over)) = read {
                 self.end(connection, over);
                 continue;
             }
-            self.exchanges.extend(self.incoming.drain(..).map(&answer));
+            self.exchanges.extend(connection.requests().map(&answer));
             self.poll_exchanges(cx);
             if read.is_ready() && !connection.shared().lock().is_full() {
                 // More may be there, and what is written may grow.
@@ -165,7 +164,6 @@ impl<F: Future<Output = ()>> Turns<F> {
     fn end<IO: Io>(&mut self, connection: &Connection<IO>, over: Over) {
         self.is_over = true;
         connection.shared().lock().end(over == Over::Gone);
-        self.incoming.clear();
         self.exchanges.clear();
     }
 

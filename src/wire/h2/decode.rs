@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, uri::PathAndQuery};
 
 use super::{
+    super::head::content_length,
     FIRST_TABLE, Undecodable, huffman, integer,
     table::{FIRST_DYNAMIC, OVERHEAD, STATIC},
 };
@@ -106,20 +107,16 @@ impl Head {
         self.too_large || self.malformed.is_none() && self.method.is_some() && (is_tunnel || names_its_target)
     }
 
-    /// What the body is to have, where that is said. Lists and signs are refused, as they are in HTTP/1.1 (RFC 9110
-    /// section 8.6); `ended` tells that there is no body.
+    /// What the body is to have, where that is said; `ended` tells that there is no body.
     pub fn content_length(&mut self, ended: bool) -> Option<u64> {
-        let mut lengths = self.headers.get_all(header::CONTENT_LENGTH).iter();
-        let length = lengths.next()?.as_bytes();
-        let has_more = lengths.next().is_some();
-        let is_number = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
-        let parsed = std::str::from_utf8(length).ok().filter(|_| is_number && !has_more).and_then(|n| n.parse().ok());
-        match parsed {
-            None => self.is_malformed("Content-Length is malformed"),
-            Some(1..) if ended => self.is_malformed("the body is shorter than Content-Length"),
-            Some(_) => {}
+        let Ok(length) = content_length(&mut self.headers) else {
+            self.is_malformed("Content-Length is malformed");
+            return None;
+        };
+        if ended && length.is_some_and(|length| length > 0) {
+            self.is_malformed("the body is shorter than Content-Length");
         }
-        parsed
+        length
     }
 
     fn is_malformed(&mut self, why: &'static str) {
