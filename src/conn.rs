@@ -4,7 +4,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
@@ -12,12 +12,12 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, StatusCode, uri::Scheme};
+use http::{StatusCode, uri::Scheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    body::{Request, Response},
     error::ProxyError,
+    message::{Fields, Request, Response},
 };
 
 /// A byte stream with its type forgotten.
@@ -99,25 +99,21 @@ fn is_spoofable(name: &str) -> bool {
 
 /// What to do with the client's byte stream once the head of an upgrade has been written.
 ///
-/// The upstream puts it into the extensions of a 101; the server side takes it out, writes the head (101 on HTTP/1.1,
-/// 200 on an extended CONNECT) and calls it with the stream and the bytes that it has already read.
-#[derive(Clone)]
-pub struct Takeover(Arc<Mutex<Option<TakeoverFn>>>);
+/// The upstream puts it beside a 101; the server side takes it out, writes the head (101 on HTTP/1.1, 200 on an extended
+/// CONNECT) and calls it with the stream and the bytes that it has already read.
+pub struct Takeover(TakeoverFn);
 
 type TakeoverFn = Box<dyn FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send>;
 
 impl Takeover {
     /// Wraps the tunnel that waits for its client side.
     pub fn new(run: impl FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Some(Box::new(run)))))
+        Self(Box::new(run))
     }
 
-    /// Runs the tunnel to its end. A second call does nothing.
-    pub async fn run(&self, io: BoxIo, early: Bytes) {
-        let run = self.0.lock().expect("nothing panics while it holds this lock").take();
-        if let Some(run) = run {
-            run(io, early).await;
-        }
+    /// Runs the tunnel to its end.
+    pub async fn run(self, io: BoxIo, early: Bytes) {
+        (self.0)(io, early).await;
     }
 }
 
@@ -131,14 +127,13 @@ impl fmt::Debug for Takeover {
 /// never sent through it.
 pub trait InterimSink: Send + Sync {
     /// Passes one on. Best effort: a client that cannot take it now may never see it.
-    fn push(&self, status: StatusCode, headers: &HeaderMap);
+    fn push(&self, status: StatusCode, fields: &Fields);
 }
 
 /// The way for interim responses, from the server side, where the protocol can carry them.
 pub type Interim = Arc<dyn InterimSink>;
 
-/// Who is told of a request while a service works on it. Goes beside the request and not in its extensions, which would
-/// be three allocations for something that nearly never happens.
+/// Who is told of a request while a service works on it.
 #[derive(Clone, Default)]
 pub struct Onlookers {
     /// Takes interim responses.
@@ -146,11 +141,6 @@ pub struct Onlookers {
     /// Takes the times of a dial, and the bytes of a tunnel.
     pub phases: Option<Arc<Phases>>,
 }
-
-/// The `:protocol` of an extended CONNECT (RFC 8441). The server side rewrites a `websocket` one into the GET with
-/// `Upgrade` that an HTTP/1.1 upstream understands and marks it with this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExtendedConnect;
 
 /// An HTTP client that is handed to rooms which must fetch something (an ACME directory, a probe) without knowing the
 /// room that does it. The URI is absolute; the connection is not kept.

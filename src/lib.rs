@@ -6,7 +6,7 @@
 //!   rooms          listen   tls   serve   route   layer   upstream        (the road: a request walks them left to right)
 //!                  cert     admin  doctor                                  (beside the road)
 //!                  │
-//!   vocabulary     clock  conn  body  error  wire  config  telemetry       (words every room may use; no I/O except telemetry's output)
+//!   vocabulary     clock  error  conn  message  wire  config  telemetry       (words every room may use; no I/O except telemetry's output)
 //! ```
 //!
 //! Invariants, held by `tests/tidy.rs` where a program can hold them:
@@ -35,10 +35,10 @@ pub mod admin;
 pub mod cert;
 pub mod doctor;
 
-pub mod body;
 pub mod clock;
 pub mod config;
 pub mod conn;
 pub mod error;
+pub mod message;
 pub mod telemetry;
 pub mod wire;

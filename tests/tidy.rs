@@ -14,8 +14,8 @@ use std::{
 
 const ROOMS: [&str; 9] = ["listen", "tls", "serve", "route", "layer", "upstream", "cert", "admin", "doctor"];
 
-/// In order: each may use those before it. `body` and `conn` name each other's types, so they count as one step.
-const VOCABULARY: [&[&str]; 5] = [&["clock", "error"], &["conn", "body"], &["wire"], &["config"], &["telemetry"]];
+/// In order: each may use those before it. `message` and `conn` name each other's types, so they count as one step.
+const VOCABULARY: [&[&str]; 5] = [&["clock", "error"], &["conn", "message"], &["wire"], &["config"], &["telemetry"]];
 
 /// Crates, and the beginnings of the paths that may name them.
 const DOORS: &[(&str, &[&str])] = &[

@@ -20,7 +20,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -31,6 +31,7 @@ use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::plan::AdminListen,
+    message::{Fields, Value},
     wire::{self, HeadLimits},
 };
 
@@ -151,7 +152,7 @@ fn listening(socket: Socket, address: &SockAddr) -> io::Result<Socket> {
 async fn answer<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO, state: Arc<dyn State>) {
     let exchange = async {
         let page = match read(&mut io).await? {
-            Some(head) => page(&head.method, head.target.path(), &head.headers, state.as_ref()).await,
+            Some(head) => page(&head.method, head.target.path(), &head.fields, state.as_ref()).await,
             None => Page::text(StatusCode::BAD_REQUEST, "this is no request\n"),
         };
         io.write_all(&page.encode()).await?;
@@ -191,20 +192,20 @@ impl Page {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
-        headers.insert(header::CONTENT_LENGTH, self.body.len().into());
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let mut fields = Fields::new();
+        fields.insert(header::CONTENT_TYPE, Value::from_static(self.content_type));
+        fields.insert_number(header::CONTENT_LENGTH, self.body.len());
+        fields.insert(header::CACHE_CONTROL, Value::from_static("no-store"));
+        fields.insert(header::CONNECTION, Value::from_static("close"));
         let mut out = Vec::with_capacity(256 + self.body.len());
-        wire::response_head(&mut out, self.status, &headers);
+        wire::response_head(&mut out, self.status, &fields);
         out.extend_from_slice(&self.body);
         out
     }
 }
 
-async fn page(method: &Method, path: &str, headers: &HeaderMap, state: &dyn State) -> Page {
-    if headers.contains_key(header::ORIGIN) || !has_plain_host(headers) {
+async fn page(method: &Method, path: &str, fields: &Fields, state: &dyn State) -> Page {
+    if fields.contains(header::ORIGIN) || !has_plain_host(fields) {
         return Page::text(StatusCode::FORBIDDEN, "this is not for browsers\n");
     }
     match (method, path) {
@@ -214,8 +215,8 @@ async fn page(method: &Method, path: &str, headers: &HeaderMap, state: &dyn Stat
             reasons => Page::text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
         },
         (&Method::GET, "/metrics") => {
-            let accepts = |value: &HeaderValue| value.to_str().is_ok_and(|list| list.contains("openmetrics-text"));
-            let openmetrics = headers.get_all(header::ACCEPT).iter().any(accepts);
+            let accepts = |value: Value<'_>| value.to_str().is_some_and(|list| list.contains("openmetrics-text"));
+            let openmetrics = fields.get_all(header::ACCEPT).any(accepts);
             let content_type = if openmetrics { OPENMETRICS } else { CLASSIC };
             Page { status: StatusCode::OK, content_type, body: state.metrics(openmetrics).into() }
         }
@@ -249,8 +250,8 @@ async fn page(method: &Method, path: &str, headers: &HeaderMap, state: &dyn Stat
 }
 
 /// A name that is no address may have been made to point here.
-fn has_plain_host(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return true };
+fn has_plain_host(fields: &Fields) -> bool {
+    let Some(host) = fields.get(header::HOST).and_then(|host| host.to_str()) else { return true };
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     name == "localhost"
         || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
@@ -342,8 +343,8 @@ mod tests {
             ("host", "localhost", true),
             ("host", "[::1]:9180", true),
         ] {
-            let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
-            let status = page(&Method::GET, "/health", &headers, &Fine).await.status;
+            let fields = Fields::from_iter([(name.parse().unwrap(), Value::new(value.as_bytes()).unwrap())]);
+            let status = page(&Method::GET, "/health", &fields, &Fine).await.status;
             assert_eq!(status == StatusCode::OK, allowed, "{name}: {value}");
         }
     }

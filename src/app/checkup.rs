@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Uri, header, uri::PathAndQuery};
+use http::{Uri, header, uri::PathAndQuery};
 use tokio::net::lookup_host;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,6 +20,7 @@ use crate::{
     },
     conn::{Fetch, Onlookers},
     doctor::{self, Diagnosis, Look, Progress, Reach, Resolve, Service, Via, Wanted},
+    message::Value,
     upstream::{self, Upstream},
 };
 
@@ -176,12 +177,13 @@ fn straight(upstream: &plan::Upstream, server: &plan::Server, env: &upstream::En
     Arc::new(move |mut request| {
         let upstream = upstream.clone();
         Box::pin(async move {
-            let authority = request.uri().authority().map(|authority| HeaderValue::try_from(authority.as_str()));
-            if let Some(Ok(host)) = authority {
-                request.headers_mut().insert(header::HOST, host);
+            if let Some(authority) = request.uri.authority()
+                && let Ok(host) = Value::new(authority.as_str().as_bytes())
+            {
+                request.fields.insert(header::HOST, host);
             }
-            let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-            *request.uri_mut() = Uri::from(target);
+            let target = request.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+            request.uri = Uri::from(target);
             upstream.send(request, Onlookers::default()).await
         })
     })

@@ -19,7 +19,6 @@ use http::{Method, Uri, Version, header, uri::Scheme};
 use ipnet::IpNet;
 
 use crate::{
-    body::{Request, Response},
     clock::Clock,
     config::plan::{self, Kind as SiteKind},
     conn::{ConnInfo, Interim, Onlookers},
@@ -37,6 +36,7 @@ use crate::{
         response_head,
         rtc_transports::RtcTransports,
     },
+    message::{Fields, Request, Response},
     route::{self, Router, bare_host},
     serve,
     telemetry::{Metrics, SiteNumbers},
@@ -135,8 +135,8 @@ impl Generation {
 
     /// Walks to where something has to be waited for.
     fn walk(&self, request: Request, visit: &mut Visit<'_>) -> Result<Step, ProxyError> {
-        let path = request.uri().path();
-        if let Some(answer) = self.acme_token(path, request.method(), visit) {
+        let path = request.uri.path();
+        if let Some(answer) = self.acme_token(path, &request.method, visit) {
             return Ok(Step::Answered(answer));
         }
         let found = self.site(&request, visit.conn)?;
@@ -156,7 +156,7 @@ impl Generation {
         let route = found.route(path).ok_or(Kind::NoRoute)?;
         visit.form = visit.form.on(route.kind);
         if let (Some(origin), "/") = (&route.root_redirect, path) {
-            return redirect::to(origin, path_and_query(&request)).map(Step::Answered);
+            return redirect::to(origin, request.target()).map(Step::Answered);
         }
         let inner = match &route.strip {
             Some(prefix) => Cow::Owned(route::strip(path, prefix)),
@@ -167,9 +167,7 @@ impl Generation {
         }
         match &route.action {
             Action::Proxy(upstream) => self.proxy(request, visit, route, upstream),
-            Action::Redirect(origin) => {
-                redirected(redirect::to(origin, path_and_query(&request))?, path).map(Step::Answered)
-            }
+            Action::Redirect(origin) => redirected(redirect::to(origin, request.target())?, path).map(Step::Answered),
             Action::Respond(fixed) => Ok(Step::Answered(fixed.answer())),
             Action::NotFound => Err(Kind::NoRoute.into()),
         }
@@ -194,7 +192,7 @@ impl Generation {
     /// The site that the connection and the `Host` field agree on. A connection serves the name that its handshake was
     /// for and no other, so that a certificate never speaks for a site that it does not name.
     fn site(&self, request: &Request, conn: &ConnInfo) -> Result<&route::Site<Site, Route>, ProxyError> {
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let host = request.fields.get(header::HOST).and_then(|host| host.to_str()).unwrap_or_default();
         let site = self.router.site(host);
         let Some(tls) = &conn.tls else { return site.ok_or_else(|| Kind::NoRoute.into()) };
         match (&tls.sni, site) {
@@ -213,9 +211,9 @@ impl Generation {
     }
 
     fn to_https(&self, request: &Request) -> Result<Response, ProxyError> {
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let host = request.fields.get(header::HOST).and_then(|host| host.to_str()).unwrap_or_default();
         let origin = redirect::https_origin(&bare_host(host).to_ascii_lowercase(), self.listen.public_port);
-        redirected(redirect::to(&origin, path_and_query(request))?, request.uri().path())
+        redirected(redirect::to(&origin, request.target())?, request.uri.path())
     }
 
     fn proxy(
@@ -230,17 +228,17 @@ impl Generation {
             strip_prefix(&mut request, prefix)?;
         }
         limit::bound_body(&mut request, &route.max_body, route.kind)?;
-        let method = request.method().clone();
+        let method = request.method.clone();
         if route.kind == SiteKind::Synapse && method == Method::OPTIONS {
-            return Ok(Step::Answered(cors::synapse_preflight(request.uri().path())));
+            return Ok(Step::Answered(cors::synapse_preflight(request.uri.path())));
         }
-        let asked = route.compress.then(|| self.compress.request(&method, request.headers_mut()));
-        hop::request(&method, request.headers_mut());
-        visit.client.announce(request.headers_mut());
+        let asked = route.compress.then(|| self.compress.request(&method, &mut request.fields));
+        hop::request(&method, &mut request.fields);
+        visit.client.announce(&mut request.fields);
         limit::bound_head(&request, route.kind)?;
         let onlookers = Onlookers { interim: visit.interim.take(), phases: visit.exchange.phases() };
         let answer = match &route.transports {
-            Some(transports) if transports.takes(request.uri().path()) => {
+            Some(transports) if transports.takes(request.uri.path()) => {
                 let (transports, upstream) = (transports.clone(), upstream.clone());
                 Box::pin(async move {
                     transports.answer(request, |request| upstream.send(request, onlookers.clone())).await
@@ -258,7 +256,7 @@ impl Generation {
             return Ok(lk_jwt_preflight(answer, client));
         }
         let mut response = answer?;
-        hop::response(response.status(), response.headers_mut(), client);
+        hop::response(response.status, &mut response.fields, client);
         Ok(match back.asked {
             Some(asked) => self.compress.response(asked, response),
             None => response,
@@ -348,12 +346,12 @@ impl serve::Handler for Front {
         interim: Option<Interim>,
     ) -> impl Future<Output = Response> + Send {
         let road = self.current.load_full();
-        let client = Client::find(conn, request.headers(), &road.listen.trusted_proxies);
+        let client = Client::find(conn, &request.fields, &road.listen.trusted_proxies);
         let exchange = road.log.begin(&mut request, conn, client.ip, client.id.as_str());
         let mut visit = Visit {
             conn,
-            form: Form::of(request.uri().path(), request.headers()),
-            version: request.version(),
+            form: Form::of(request.uri.path(), &request.fields),
+            version: request.version,
             hsts: false,
             client,
             exchange,
@@ -373,7 +371,7 @@ impl serve::Handler for Front {
     fn refuse(&self, error: ProxyError, target: Option<&str>, conn: &Arc<ConnInfo>) -> Response {
         let road = self.current.load();
         let id = RequestId::new();
-        let form = Form::of(target.unwrap_or_default(), &http::HeaderMap::new());
+        let form = Form::of(target.unwrap_or_default(), &Fields::new());
         road.log.refused(&error, target, conn, id.as_str());
         rescue::response(&error, form, &id)
     }
@@ -385,7 +383,7 @@ fn finish(answer: Result<Response, ProxyError>, visit: Visit<'_>) -> Response {
         Err(error) => (rescue::response(&error, visit.form, &visit.client.id), Some(error)),
     };
     if visit.hsts {
-        response_head::hsts(response.headers_mut(), visit.conn.tls.is_some());
+        response_head::hsts(&mut response.fields, visit.conn.tls.is_some());
     }
     visit.exchange.finish(response, error.as_ref())
 }
@@ -393,16 +391,16 @@ fn finish(answer: Result<Response, ProxyError>, visit: Visit<'_>) -> Response {
 /// Redirects of the well-known path carry the same CORS fields as its documents, or a browser does not follow them.
 fn redirected(mut response: Response, path: &str) -> Result<Response, ProxyError> {
     if path.starts_with(MATRIX_WELL_KNOWN) {
-        cors::well_known(response.headers_mut());
+        cors::well_known(&mut response.fields);
     }
     Ok(response)
 }
 
 fn lk_jwt_preflight(answer: Result<Response, ProxyError>, client: Version) -> Response {
     match answer {
-        Ok(mut response) if cors::is_preflight_answer(response.status(), response.headers()) => {
-            hop::response(response.status(), response.headers_mut(), client);
-            cors::remember(response.headers_mut());
+        Ok(mut response) if cors::is_preflight_answer(response.status, &response.fields) => {
+            hop::response(response.status, &mut response.fields, client);
+            cors::remember(&mut response.fields);
             response
         }
         _ => cors::lk_jwt_preflight(),
@@ -410,13 +408,9 @@ fn lk_jwt_preflight(answer: Result<Response, ProxyError>, client: Version) -> Re
 }
 
 fn strip_prefix(request: &mut Request, prefix: &str) -> Result<(), ProxyError> {
-    let target = route::strip(path_and_query(request), prefix);
+    let target = route::strip(request.target(), prefix);
     let target =
         Uri::try_from(target).map_err(|error| ProxyError::new(Kind::BadRequest("the target is no path"), error))?;
-    *request.uri_mut() = target;
+    request.uri = target;
     Ok(())
-}
-
-fn path_and_query(request: &Request) -> &str {
-    request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
 }

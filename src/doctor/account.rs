@@ -359,17 +359,17 @@ mod tests {
 
     use super::*;
     use crate::{
-        body::{Body, Request, Response},
         clock::Clock,
         conn::Shown,
         doctor::{Reach, Wanted, examine},
         error::Kind,
+        message::{Body, Request, Response},
     };
 
     /// A homeserver that lets people in and out, and has no answer to anything else.
     fn stuck(signed_out: Arc<AtomicBool>) -> Fetch {
         Arc::new(move |request: Request| {
-            let path = request.uri().path().to_owned();
+            let path = request.uri.path().to_owned();
             let signed_out = signed_out.clone();
             Box::pin(async move {
                 if path.ends_with("/logout") {

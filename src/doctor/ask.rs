@@ -6,15 +6,15 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderName, Method, StatusCode, Uri, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 
 use crate::{
-    body::{Body, BodyError, Request},
     conn::Fetch,
     error::{ProxyError, chain},
+    message::{self, Body, BodyError, Fields, Request, Response},
     telemetry::redact_target,
 };
 
@@ -109,19 +109,19 @@ impl Question {
     pub async fn ask(self, fetch: &Fetch) -> Result<Answer, String> {
         let body = self.announced.map_or_else(|| Body::full(self.body), |bytes| Body::stream(Never(bytes)));
         let mut request = Request::new(body);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.url.parse::<Uri>().map_err(|error| {
+        request.method = self.method;
+        request.uri = self.url.parse::<Uri>().map_err(|error| {
             // A token for a call stands in its query.
             format!("{} is no address: {error}", redact_target(&self.url))
         })?;
         for (name, value) in self.fields {
-            let value = HeaderValue::try_from(value).map_err(|error| format!("{name}: {error}"))?;
-            request.headers_mut().append(name, value);
+            let value = message::Value::new(value.as_bytes()).map_err(|error| format!("{name}: {error}"))?;
+            request.fields.append(name, value);
         }
-        let (parts, mut body) = fetch(request).await.map_err(|error| words(&error))?.into_parts();
+        let Response { status, fields, mut body, .. } = fetch(request).await.map_err(|error| words(&error))?;
         let mut bytes = BytesMut::new();
         // A tunnel has no body to wait for.
-        while parts.status != StatusCode::SWITCHING_PROTOCOLS
+        while status != StatusCode::SWITCHING_PROTOCOLS
             && let Some(frame) = body.frame().await
         {
             let frame = frame.map_err(|error| error.to_string())?;
@@ -130,7 +130,7 @@ impl Question {
                 return Err(format!("the answer is longer than {MAX_ANSWER} bytes"));
             }
         }
-        Ok(Answer { status: parts.status, headers: parts.headers, body: bytes.freeze() })
+        Ok(Answer { status, fields, body: bytes.freeze() })
     }
 }
 
@@ -140,7 +140,7 @@ pub struct Answer {
     /// Its status.
     pub status: StatusCode,
     /// Its fields.
-    pub headers: HeaderMap,
+    pub fields: Fields,
     /// Its content.
     pub body: Bytes,
 }
@@ -176,12 +176,12 @@ impl Answer {
 
     /// A field, empty if it is not there.
     pub fn field(&self, name: HeaderName) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.fields.get(name).and_then(|value| value.to_str()).unwrap_or_default()
     }
 
     /// Whether a web client may read it.
     pub fn cors(&self) -> Cors {
-        let mut fields = self.headers.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN).iter();
+        let mut fields = self.fields.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN);
         match (fields.next(), fields.next()) {
             (None, _) => Cors::Missing,
             (Some(_), Some(_)) => Cors::Several,
@@ -216,12 +216,12 @@ mod tests {
     use crate::error::Kind;
 
     fn answer(origins: &[&'static str], body: &'static str) -> Answer {
-        let field = |origin: &&'static str| (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static(origin));
-        let mut headers = HeaderMap::new();
+        let field = |origin: &&'static str| (header::ACCESS_CONTROL_ALLOW_ORIGIN, message::Value::from_static(origin));
+        let mut fields = Fields::new();
         for (name, value) in origins.iter().map(field) {
-            headers.append(name, value);
+            fields.append(name, value);
         }
-        Answer { status: StatusCode::NOT_FOUND, headers, body: body.into() }
+        Answer { status: StatusCode::NOT_FOUND, fields, body: body.into() }
     }
 
     #[test]

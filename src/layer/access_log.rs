@@ -18,10 +18,10 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::{
-    body::{Body, BodyError, Request, Response},
     config::plan::ClientIpLog,
     conn::{ConnInfo, Phase, Phases, Takeover, TunnelEnd},
     error::{Fault, Kind, ProxyError},
+    message::{Body, BodyError, Request, Response},
     telemetry::{Metrics, SiteNumbers, redact_target},
 };
 
@@ -46,14 +46,14 @@ impl AccessLog {
     pub fn begin(&self, request: &mut Request, conn: &Arc<ConnInfo>, client: IpAddr, id: &str) -> Exchange {
         let entry = self.write.then(|| {
             let sent = Arc::new(AtomicU64::new(0));
-            count(request.body_mut(), &sent);
+            count(&mut request.body, &sent);
             let phases = Arc::new(Phases::default());
-            let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+            let host = request.fields.get(header::HOST).and_then(|host| host.to_str());
             Box::new(Entry {
                 client: self.client_ip.apply(client),
                 host: host.unwrap_or_default().to_owned(),
-                target: path_and_query(request).to_owned(),
-                version: request.version(),
+                target: request.target().to_owned(),
+                version: request.version,
                 tls: conn.tls.as_ref().map(|tls| tls.version),
                 id: id.to_owned(),
                 bytes_in: sent,
@@ -65,7 +65,7 @@ impl AccessLog {
         Exchange(Some(Open {
             entry,
             began: Instant::now(),
-            method: request.method().clone(),
+            method: request.method.clone(),
             site: self.nowhere.clone(),
             ended: End::ClientLeft,
             status: None,
@@ -83,10 +83,6 @@ impl AccessLog {
             info!(target: "access", client, uri = %target, status = status.as_u16(), request_id = id, reason = error.kind.word(), ended_by = "client", "refused");
         }
     }
-}
-
-fn path_and_query(request: &Request) -> &str {
-    request.uri().path_and_query().map_or("", http::uri::PathAndQuery::as_str)
 }
 
 /// What is written of an exchange, as far as it is known from its request.
@@ -152,8 +148,8 @@ impl Exchange {
     pub fn finish(mut self, mut response: Response, error: Option<&ProxyError>) -> Response {
         let Some(mut open) = self.0.take() else { return response };
         let head = open.began.elapsed();
-        open.site.answered(&open.method, response.status(), head);
-        open.status = Some(response.status());
+        open.site.answered(&open.method, response.status, head);
+        open.status = Some(response.status);
         open.head = Some(head);
         if let Some(error) = error {
             open.ended = End::Failed(error.kind);
@@ -164,32 +160,32 @@ impl Exchange {
             return response;
         };
         let bytes_out = entry.bytes_out.clone();
-        if let Some(tunnel) = response.extensions_mut().remove::<Takeover>() {
-            let takeover = Takeover::new(move |io, early| {
+        if let Some(tunnel) = response.takeover.take() {
+            response.takeover = Some(Takeover::new(move |io, early| {
                 Box::pin(async move {
                     // Named, so that the whole record moves in here and is written when the tunnel ends.
                     let mut open = open;
                     tunnel.run(io, early).await;
                     open.count_tunnel();
                 })
-            });
-            response.extensions_mut().insert(takeover);
+            }));
             return response;
         }
-        if open.method == Method::HEAD || response.body().is_empty() {
+        if open.method == Method::HEAD || response.body.is_empty() {
             open.complete();
             return response;
         }
-        if let Some(bytes) = response.body().as_full() {
+        if let Some(bytes) = response.body.as_full() {
             bytes_out.store(bytes.len() as u64, Ordering::Relaxed);
         }
-        response.map(|inner| match inner.as_full() {
-            Some(_) => {
-                open.complete();
-                inner
+        match response.body.as_full() {
+            Some(_) => open.complete(),
+            None => {
+                let inner = std::mem::take(&mut response.body);
+                response.body = Body::stream(Watched { inner, open });
             }
-            None => Body::stream(Watched { inner, open }),
-        })
+        }
+        response
     }
 }
 

@@ -1,15 +1,15 @@
 //! Preflights that the edge answers itself, and the care never to send a second `Access-Control-Allow-Origin`: two
 //! values are as good as none to a browser.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, StatusCode, header};
 
-use crate::body::{Body, Response};
+use crate::message::{Fields, Response, Value};
 
-const ANY: HeaderValue = HeaderValue::from_static("*");
+const ANY: Value<'static> = Value::from_static("*");
 
 /// How long a browser may remember the preflight of lk-jwt-service, which sends no age itself: a day saves a round trip
 /// before every call.
-const MAX_AGE: HeaderValue = HeaderValue::from_static("86400");
+const MAX_AGE: Value<'static> = Value::from_static("86400");
 
 /// The answer that Synapse gives to every OPTIONS (`synapse/http/server.py`, `set_cors_headers`).
 #[must_use]
@@ -39,36 +39,35 @@ pub fn lk_jwt_preflight() -> Response {
 
 /// Whether an upstream's answer to OPTIONS would satisfy a browser.
 #[must_use]
-pub fn is_preflight_answer(status: StatusCode, headers: &HeaderMap) -> bool {
-    status.is_success() && headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+pub fn is_preflight_answer(status: StatusCode, fields: &Fields) -> bool {
+    status.is_success() && fields.contains(header::ACCESS_CONTROL_ALLOW_ORIGIN)
 }
 
 /// Lets a browser remember a preflight that does not say for how long it holds.
-pub fn remember(headers: &mut HeaderMap) {
-    headers.entry(header::ACCESS_CONTROL_MAX_AGE).or_insert(MAX_AGE);
+pub fn remember(fields: &mut Fields) {
+    fields.insert_if_absent(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
 }
 
 /// Lets any origin read an answer that the edge made.
-pub fn open(headers: &mut HeaderMap) {
-    headers.entry(header::ACCESS_CONTROL_ALLOW_ORIGIN).or_insert(ANY);
+pub fn open(fields: &mut Fields) {
+    fields.insert_if_absent(header::ACCESS_CONTROL_ALLOW_ORIGIN, ANY);
 }
 
 /// The three fields that the Matrix specification asks of every answer under `/.well-known/matrix/`, redirects and
 /// errors included ("Well-known URIs", and v1.20 on redirects).
-pub fn well_known(headers: &mut HeaderMap) {
-    open(headers);
-    let methods = HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS");
-    headers.entry(header::ACCESS_CONTROL_ALLOW_METHODS).or_insert(methods);
-    let allowed = HeaderValue::from_static("X-Requested-With, Content-Type, Authorization");
-    headers.entry(header::ACCESS_CONTROL_ALLOW_HEADERS).or_insert(allowed);
+pub fn well_known(fields: &mut Fields) {
+    open(fields);
+    let methods = Value::from_static("GET, POST, PUT, DELETE, OPTIONS");
+    fields.insert_if_absent(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+    let allowed = Value::from_static("X-Requested-With, Content-Type, Authorization");
+    fields.insert_if_absent(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
 }
 
 fn preflight(fields: &[(HeaderName, &'static str)]) -> Response {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    open(response.headers_mut());
+    let mut response = Response::of(StatusCode::NO_CONTENT);
+    open(&mut response.fields);
     for (name, value) in fields {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        response.fields.insert(name.clone(), Value::from_static(value));
     }
     response
 }

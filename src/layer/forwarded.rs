@@ -5,11 +5,14 @@
 
 use std::{io::Write as _, net::IpAddr};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header, uri::Scheme};
+use http::{HeaderName, HeaderValue, header, uri::Scheme};
 use ipnet::IpNet;
 
 use super::request_id::{RequestId, X_REQUEST_ID};
-use crate::conn::{ConnInfo, speaks_of_client};
+use crate::{
+    conn::{ConnInfo, speaks_of_client},
+    message::{Fields, Value},
+};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -30,13 +33,13 @@ pub struct Client {
 impl Client {
     /// Finds the client, right to left through the proxies that are trusted.
     #[must_use]
-    pub fn find(conn: &ConnInfo, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+    pub fn find(conn: &ConnInfo, fields: &Fields, trusted: &[IpNet]) -> Self {
         let is_trusted = |ip: IpAddr| trusted.iter().any(|network| network.contains(&ip));
         let mut ip = conn.client.ip();
         if trusted.is_empty() || !is_trusted(ip) {
             return Self { ip, scheme: conn.scheme(), id: RequestId::new(), host: None };
         }
-        for hop in hops(headers) {
+        for hop in hops(fields) {
             // Whatever is no address was not written by a proxy of ours: believe no further.
             let Some(hop) = hop else { break };
             ip = hop;
@@ -44,40 +47,41 @@ impl Client {
                 break;
             }
         }
-        let scheme = match headers.get(X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+        let scheme = match fields.get(X_FORWARDED_PROTO).map(Value::as_bytes) {
             Some(b"https") => Scheme::HTTPS,
             Some(b"http") => Scheme::HTTP,
             _ => conn.scheme(),
         };
-        let id = RequestId::from_trusted(headers).unwrap_or_default();
-        Self { ip, scheme, id, host: headers.get(X_FORWARDED_HOST).cloned() }
+        let id = RequestId::from_trusted(fields).unwrap_or_default();
+        Self { ip, scheme, id, host: fields.get(X_FORWARDED_HOST).map(Value::to_owned) }
     }
 
     /// Replaces everything that speaks of the client by what we know.
-    pub fn announce(&self, headers: &mut HeaderMap) {
-        remove_spoofable(headers);
-        headers.insert(X_FORWARDED_FOR, value(self.ip));
+    pub fn announce(&self, fields: &mut Fields) {
+        fields.retain(|name, _| !speaks_of_client(name.as_str()));
+        // None of these is there any more, so nobody has to look.
+        fields.append(X_FORWARDED_FOR, value(self.ip, &mut [0; 48]));
         let https = self.scheme == Scheme::HTTPS;
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if https { "https" } else { "http" }));
-        if let Some(host) = self.host.as_ref().or_else(|| headers.get(header::HOST)).cloned() {
-            headers.insert(X_FORWARDED_HOST, host);
+        fields.append(X_FORWARDED_PROTO, Value::from_static(if https { "https" } else { "http" }));
+        match &self.host {
+            Some(host) => fields.append(X_FORWARDED_HOST, host.into()),
+            None => fields.repeat(&header::HOST, X_FORWARDED_HOST),
         }
-        headers.insert(X_REQUEST_ID, self.id.value());
+        fields.append(X_REQUEST_ID, self.id.value());
     }
 }
 
-/// An address as a field value, written on the stack first: a `String` grows twice on its way.
-fn value(ip: IpAddr) -> HeaderValue {
-    let mut text = [0; 48];
+/// An address as a field value, written on the stack: a `String` grows twice on its way.
+fn value(ip: IpAddr, text: &mut [u8; 48]) -> Value<'_> {
     let len = match ip {
-        IpAddr::V4(ip) => dotted(ip.octets(), &mut text),
+        IpAddr::V4(ip) => dotted(ip.octets(), text),
         IpAddr::V6(ip) => {
             let mut rest = &mut text[..];
             write!(rest, "{ip}").expect("the longest address has 45 characters");
             48 - rest.len()
         }
     };
-    HeaderValue::from_bytes(&text[..len]).expect("an address is a valid value")
+    Value::new(&text[..len]).expect("an address is a valid value")
 }
 
 /// What `Display` writes, without the 1,300 instructions that its padding and its four inner formatters take.
@@ -103,8 +107,8 @@ fn dotted(octets: [u8; 4], out: &mut [u8; 48]) -> usize {
 }
 
 /// The addresses of all `X-Forwarded-For` fields, last first; `None` for what is no address.
-fn hops(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
-    let fields: Vec<&HeaderValue> = headers.get_all(X_FORWARDED_FOR).iter().collect();
+fn hops(fields: &Fields) -> impl Iterator<Item = Option<IpAddr>> {
+    let fields: Vec<Value<'_>> = fields.get_all(X_FORWARDED_FOR).collect();
     fields.into_iter().rev().flat_map(|field| {
         field
             .as_bytes()
@@ -120,14 +124,6 @@ fn address(text: &str) -> Option<IpAddr> {
     ip.or_else(|| text.strip_prefix('[')?.strip_suffix(']')?.parse().ok()).map(|ip| ip.to_canonical())
 }
 
-fn remove_spoofable(headers: &mut HeaderMap) {
-    // Most requests carry none of them, and then nothing is allocated.
-    let found: Vec<HeaderName> = headers.keys().filter(|name| speaks_of_client(name.as_str())).cloned().collect();
-    for name in found {
-        headers.remove(name);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,23 +133,20 @@ mod tests {
         ConnInfo { peer, client: peer, tls: None }
     }
 
-    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
-        fields.iter().fold(HeaderMap::new(), |mut map, (name, value)| {
-            map.append(*name, HeaderValue::from_static(value));
-            map
-        })
+    fn headers(fields: &[(&'static str, &'static str)]) -> Fields {
+        fields.iter().map(|(name, value)| (HeaderName::from_static(name), Value::from_static(value))).collect()
     }
 
     #[test]
     fn addresses_are_written_as_everybody_writes_them() {
         for octet in 0..=255 {
             for ip in [[octet, 0, 10, 255], [127, octet, octet, octet]].map(IpAddr::from) {
-                assert_eq!(value(ip), ip.to_string());
+                assert_eq!(value(ip, &mut [0; 48]), ip.to_string().as_str());
             }
         }
         for ip in ["::1", "2001:db8::192.0.2.1", "1111:2222:3333:4444:5555:6666:7777:8888"] {
             let ip: IpAddr = ip.parse().unwrap();
-            assert_eq!(value(ip), ip.to_string());
+            assert_eq!(value(ip, &mut [0; 48]), ip.to_string().as_str());
         }
     }
 

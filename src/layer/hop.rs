@@ -1,85 +1,85 @@
 //! Fields that are meant for one hop only (RFC 9110 section 7.6.1), both ways.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, Method, StatusCode, Version, header};
 
-use crate::wire::{is_of_one_hop, strip_hop, tokens};
+use crate::{
+    message::{Fields, Value},
+    wire::{is_of_one_hop, strip_hop},
+};
 
-const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
-const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
-const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+const WEBSOCKET: Value<'static> = Value::from_static("websocket");
+const UPGRADE: Value<'static> = Value::from_static("upgrade");
+const TRAILERS: Value<'static> = Value::from_static("trailers");
 
 /// Cleans a request for the upstream. An upgrade to WebSocket is said anew; every other one is dropped.
-pub fn request(method: &Method, headers: &mut HeaderMap) {
-    if !any_of_one_hop(headers) {
+pub fn request(method: &Method, fields: &mut Fields) {
+    if !any_of_one_hop(fields) {
         return;
     }
-    let websocket = is_websocket(method, headers);
-    let trailers = has_token(headers, &header::TE, "trailers");
-    strip_hop(headers);
-    headers.remove(header::TE);
+    let websocket = is_websocket(method, fields);
+    let trailers = has_token(fields, &header::TE, "trailers");
+    strip_hop(fields);
+    fields.remove(header::TE);
     if trailers {
-        headers.insert(header::TE, TRAILERS);
+        fields.insert(header::TE, TRAILERS);
     }
     if websocket {
-        headers.insert(header::CONNECTION, UPGRADE);
-        headers.insert(header::UPGRADE, WEBSOCKET);
+        fields.insert(header::CONNECTION, UPGRADE);
+        fields.insert(header::UPGRADE, WEBSOCKET);
     }
 }
 
 /// Cleans a response for the client. A 101 keeps its upgrade, and so does the 426 that names one, where the client's
 /// protocol has the field.
-pub fn response(status: StatusCode, headers: &mut HeaderMap, client: Version) {
+pub fn response(status: StatusCode, fields: &mut Fields, client: Version) {
     if status == StatusCode::NO_CONTENT {
         // Forbidden (RFC 9110 section 8.6), and a length without its body breaks a stream of HTTP/2.
-        headers.remove(header::CONTENT_LENGTH);
+        fields.remove(header::CONTENT_LENGTH);
     }
-    if !any_of_one_hop(headers) {
+    if !any_of_one_hop(fields) {
         return;
     }
     let upgrade = match status {
         StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED if client < Version::HTTP_2 => {
-            headers.get(header::UPGRADE).cloned()
+            fields.get(header::UPGRADE).map(Value::to_owned)
         }
         _ => None,
     };
-    strip_hop(headers);
-    headers.remove(header::TE);
+    strip_hop(fields);
+    fields.remove(header::TE);
     if let Some(upgrade) = upgrade {
-        headers.insert(header::CONNECTION, UPGRADE);
-        headers.insert(header::UPGRADE, upgrade);
+        fields.insert(header::CONNECTION, UPGRADE);
+        fields.insert(header::UPGRADE, (&upgrade).into());
     }
 }
 
 /// Whether this asks for a WebSocket (RFC 6455 section 4.1), in any letter case and among any other tokens.
 #[must_use]
-pub fn is_websocket(method: &Method, headers: &HeaderMap) -> bool {
+pub fn is_websocket(method: &Method, fields: &Fields) -> bool {
     method == Method::GET
-        && has_token(headers, &header::CONNECTION, "upgrade")
-        && has_token(headers, &header::UPGRADE, "websocket")
+        && has_token(fields, &header::CONNECTION, "upgrade")
+        && has_token(fields, &header::UPGRADE, "websocket")
 }
 
 /// Most messages have none of these fields, and one walk over the names they have costs a fifth of ten look-ups.
-fn any_of_one_hop(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| *name == header::TE || is_of_one_hop(name))
+fn any_of_one_hop(fields: &Fields) -> bool {
+    fields.names().any(|name| *name == header::TE || is_of_one_hop(name))
 }
 
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    tokens(headers, name).any(|t| t.eq_ignore_ascii_case(token.as_bytes()))
+fn has_token(fields: &Fields, name: &HeaderName, token: &str) -> bool {
+    fields.items(name).any(|t| t.eq_ignore_ascii_case(token.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
-        fields.iter().fold(HeaderMap::new(), |mut map, (name, value)| {
-            map.append(*name, HeaderValue::from_static(value));
-            map
-        })
+    fn headers(fields: &[(&'static str, &'static str)]) -> Fields {
+        fields.iter().map(|(name, value)| (HeaderName::from_static(name), Value::from_static(value))).collect()
     }
 
-    fn names(map: &HeaderMap) -> Vec<&str> {
-        let mut names: Vec<_> = map.keys().map(HeaderName::as_str).collect();
+    fn names(map: &Fields) -> Vec<&str> {
+        let mut names: Vec<_> = map.names().map(HeaderName::as_str).collect();
         names.sort_unstable();
         names
     }
@@ -102,7 +102,7 @@ mod tests {
         ]);
         request(&Method::GET, &mut map);
         assert_eq!(names(&map), ["content-length", "host", "te", "x-kept"]);
-        assert_eq!(map["te"], "trailers");
+        assert_eq!(map.get("te").unwrap(), "trailers");
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
             let mut map = headers(&[("connection", connection), ("upgrade", upgrade), ("sec-websocket-key", "k")]);
             request(&Method::GET, &mut map);
             assert_eq!(map.get("upgrade").is_some_and(|v| v == "websocket"), kept, "{connection} {upgrade}");
-            assert!(map.contains_key("sec-websocket-key"));
+            assert!(map.contains("sec-websocket-key"));
         }
         let mut post = headers(&[("connection", "upgrade"), ("upgrade", "websocket")]);
         request(&Method::POST, &mut post);
@@ -134,8 +134,8 @@ mod tests {
         ] {
             let mut map = headers(&[("connection", "upgrade"), ("upgrade", "websocket"), ("trailer", "x")]);
             response(status, &mut map, version);
-            assert_eq!(map.contains_key("upgrade"), kept);
-            assert!(map.contains_key("trailer"));
+            assert_eq!(map.contains("upgrade"), kept);
+            assert!(map.contains("trailer"));
         }
     }
 }

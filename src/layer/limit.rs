@@ -9,13 +9,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::{
-    body::{Body, BodyError, Request},
     config::plan::{BodyPath, BodyRule, Kind as SiteKind},
     error::{Kind, ProxyError},
+    message::{Body, BodyError, Fields, Request},
 };
 
 /// Twisted closes the connection when the request line and the fields are more than this, line ends included
@@ -27,14 +26,14 @@ const SYNAPSE_HEAD: usize = 16 * 1024;
 /// # Errors
 /// [`Kind::BodyTooLarge`], [`Kind::LengthRequired`].
 pub fn bound_body(request: &mut Request, rules: &[BodyRule], kind: SiteKind) -> Result<(), ProxyError> {
-    if request.body().is_empty() {
+    if request.body.is_empty() {
         return Ok(());
     }
-    let length = request.body().size_hint().exact();
+    let length = request.body.size_hint().exact();
     if length.is_none() && kind == SiteKind::Synapse {
         return Err(Kind::LengthRequired.into());
     }
-    let path = request.uri().path();
+    let path = request.uri.path();
     let Some(limit) = rules.iter().find(|rule| applies(rule.path, path)).and_then(|rule| rule.limit) else {
         return Ok(());
     };
@@ -42,8 +41,8 @@ pub fn bound_body(request: &mut Request, rules: &[BodyRule], kind: SiteKind) -> 
         Some(length) if length > limit => Err(Kind::BodyTooLarge.into()),
         Some(_) => Ok(()),
         None => {
-            let inner = std::mem::take(request.body_mut());
-            *request.body_mut() = Body::stream(Bounded { inner, left: limit });
+            let inner = std::mem::take(&mut request.body);
+            request.body = Body::stream(Bounded { inner, left: limit });
             Ok(())
         }
     }
@@ -57,9 +56,9 @@ pub fn bound_head(request: &Request, kind: SiteKind) -> Result<(), ProxyError> {
     if kind != SiteKind::Synapse {
         return Ok(());
     }
-    let target = request.uri().path_and_query().map_or(0, |pq| pq.as_str().len());
-    let fields = fields_len(request.headers());
-    let line = request.method().as_str().len() + target + b"  HTTP/1.1\r\n\r\n".len();
+    let target = request.target().len();
+    let fields = fields_len(&request.fields);
+    let line = request.method.as_str().len() + target + b"  HTTP/1.1\r\n\r\n".len();
     if line + fields <= SYNAPSE_HEAD {
         Ok(())
     } else if target > fields {
@@ -69,8 +68,8 @@ pub fn bound_head(request: &Request, kind: SiteKind) -> Result<(), ProxyError> {
     }
 }
 
-fn fields_len(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + b": \r\n".len()).sum()
+fn fields_len(fields: &Fields) -> usize {
+    fields.iter().map(|(name, value)| name.as_str().len() + value.as_bytes().len() + b": \r\n".len()).sum()
 }
 
 fn applies(rule: BodyPath, path: &str) -> bool {
@@ -123,11 +122,14 @@ impl HttpBody for Bounded {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use http::HeaderName;
     use http_body_util::BodyExt as _;
 
+    use super::*;
+    use crate::message::Value;
+
     fn request(path: &str, body: Body) -> Request {
-        http::Request::post(path).body(body).unwrap()
+        http::Request::post(path).body(body).unwrap().into()
     }
 
     const RULES: [BodyRule; 2] =
@@ -154,10 +156,10 @@ mod tests {
         let body = |n| Body::stream(http_body_util::StreamBody::new(chunks(n)));
         let mut fits = request("/", body(2));
         bound_body(&mut fits, &RULES, SiteKind::Http).unwrap();
-        assert_eq!(fits.into_body().collect().await.unwrap().to_bytes().len(), 16);
+        assert_eq!(fits.body.collect().await.unwrap().to_bytes().len(), 16);
         let mut over = request("/", body(3));
         bound_body(&mut over, &RULES, SiteKind::Http).unwrap();
-        assert_eq!(over.into_body().collect().await.unwrap_err(), BodyError::TooLarge);
+        assert_eq!(over.body.collect().await.unwrap_err(), BodyError::TooLarge);
         let refused = bound_body(&mut request("/", body(1)), &RULES, SiteKind::Synapse).unwrap_err();
         assert_eq!(refused.kind, Kind::LengthRequired);
     }
@@ -166,7 +168,7 @@ mod tests {
     fn a_head_that_synapse_would_choke_on_is_refused() {
         let head = |target: usize, field: usize| {
             let mut request = request(&format!("/{}", "a".repeat(target)), Body::empty());
-            request.headers_mut().insert("x", "b".repeat(field).parse().unwrap());
+            request.fields.insert(HeaderName::from_static("x"), Value::new("b".repeat(field).as_bytes()).unwrap());
             bound_head(&request, SiteKind::Synapse).map_err(|error| error.kind)
         };
         assert_eq!(head(10, 16_300), Ok(()));

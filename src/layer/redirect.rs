@@ -1,11 +1,11 @@
 //! 308 to another origin, path and query kept byte for byte. 308 and not 301: the method and the body stay, so that a
 //! client that posts to the wrong scheme is not turned into one that gets.
 
-use http::{HeaderValue, StatusCode, header};
+use http::{StatusCode, header};
 
 use crate::{
-    body::{Body, Response},
     error::{Kind, ProxyError},
+    message::{Response, Value},
 };
 
 /// The answer that sends a client to `origin` (scheme and authority, no trailing slash).
@@ -14,11 +14,10 @@ use crate::{
 /// The target cannot stand in a field.
 pub fn to(origin: &str, path_and_query: &str) -> Result<Response, ProxyError> {
     let location = [origin, if path_and_query == "*" { "/" } else { path_and_query }].concat();
-    let location = HeaderValue::try_from(location)
+    let location = Value::new(location.as_bytes())
         .map_err(|error| ProxyError::new(Kind::BadRequest("the target cannot be a location"), error))?;
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
-    response.headers_mut().insert(header::LOCATION, location);
+    let mut response = Response::of(StatusCode::PERMANENT_REDIRECT);
+    response.fields.insert(header::LOCATION, location);
     Ok(response)
 }
 

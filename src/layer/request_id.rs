@@ -5,7 +5,9 @@ use std::{
     hash::{BuildHasher as _, RandomState},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
+
+use crate::message::{Fields, Value};
 
 /// The field that carries the id upstream (Synapse: `request_id_header` of the listener).
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -19,7 +21,7 @@ pub struct RequestId(Id);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Id {
-    /// In place: an exchange makes a field value of it once, and that is its only allocation.
+    /// In place, without an allocation.
     Own([u8; 16]),
     Given(HeaderValue),
 }
@@ -37,11 +39,11 @@ impl RequestId {
 
     /// The id that a trusted proxy gave, if it is one that may stand in a log.
     #[must_use]
-    pub fn from_trusted(headers: &HeaderMap) -> Option<Self> {
-        let value = headers.get(X_REQUEST_ID)?;
-        let fits = (1..=MAX_LEN).contains(&value.len())
+    pub fn from_trusted(fields: &Fields) -> Option<Self> {
+        let value = fields.get(X_REQUEST_ID)?;
+        let fits = (1..=MAX_LEN).contains(&value.as_bytes().len())
             && value.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b));
-        fits.then(|| Self(Id::Given(value.clone())))
+        fits.then(|| Self(Id::Given(value.to_owned())))
     }
 
     /// As text.
@@ -55,10 +57,10 @@ impl RequestId {
 
     /// As a field value.
     #[must_use]
-    pub fn value(&self) -> HeaderValue {
+    pub fn value(&self) -> Value<'_> {
         match &self.0 {
-            Id::Own(digits) => HeaderValue::from_bytes(digits).expect("digits are a valid value"),
-            Id::Given(value) => value.clone(),
+            Id::Own(digits) => Value::new(digits).expect("digits are a valid value"),
+            Id::Given(value) => value.into(),
         }
     }
 }
@@ -89,7 +91,7 @@ mod tests {
     #[test]
     fn an_id_that_could_forge_a_log_line_is_not_taken_over() {
         let id = |value: &'static str| {
-            RequestId::from_trusted(&HeaderMap::from_iter([(X_REQUEST_ID, HeaderValue::from_static(value))]))
+            RequestId::from_trusted(&Fields::from_iter([(X_REQUEST_ID, Value::from_static(value))]))
         };
         assert_eq!(id("abc-123_x.y").unwrap().as_str(), "abc-123_x.y");
         assert!(id("a b").is_none() && id("").is_none() && id("a\"}").is_none());

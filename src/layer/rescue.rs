@@ -3,20 +3,20 @@
 //! A Matrix client that gets anything but Matrix JSON with CORS reports a "CORS error" and hides the cause, so the form
 //! follows the path and the kind of the site before it follows `Accept`.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::header;
 
 use super::{cors, request_id::RequestId};
 use crate::{
-    body::{Body, Response},
     config::plan::Kind as SiteKind,
     error::{Kind, ProxyError},
+    message::{Body, Fields, Response, Value},
 };
 
 /// Seconds after which a client may come back when the service is away: about as long as Synapse takes to start.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
+const RETRY_AFTER: Value<'static> = Value::from_static("5");
 
 /// What every method of HTTP that passes is called, for the `Allow` of a 405 (RFC 9110 section 15.5.6).
-const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+const ALLOW: Value<'static> = Value::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
 /// The form of an answer that the edge makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,10 +32,10 @@ pub enum Form {
 impl Form {
     /// The form that a client of this path understands.
     #[must_use]
-    pub fn of(path: &str, headers: &HeaderMap) -> Self {
+    pub fn of(path: &str, fields: &Fields) -> Self {
         if is_matrix(path) {
             Self::Matrix
-        } else if wants_html(headers) {
+        } else if wants_html(fields) {
             Self::Html
         } else {
             Self::Text
@@ -62,15 +62,15 @@ pub fn response(error: &ProxyError, form: Form, id: &RequestId) -> Response {
         Form::Text => ("text/plain; charset=utf-8", format!("{kind} (request {})\n", id.as_str())),
     };
     let mut response = Response::new(Body::full(body));
-    *response.status_mut() = kind.status();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(super::request_id::X_REQUEST_ID, id.value());
-    cors::open(headers);
+    response.status = kind.status();
+    let fields = &mut response.fields;
+    fields.insert(header::CONTENT_TYPE, Value::from_static(content_type));
+    fields.insert(header::CACHE_CONTROL, Value::from_static("no-store"));
+    fields.insert(super::request_id::X_REQUEST_ID, id.value());
+    cors::open(fields);
     match kind {
-        Kind::Unavailable => drop(headers.insert(header::RETRY_AFTER, RETRY_AFTER)),
-        Kind::MethodNotAllowed => drop(headers.insert(header::ALLOW, ALLOW)),
+        Kind::Unavailable => fields.insert(header::RETRY_AFTER, RETRY_AFTER),
+        Kind::MethodNotAllowed => fields.insert(header::ALLOW, ALLOW),
         _ => {}
     }
     response
@@ -79,9 +79,8 @@ pub fn response(error: &ProxyError, form: Form, id: &RequestId) -> Response {
 /// The answer to `OPTIONS *` where no service is there to give it.
 #[must_use]
 pub fn options() -> Response {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = http::StatusCode::NO_CONTENT;
-    response.headers_mut().insert(header::ALLOW, ALLOW);
+    let mut response = Response::of(http::StatusCode::NO_CONTENT);
+    response.fields.insert(header::ALLOW, ALLOW);
     response
 }
 
@@ -90,11 +89,9 @@ fn is_matrix(path: &str) -> bool {
     ["/_matrix/", "/_synapse/", "/.well-known/matrix/"].iter().any(|prefix| path.starts_with(prefix))
 }
 
-fn wants_html(headers: &HeaderMap) -> bool {
-    headers.get_all(header::ACCEPT).iter().any(|field| {
-        field.as_bytes().split(|b| *b == b',').any(|range| {
-            range.split(|b| *b == b';').next().is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"text/html"))
-        })
+fn wants_html(fields: &Fields) -> bool {
+    fields.items(header::ACCEPT).any(|range| {
+        range.split(|b| *b == b';').next().is_some_and(|kind| kind.trim_ascii().eq_ignore_ascii_case(b"text/html"))
     })
 }
 
@@ -129,8 +126,8 @@ mod tests {
     use super::*;
     use http::StatusCode;
 
-    fn headers(accept: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))])
+    fn headers(accept: &'static str) -> Fields {
+        Fields::from_iter([(header::ACCEPT, Value::from_static(accept))])
     }
 
     #[test]
@@ -148,10 +145,10 @@ mod tests {
         let id = RequestId::new();
         for form in [Form::Matrix, Form::Html, Form::Text] {
             let response = response(&Kind::Unavailable.into(), form, &id);
-            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-            assert_eq!(response.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
-            assert_eq!(response.headers()[header::RETRY_AFTER], "5");
-            let text = std::str::from_utf8(response.body().as_full().unwrap()).unwrap();
+            assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(response.fields.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).unwrap(), "*");
+            assert_eq!(response.fields.get(header::RETRY_AFTER).unwrap(), "5");
+            let text = std::str::from_utf8(response.body.as_full().unwrap()).unwrap();
             assert!(text.contains(id.as_str()), "{text}");
         }
     }
@@ -159,7 +156,7 @@ mod tests {
     #[test]
     fn matrix_errors_are_json() {
         let response = response(&Kind::BodyTooLarge.into(), Form::Matrix, &RequestId::new());
-        let json: serde_json::Value = serde_json::from_slice(response.body().as_full().unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(response.body.as_full().unwrap()).unwrap();
         assert_eq!(json["errcode"], "M_TOO_LARGE");
         assert!(json["error"].is_string());
     }

@@ -1,19 +1,19 @@
 //! Answers that the edge has ready: the well-known documents of Matrix, and fixed ones.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 
 use super::{compress, cors};
 use crate::{
-    body::{Body, Request, Response},
     config::plan::{self, Encoding},
+    message::{Body, Fields, Request, Response, Value},
 };
 
 const PREFIX: &str = "/.well-known/matrix/";
 const NOT_FOUND: &[u8] = br#"{"errcode":"M_NOT_FOUND","error":"This document is not configured"}"#;
 const NOT_ALLOWED: &[u8] = br#"{"errcode":"M_UNRECOGNIZED","error":"The method is not allowed here"}"#;
-const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const ALLOW: Value<'static> = Value::from_static("GET, HEAD, OPTIONS");
+const JSON: Value<'static> = Value::from_static("application/json");
 
 /// The documents of one site. Everything that can be prepared is.
 pub struct WellKnown {
@@ -24,7 +24,7 @@ pub struct WellKnown {
 
 /// A document in every coding in which it is smaller.
 struct Document {
-    etag: HeaderValue,
+    etag: String,
     plain: Variant,
     offered: Vec<Encoding>,
     encoded: Vec<(Encoding, Variant)>,
@@ -32,7 +32,7 @@ struct Document {
 
 /// One coding of a document, with the head that goes with it.
 struct Variant {
-    headers: HeaderMap,
+    fields: Fields,
     body: Bytes,
 }
 
@@ -47,19 +47,19 @@ impl WellKnown {
     /// The answer to a request for one of the three paths, whatever its query; `None` for every other path.
     #[must_use]
     pub fn answer(&self, request: &Request) -> Option<Response> {
-        let document = match request.uri().path().strip_prefix(PREFIX)? {
+        let document = match request.uri.path().strip_prefix(PREFIX)? {
             "client" => &self.client,
             "server" => &self.server,
             "support" => &self.support,
             _ => return None,
         };
-        Some(match (request.method(), document) {
+        Some(match (&request.method, document) {
             (&Method::OPTIONS, _) => with_cors(StatusCode::NO_CONTENT, Body::empty()),
-            (&Method::GET | &Method::HEAD, Some(document)) => document.answer(request.headers()),
+            (&Method::GET | &Method::HEAD, Some(document)) => document.answer(&request.fields),
             (&Method::GET | &Method::HEAD, None) => json(StatusCode::NOT_FOUND, NOT_FOUND),
             _ => {
                 let mut answer = json(StatusCode::METHOD_NOT_ALLOWED, NOT_ALLOWED);
-                answer.headers_mut().insert(header::ALLOW, ALLOW);
+                answer.fields.insert(header::ALLOW, ALLOW);
                 answer
             }
         })
@@ -71,8 +71,7 @@ impl Document {
         // Strong, since it is made of the bytes; 128 bits of SHA-256 are more than two documents need.
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
         let hex: String = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let etag =
-            |suffix: &str| HeaderValue::try_from(format!("\"{hex}{suffix}\"")).expect("digits are a valid value");
+        let etag = |suffix: &str| format!("\"{hex}{suffix}\"");
         let encoded: Vec<_> = [Encoding::Zstd, Encoding::Brotli, Encoding::Gzip]
             .into_iter()
             .map(|encoding| (encoding, compress::whole(encoding, body)))
@@ -80,19 +79,20 @@ impl Document {
             .collect();
         let variant = |encoding: Option<Encoding>, body: Bytes| {
             let suffix = encoding.map_or_else(String::new, |encoding| format!("-{}", encoding.as_str()));
-            let mut headers = with_cors(StatusCode::OK, Body::empty()).headers().clone();
-            let max_age =
-                HeaderValue::try_from(format!("public, max-age={max_age}")).expect("digits are a valid value");
-            headers.insert(header::CONTENT_TYPE, JSON);
-            headers.insert(header::CACHE_CONTROL, max_age);
-            headers.insert(header::ETAG, etag(&suffix));
-            headers.insert(header::CONTENT_LENGTH, body.len().into());
+            let mut fields = with_cors(StatusCode::OK, Body::empty()).fields;
+            let mut say = |name, text: String| {
+                fields.insert(name, Value::new(text.as_bytes()).expect("digits are a valid value"));
+            };
+            say(header::CACHE_CONTROL, format!("public, max-age={max_age}"));
+            say(header::ETAG, etag(&suffix));
+            fields.insert(header::CONTENT_TYPE, JSON);
+            fields.insert_number(header::CONTENT_LENGTH, body.len());
             if let Some(encoding) = encoding {
-                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding.as_str()));
+                fields.insert(header::CONTENT_ENCODING, Value::from_static(encoding.as_str()));
             }
             // Whether there are other variants is the same for all of them.
-            headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-            Variant { headers, body }
+            fields.insert(header::VARY, Value::from_static("Accept-Encoding"));
+            Variant { fields, body }
         };
         Self {
             etag: etag(""),
@@ -102,25 +102,23 @@ impl Document {
         }
     }
 
-    fn answer(&self, asked: &HeaderMap) -> Response {
+    fn answer(&self, asked: &Fields) -> Response {
         let chosen = compress::negotiate(asked, &self.offered);
         let variant =
             self.encoded.iter().find(|(encoding, _)| Some(*encoding) == chosen).map_or(&self.plain, |(_, v)| v);
-        let known = asked.get_all(header::IF_NONE_MATCH).iter().any(|field| {
-            field.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|tag| {
-                let tag = tag.strip_prefix(b"W/").unwrap_or(tag);
-                // Every variant is the same document, and has the same digits in its tag.
-                let digits = &self.etag.as_bytes()[..33];
-                tag == b"*" || tag.starts_with(digits)
-            })
+        let known = asked.items(header::IF_NONE_MATCH).any(|tag| {
+            let tag = tag.strip_prefix(b"W/").unwrap_or(tag);
+            // Every variant is the same document, and has the same digits in its tag.
+            let digits = &self.etag.as_bytes()[..33];
+            tag == b"*" || tag.starts_with(digits)
         });
         let mut response = Response::new(if known { Body::empty() } else { Body::full(variant.body.clone()) });
-        *response.headers_mut() = variant.headers.clone();
+        response.fields = variant.fields.clone();
         if known {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            response.headers_mut().remove(header::CONTENT_LENGTH);
-            response.headers_mut().remove(header::CONTENT_TYPE);
-            response.headers_mut().remove(header::CONTENT_ENCODING);
+            response.status = StatusCode::NOT_MODIFIED;
+            response.fields.remove(header::CONTENT_LENGTH);
+            response.fields.remove(header::CONTENT_TYPE);
+            response.fields.remove(header::CONTENT_ENCODING);
         }
         response
     }
@@ -128,15 +126,15 @@ impl Document {
 
 fn with_cors(status: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
-    *response.status_mut() = status;
-    cors::well_known(response.headers_mut());
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response.status = status;
+    cors::well_known(&mut response.fields);
+    response.fields.insert(header::X_CONTENT_TYPE_OPTIONS, Value::from_static("nosniff"));
     response
 }
 
 fn json(status: StatusCode, body: &'static [u8]) -> Response {
     let mut response = with_cors(status, Body::full(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response.fields.insert(header::CONTENT_TYPE, JSON);
     response
 }
 
@@ -170,8 +168,8 @@ impl Fixed {
     #[must_use]
     pub fn answer(&self) -> Response {
         let mut response = Response::new(Body::full(self.body.clone()));
-        *response.status_mut() = self.status;
-        response.headers_mut().insert(header::CONTENT_TYPE, self.content_type.clone());
+        response.status = self.status;
+        response.fields.insert(header::CONTENT_TYPE, (&self.content_type).into());
         response
     }
 }
@@ -197,7 +195,7 @@ mod tests {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        documents().answer(&request.body(Body::empty()).unwrap())
+        documents().answer(&request.body(Body::empty()).unwrap().into())
     }
 
     #[test]
@@ -212,13 +210,13 @@ mod tests {
             (Method::DELETE, "/.well-known/matrix/server", 405),
         ] {
             let answer = ask(method.clone(), target, &[]).unwrap();
-            assert_eq!(answer.status(), status, "{method} {target}");
+            assert_eq!(answer.status, status, "{method} {target}");
             for name in ["origin", "methods", "headers"] {
                 let name = format!("access-control-allow-{name}");
-                assert_eq!(answer.headers().get_all(name.as_str()).iter().count(), 1, "{name}");
+                assert_eq!(answer.fields.get_all(name.as_str()).count(), 1, "{name}");
             }
-            assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
-            assert_eq!(answer.headers().contains_key("allow"), status == 405);
+            assert_eq!(answer.fields.get("x-content-type-options").unwrap(), "nosniff");
+            assert_eq!(answer.fields.contains("allow"), status == 405);
         }
         for other in ["/.well-known/matrix/", "/.well-known/matrix/client/", "/.well-known/matrix/Client", "/x"] {
             assert!(ask(Method::GET, other, &[]).is_none(), "{other}");
@@ -228,13 +226,13 @@ mod tests {
     #[test]
     fn a_document_that_is_known_is_not_sent_again() {
         let first = ask(Method::GET, "/.well-known/matrix/client", &[]).unwrap();
-        let tag = first.headers()["etag"].to_str().unwrap().to_owned();
-        assert_eq!(first.headers()["cache-control"], "public, max-age=60");
+        let tag = first.fields.get("etag").unwrap().to_str().unwrap().to_owned();
+        assert_eq!(first.fields.get("cache-control").unwrap(), "public, max-age=60");
         for (given, status) in
             [(tag.clone(), 304), (format!("\"x\", W/{tag}"), 304), ("*".into(), 304), ("\"x\"".into(), 200)]
         {
             let again = ask(Method::GET, "/.well-known/matrix/client", &[("if-none-match", &given)]).unwrap();
-            assert_eq!(again.status(), status, "{given}");
+            assert_eq!(again.status, status, "{given}");
         }
     }
 
@@ -242,9 +240,9 @@ mod tests {
     fn a_document_is_sent_in_the_coding_that_is_asked_for() {
         for (accept, coding) in [("gzip", Some("gzip")), ("br, gzip;q=0.5", Some("br")), ("identity", None)] {
             let answer = ask(Method::GET, "/.well-known/matrix/client", &[("accept-encoding", accept)]).unwrap();
-            let found = answer.headers().get("content-encoding").map(|value| value.to_str().unwrap());
+            let found = answer.fields.get("content-encoding").map(|value| value.to_str().unwrap());
             assert_eq!(found, coding, "{accept}");
-            assert_eq!(answer.headers()["vary"], "Accept-Encoding");
+            assert_eq!(answer.fields.get("vary").unwrap(), "Accept-Encoding");
         }
     }
 }

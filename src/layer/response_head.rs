@@ -2,14 +2,16 @@
 //!
 //! No `Server` of our own: Synapse's passes, since clients are told to read it (`Access-Control-Expose-Headers`).
 
-use http::{HeaderMap, HeaderValue, header};
+use http::header;
+
+use crate::message::{Fields, Value};
 
 /// A year, without subdomains: a site speaks for itself only (RFC 6797 section 6.1).
-const YEAR: HeaderValue = HeaderValue::from_static("max-age=31536000");
+const YEAR: Value<'static> = Value::from_static("max-age=31536000");
 
 /// Adds the field over TLS, unless upstream did (RFC 6797 section 7.2 forbids it on plain HTTP).
-pub fn hsts(headers: &mut HeaderMap, secure: bool) {
+pub fn hsts(fields: &mut Fields, secure: bool) {
     if secure {
-        headers.entry(header::STRICT_TRANSPORT_SECURITY).or_insert(YEAR);
+        fields.insert_if_absent(header::STRICT_TRANSPORT_SECURITY, YEAR);
     }
 }

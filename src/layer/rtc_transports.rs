@@ -12,14 +12,14 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http::{Method, StatusCode, Uri, header};
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
 use super::cors;
 use crate::{
-    body::{Body, Request, Response},
     error::{Kind, ProxyError},
+    message::{Body, Fields, Request, Response, Value},
 };
 
 const PATHS: [&str; 2] =
@@ -66,47 +66,50 @@ impl RtcTransports {
     /// # Errors
     /// Those of `send`.
     pub async fn answer<'a>(&self, mut request: Request, send: impl Ask<'a> + Send) -> Result<Response, ProxyError> {
-        if request.method() != Method::GET {
+        if request.method != Method::GET {
             return send(request).await;
         }
         // The answer is read here, so it must come as it is.
-        request.headers_mut().remove(header::ACCEPT_ENCODING);
-        request.headers_mut().remove(header::IF_NONE_MATCH);
-        let headers = request.headers().clone();
-        let query = request.uri().query().map(str::to_owned);
-        let (parts, body) = send(request).await?.into_parts();
-        if !matches!(parts.status, StatusCode::OK | StatusCode::NOT_FOUND) {
-            return Ok(Response::from_parts(parts, body));
+        request.fields.remove(header::ACCEPT_ENCODING);
+        request.fields.remove(header::IF_NONE_MATCH);
+        let fields = request.fields.clone();
+        let query = request.uri.query().map(str::to_owned);
+        let mut answer = send(request).await?;
+        if !matches!(answer.status, StatusCode::OK | StatusCode::NOT_FOUND) {
+            return Ok(answer);
         }
-        let bytes = collect(body).await?;
+        let bytes = collect(std::mem::take(&mut answer.body)).await?;
         let says: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let lists = says["rtc_transports"].as_array().is_some_and(|list| !list.is_empty());
-        match (parts.status, lists) {
+        match (answer.status, lists) {
             (StatusCode::OK, false) if says.is_object() => Ok(self.ours()),
-            (StatusCode::NOT_FOUND, _) if says["errcode"] == "M_UNRECOGNIZED" => self.vouch(headers, query, send).await,
-            _ => Ok(Response::from_parts(parts, Body::full(bytes))),
+            (StatusCode::NOT_FOUND, _) if says["errcode"] == "M_UNRECOGNIZED" => self.vouch(fields, query, send).await,
+            _ => {
+                answer.body = Body::full(bytes);
+                Ok(answer)
+            }
         }
     }
 
     /// Answers a client whose token Synapse knows; any other gets what Synapse says of it.
     async fn vouch<'a>(
         &self,
-        mut headers: HeaderMap,
+        mut fields: Fields,
         query: Option<String>,
         send: impl Ask<'a> + Send,
     ) -> Result<Response, ProxyError> {
-        let token = headers.get(header::AUTHORIZATION).map(|token| self.hasher.hash_one(token.as_bytes()));
+        let token = fields.get(header::AUTHORIZATION).map(|token| self.hasher.hash_one(token.as_bytes()));
         if token.is_some_and(|token| self.is_good(token)) {
             return Ok(self.ours());
         }
-        headers.remove(header::CONTENT_LENGTH);
+        fields.remove(header::CONTENT_LENGTH);
         let mut whoami = Request::new(Body::empty());
         // A token may still be in the query, where Synapse looks as well.
         let target = query.map_or_else(|| WHOAMI.to_owned(), |query| format!("{WHOAMI}?{query}"));
-        *whoami.uri_mut() = Uri::try_from(target).expect("a path and the query of a URI are a URI");
-        *whoami.headers_mut() = headers;
+        whoami.uri = Uri::try_from(target).expect("a path and the query of a URI are a URI");
+        whoami.fields = fields;
         let answer = send(whoami).await?;
-        if answer.status() != StatusCode::OK {
+        if answer.status != StatusCode::OK {
             return Ok(answer);
         }
         if let Some(token) = token {
@@ -130,9 +133,9 @@ impl RtcTransports {
 
     fn ours(&self) -> Response {
         let mut response = Response::new(Body::full(self.ours.clone()));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        cors::open(response.headers_mut());
+        response.fields.insert(header::CONTENT_TYPE, Value::from_static("application/json"));
+        response.fields.insert(header::CACHE_CONTROL, Value::from_static("no-store"));
+        cors::open(&mut response.fields);
         response
     }
 }
@@ -163,17 +166,17 @@ mod tests {
     const OURS: &str = r#"{"rtc_transports":[{"type":"livekit","livekit_service_url":"https://jwt"}]}"#;
 
     fn json(status: u16, body: &'static str) -> Response {
-        http::Response::builder().status(status).body(Body::full(body)).unwrap()
+        http::Response::builder().status(status).body(Body::full(body)).unwrap().into()
     }
 
     async fn run(synapse: (u16, &'static str), token: Option<&'static str>) -> (u16, String) {
         let layer = RtcTransports::new(OURS.into());
-        let mut request = http::Request::get(PATHS[0]).body(Body::empty()).unwrap();
+        let mut request = Request::from(http::Request::get(PATHS[0]).body(Body::empty()).unwrap());
         if let Some(token) = token {
-            request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static(token));
+            request.fields.insert(header::AUTHORIZATION, Value::from_static(token));
         }
         let answer = layer.answer(request, |request| {
-            let answer = match (request.uri().path(), request.headers().get(header::AUTHORIZATION)) {
+            let answer = match (request.uri.path(), request.fields.get(header::AUTHORIZATION)) {
                 ("/_matrix/client/v3/account/whoami", Some(token)) if token == "Bearer good" => json(200, "{}"),
                 ("/_matrix/client/v3/account/whoami", _) => json(401, r#"{"errcode":"M_UNKNOWN_TOKEN"}"#),
                 _ => json(synapse.0, synapse.1),
@@ -181,8 +184,8 @@ mod tests {
             Box::pin(std::future::ready(Ok(answer)))
         });
         let answer = answer.await.unwrap();
-        let status = answer.status().as_u16();
-        (status, String::from_utf8(collect(answer.into_body()).await.unwrap().to_vec()).unwrap())
+        let status = answer.status.as_u16();
+        (status, String::from_utf8(collect(answer.body).await.unwrap().to_vec()).unwrap())
     }
 
     #[tokio::test]
@@ -211,15 +214,15 @@ mod tests {
         let layer = RtcTransports::new(OURS.into());
         let asked = AtomicUsize::new(0);
         let ask = async || {
-            let mut request = http::Request::get(PATHS[1]).body(Body::empty()).unwrap();
-            request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer x"));
+            let mut request = Request::from(http::Request::get(PATHS[1]).body(Body::empty()).unwrap());
+            request.fields.insert(header::AUTHORIZATION, Value::from_static("Bearer x"));
             let answer = layer.answer(request, |request| {
-                let whoami = request.uri().path().ends_with("whoami");
+                let whoami = request.uri.path().ends_with("whoami");
                 asked.fetch_add(usize::from(whoami), Ordering::Relaxed);
                 let answer = if whoami { json(200, "{}") } else { json(404, r#"{"errcode":"M_UNRECOGNIZED"}"#) };
                 Box::pin(std::future::ready(Ok(answer)))
             });
-            assert_eq!(answer.await.unwrap().status(), 200);
+            assert_eq!(answer.await.unwrap().status, 200);
         };
         ask().await;
         ask().await;

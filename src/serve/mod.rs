@@ -10,7 +10,7 @@ mod h2;
 pub mod normalize;
 
 use std::{
-    cell::RefCell,
+    cell::Cell,
     future::Future,
     sync::{
         Arc,
@@ -19,15 +19,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use http::HeaderValue;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    body::{Request, Response},
     clock::Clock,
     config::plan::{Limits, Timeouts},
     conn::{Alpn, ConnInfo, Interim, Io},
     error::ProxyError,
+    message::{Request, Response, Value},
     wire::HeadLimits,
 };
 
@@ -36,10 +35,9 @@ use crate::{
 /// What arrives is settled: the target is in origin-form (or the asterisk of OPTIONS), byte for byte as it was sent;
 /// there is exactly one valid `Host` field, equal to `:authority` and to the authority of an absolute-form target;
 /// `Transfer-Encoding` is gone and the body knows its length or not; a WebSocket of HTTP/2 looks like the GET of HTTP/1.1
-/// and carries [`ExtendedConnect`](crate::conn::ExtendedConnect).
+/// too.
 ///
-/// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::conn::Takeover) in its extensions gets
-/// the byte stream.
+/// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::conn::Takeover) gets the byte stream.
 pub trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request; `interim` is there where the protocol can carry interim responses.
     fn handle(
@@ -117,15 +115,23 @@ pub async fn serve_connection<IO: Io, H: Handler>(
     }
 }
 
-/// The date as a field value; formatted once a second and thread.
-fn date(now: SystemTime) -> HeaderValue {
-    thread_local!(static LAST: RefCell<(u64, HeaderValue)> = const { RefCell::new((u64::MAX, HeaderValue::from_static(""))) });
-    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    LAST.with_borrow_mut(|(last, value)| {
-        if *last != second {
-            *last = second;
-            *value = HeaderValue::try_from(httpdate::fmt_http_date(now)).expect("a date is a valid value");
+/// The date as a field value (RFC 9110 section 5.6.7).
+struct Date([u8; 29]);
+
+impl Date {
+    /// Formatted once a second and thread.
+    fn of(now: SystemTime) -> Self {
+        thread_local!(static LAST: Cell<(u64, [u8; 29])> = const { Cell::new((u64::MAX, [b' '; 29])) });
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (last, mut text) = LAST.get();
+        if last != second {
+            text.copy_from_slice(httpdate::fmt_http_date(now).as_bytes());
+            LAST.set((second, text));
         }
-        value.clone()
-    })
+        Self(text)
+    }
+
+    fn value(&self) -> Value<'_> {
+        Value::new(&self.0).expect("a date is a valid value")
+    }
 }

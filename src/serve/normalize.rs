@@ -1,10 +1,11 @@
 //! Settles what a request is for, or refuses it: one authority, one form of target, no method that is not for an origin.
 //! Pure. The bytes of the path are not touched.
 
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
+use http::{HeaderValue, Method, Uri, Version, header, uri::PathAndQuery};
 
 use crate::{
     error::Kind,
+    message::{Fields, Value},
     wire::{
         RequestHead,
         h2::{Head, Protocol, Scheme},
@@ -19,7 +20,7 @@ pub fn http1(head: &mut RequestHead) -> Result<(), Kind> {
     method(&head.method)?;
     scheme(&head.target)?;
     let target = target(&head.target, &head.method)?;
-    let host = single_host(&head.headers)?;
+    let host = single_host(&head.fields)?;
     // The authority of an absolute-form target wins over Host (section 3.2.2); a client that says two different things
     // is refused instead, since somebody behind us may see it the other way round.
     let authority = match (head.target.authority(), host) {
@@ -33,14 +34,14 @@ pub fn http1(head: &mut RequestHead) -> Result<(), Kind> {
     check_authority(authority)?;
     if host != Some(authority) {
         let value = HeaderValue::try_from(authority).map_err(|_| Kind::BadRequest("Host is malformed"))?;
-        head.headers.insert(header::HOST, value);
+        head.fields.insert(header::HOST, (&value).into());
     }
     if head.target.authority().is_some() {
         head.target = Uri::from(target);
     }
     // Who speaks HTTP/1.0 cannot wait for a 100 (RFC 9110 section 10.1.1).
     if head.version == Version::HTTP_10 {
-        head.headers.remove(header::EXPECT);
+        head.fields.remove(header::EXPECT);
     }
     Ok(())
 }
@@ -74,7 +75,7 @@ pub fn multiplexed(head: &mut Head) -> Result<(Method, Uri), Kind> {
     if !(target.as_str().starts_with('/') || *target == "*" && wanted == Method::OPTIONS) {
         return Err(Kind::BadRequest("the target is not a path"));
     }
-    let host = single_host(&head.headers)?;
+    let host = single_host(&head.fields)?;
     match (head.authority.take(), host) {
         (Some(authority), host) => {
             let said = authority.to_str().map_err(|_| Kind::BadRequest(":authority is malformed"))?;
@@ -82,12 +83,12 @@ pub fn multiplexed(head: &mut Head) -> Result<(Method, Uri), Kind> {
                 return Err(Kind::BadRequest("Host differs from :authority"));
             }
             check_authority(said)?;
-            head.headers.insert(header::HOST, authority);
+            head.fields.insert(header::HOST, (&authority).into());
         }
         (None, Some(host)) => check_authority(host)?,
         (None, None) => return Err(Kind::BadRequest("there is no :authority")),
     }
-    join_cookies(&mut head.headers);
+    join_cookies(&mut head.fields);
     // Taken only now: whoever refuses the request wants to know what it was for.
     Ok((wanted, head.path.take().map(Uri::from).unwrap_or_default()))
 }
@@ -121,13 +122,13 @@ fn target(uri: &Uri, method: &Method) -> Result<PathAndQuery, Kind> {
     }
 }
 
-fn single_host(headers: &HeaderMap) -> Result<Option<&str>, Kind> {
-    let mut hosts = headers.get_all(header::HOST).iter();
+fn single_host(fields: &Fields) -> Result<Option<&str>, Kind> {
+    let mut hosts = fields.get_all(header::HOST);
     let Some(host) = hosts.next() else { return Ok(None) };
     if hosts.next().is_some() {
         return Err(Kind::BadRequest("there are several Host fields"));
     }
-    host.to_str().map(Some).map_err(|_| Kind::BadRequest("Host is malformed"))
+    host.to_str().map(Some).ok_or(Kind::BadRequest("Host is malformed"))
 }
 
 /// A host with an optional port, and nothing else: user information is for a phisher's link, not for a request, and a
@@ -151,23 +152,22 @@ fn same(a: &str, b: &str) -> bool {
 }
 
 /// HTTP/2 clients send a cookie in crumbs, which mean several cookies to HTTP/1.1 (RFC 9113 section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let mut crumbs = headers.get_all(header::COOKIE).iter();
-    if crumbs.next().is_none() || crumbs.next().is_none() {
+fn join_cookies(fields: &mut Fields) {
+    if fields.get_all(header::COOKIE).nth(1).is_none() {
         return;
     }
-    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    let joined = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).expect("made of valid values");
-    headers.insert(header::COOKIE, joined);
+    let crumbs: Vec<&[u8]> = fields.get_all(header::COOKIE).map(Value::as_bytes).collect();
+    let joined = crumbs.join(&b"; "[..]);
+    fields.insert(header::COOKIE, Value::new(&joined).expect("made of valid values"));
 }
 
 /// Turns an extended CONNECT for a WebSocket (RFC 8441) into the request that an HTTP/1.1 upstream understands. The key
 /// only proves that the upstream speaks WebSocket; the upstream's client checks its answer and drops it.
-pub fn websocket_to_http1(headers: &mut HeaderMap, key: HeaderValue) {
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_KEY, key);
-    headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+pub fn websocket_to_http1(fields: &mut Fields, key: &str) {
+    fields.insert(header::CONNECTION, Value::from_static("upgrade"));
+    fields.insert(header::UPGRADE, Value::from_static("websocket"));
+    fields.insert(header::SEC_WEBSOCKET_KEY, Value::new(key.as_bytes()).expect("base64 is a valid value"));
+    fields.insert_if_absent(header::SEC_WEBSOCKET_VERSION, Value::from_static("13"));
 }
 
 #[cfg(test)]
@@ -182,7 +182,7 @@ mod tests {
         let mut head = parse_request(&Bytes::copy_from_slice(head.as_bytes()), &limits).unwrap();
         http1(&mut head)?;
         assert!(head.target.authority().is_none());
-        Ok((head.target.to_string(), head.headers[header::HOST].to_str().unwrap().to_owned()))
+        Ok((head.target.to_string(), head.fields.get(header::HOST).unwrap().to_str().unwrap().to_owned()))
     }
 
     fn is_bad(result: Result<(String, String), Kind>) -> bool {
@@ -238,10 +238,13 @@ mod tests {
     #[test]
     fn http2_is_held_to_the_same() {
         let crumbs = [("cookie", "a=1"), ("cookie", "b=2"), ("x_y", "1")];
-        let headers = settle2("https", Some("a.b:443"), "/c?d", &crumbs).unwrap().headers;
-        assert_eq!((&headers["host"], &headers["cookie"]), (&"a.b:443".parse().unwrap(), &"a=1; b=2".parse().unwrap()));
-        assert!(!headers.contains_key("x_y"));
-        assert_eq!(settle2("https", None, "/c", &[("host", "a.b")]).unwrap().headers["host"], "a.b");
+        let headers = settle2("https", Some("a.b:443"), "/c?d", &crumbs).unwrap().fields;
+        assert_eq!(
+            ["host", "cookie"].map(|name| headers.get(name).unwrap().to_str().unwrap()),
+            ["a.b:443", "a=1; b=2"]
+        );
+        assert!(!headers.contains("x_y"));
+        assert_eq!(settle2("https", None, "/c", &[("host", "a.b")]).unwrap().fields.get("host").unwrap(), "a.b");
         let host = Some("a.b");
         for (scheme, authority, path, fields) in [
             ("https", None, "/c", &[][..]),

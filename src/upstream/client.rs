@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, Uri, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
     io::AsyncWrite as _,
@@ -22,11 +22,11 @@ use tokio::{
 
 use super::{Env, Lease, connect::Link, tunnel};
 use crate::{
-    body::{Body, BodyError, Request, Response},
     clock::Patience,
     config::plan,
     conn::{Onlookers, Phases, Takeover},
     error::{BoxError, Kind, ProxyError},
+    message::{Body, BodyError, Fields, Request, Response, Value},
     wire::{self, BodyDecoder, Framing, HeadLimits, Piece, ResponseHead, WireError, head_len},
 };
 
@@ -57,7 +57,9 @@ thread_local! {
 
 /// A request on its way, which may have to start again on another connection.
 pub struct Outgoing {
-    parts: http::request::Parts,
+    method: Method,
+    uri: Uri,
+    fields: Fields,
     body: Option<Body>,
     framing: Framing,
     websocket: bool,
@@ -79,25 +81,25 @@ pub struct Failed {
 impl Outgoing {
     /// A request that is ready to go.
     pub fn new(request: Request, onlookers: Onlookers) -> Self {
-        let (mut parts, body) = request.into_parts();
+        let Request { method, uri, mut fields, body, .. } = request;
         let framing = match body.size_hint().exact() {
-            Some(0) if parts.headers.contains_key(header::CONTENT_LENGTH) => Framing::Length(0),
+            Some(0) if fields.contains(header::CONTENT_LENGTH) => Framing::Length(0),
             Some(0) => Framing::None,
             Some(n) => Framing::Length(n),
             None => Framing::Chunked,
         };
         match framing {
-            Framing::Length(n) => drop(parts.headers.insert(header::CONTENT_LENGTH, n.into())),
+            Framing::Length(n) => fields.insert_number(header::CONTENT_LENGTH, n),
             Framing::Chunked => {
-                parts.headers.remove(header::CONTENT_LENGTH);
-                parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+                fields.remove(header::CONTENT_LENGTH);
+                fields.insert(header::TRANSFER_ENCODING, Value::from_static("chunked"));
             }
             Framing::None | Framing::UntilClose => {}
         }
-        let websocket = parts.headers.contains_key(header::UPGRADE);
-        let expects_continue = !body.is_empty()
-            && wire::tokens(&parts.headers, &header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"));
-        Self { parts, body: Some(body), framing, websocket, expects_continue, onlookers }
+        let websocket = fields.contains(header::UPGRADE);
+        let expects_continue =
+            !body.is_empty() && fields.items(header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"));
+        Self { method, uri, fields, body: Some(body), framing, websocket, expects_continue, onlookers }
     }
 
     /// Where the time of a dial is noted.
@@ -113,8 +115,8 @@ impl Outgoing {
 
     fn head(&self) -> Vec<u8> {
         let mut out = HEAD.take();
-        let target = self.parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        wire::request_head(&mut out, &self.parts.method, target.as_bytes(), &self.parts.headers);
+        let target = self.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        wire::request_head(&mut out, &self.method, target.as_bytes(), &self.fields);
         out
     }
 
@@ -207,17 +209,17 @@ impl Exchange {
         if self.heads > ANSWER_HEAD.bytes {
             return Err(nonsense("the heads of the answer are too large"));
         }
-        let mut head = wire::parse_response(&bytes, &outgoing.parts.method, &ANSWER_HEAD)
+        let mut head = wire::parse_response(&bytes, &outgoing.method, &ANSWER_HEAD)
             .map_err(|error| ProxyError::new(Kind::BadResponse, error))?;
         match head.status.as_u16() {
             100 => self.upload.may_go(outgoing),
-            101 if outgoing.websocket && is_websocket(&head.headers) => return Ok(Some(head)),
+            101 if outgoing.websocket && is_websocket(&head.fields) => return Ok(Some(head)),
             101 => return Err(nonsense("an upgrade that nobody asked for")),
             102..=199 => {
                 if let Some(interim) = &outgoing.onlookers.interim {
-                    wire::strip_hop(&mut head.headers);
-                    head.headers.remove(header::CONTENT_LENGTH);
-                    interim.push(head.status, &head.headers);
+                    wire::strip_hop(&mut head.fields);
+                    head.fields.remove(header::CONTENT_LENGTH);
+                    interim.push(head.status, &head.fields);
                 }
             }
             _ => return Ok(Some(head)),
@@ -253,10 +255,7 @@ impl Exchange {
                 patience: Patience::new(env.body_stall),
             }),
         };
-        let mut response = Response::new(body);
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
-        response
+        Response { status: head.status, fields: head.fields, body, takeover: None }
     }
 }
 
@@ -271,11 +270,7 @@ fn upgraded(head: ResponseHead, mut link: Link, env: &Env, lease: Lease, phases:
             drop(lease);
         })
     });
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = head.status;
-    *response.headers_mut() = head.headers;
-    response.extensions_mut().insert(takeover);
-    response
+    Response { status: head.status, fields: head.fields, body: Body::empty(), takeover: Some(takeover) }
 }
 
 /// The head and the body of a request on their way out.
@@ -615,8 +610,8 @@ impl Link {
     }
 }
 
-fn is_websocket(headers: &HeaderMap) -> bool {
-    headers.get(header::UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
+fn is_websocket(fields: &Fields) -> bool {
+    fields.get(header::UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 fn nonsense(what: &'static str) -> ProxyError {

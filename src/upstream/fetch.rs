@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Uri, header, uri::Scheme};
+use http::{Uri, header, uri::Scheme};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
@@ -10,10 +10,10 @@ use super::{
     connect::{self, Link, Socket},
 };
 use crate::{
-    body::{Request, Response},
     config::plan,
     conn::{Fetch, Onlookers, Phases},
     error::{Kind, ProxyError},
+    message::{Request, Response, Value},
 };
 
 /// Where a name is to be found instead of where DNS says; `None` asks DNS.
@@ -32,17 +32,18 @@ pub fn fetcher(roots: Roots, limit: Duration, at: Option<Override>, env: &Env) -
 }
 
 async fn fetch(mut request: Request, limit: Duration, at: Option<Override>, env: Env) -> Result<Response, ProxyError> {
-    let server = server(request.uri())?;
+    let server = server(&request.uri)?;
     let link = dial(&server, limit, at.as_ref(), &env.roots).await?;
-    let authority = request.uri().authority().map(|authority| HeaderValue::try_from(authority.as_str()));
-    if let Some(Ok(host)) = authority {
-        request.headers_mut().entry(header::HOST).or_insert(host);
+    if let Some(authority) = request.uri.authority()
+        && let Ok(host) = Value::new(authority.as_str().as_bytes())
+    {
+        request.fields.insert_if_absent(header::HOST, host);
     }
-    if !request.headers().contains_key(header::UPGRADE) {
-        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if !request.fields.contains(header::UPGRADE) {
+        request.fields.insert(header::CONNECTION, Value::from_static("close"));
     }
-    let path = request.uri().path_and_query().cloned().unwrap_or(http::uri::PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from(path);
+    let path = request.uri.path_and_query().cloned().unwrap_or(http::uri::PathAndQuery::from_static("/"));
+    request.uri = Uri::from(path);
     let plan = plan::Upstream {
         name: server.to_string().into(),
         servers: vec![server],

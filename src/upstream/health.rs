@@ -9,9 +9,9 @@ use tracing::{info, warn};
 
 use super::{Lease, Upstream, client, connect};
 use crate::{
-    body::{Body, Request},
     config::plan::{self, Server},
     conn::{Onlookers, Phases},
+    message::{Body, Request, Value},
 };
 
 /// How long an answer to a probe may take; a service that needs longer to say that it is well is not.
@@ -81,13 +81,13 @@ async fn ask(upstream: &Upstream, index: usize, health: &plan::Health) -> bool {
         return false;
     };
     let mut request = Request::new(Body::empty());
-    *request.uri_mut() = health.path.clone();
-    request.headers_mut().insert(header::HOST, host(server));
-    request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    request.uri = health.path.clone();
+    request.fields.insert(header::HOST, (&host(server)).into());
+    request.fields.insert(header::CONNECTION, Value::from_static("close"));
     let mut outgoing = client::Outgoing::new(request, Onlookers::default());
     let lease = Lease::new(inner.clone(), index);
     match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
-        Ok(client::Answered(response)) => response.status().is_success(),
+        Ok(client::Answered(response)) => response.status.is_success(),
         Err(_) => false,
     }
 }

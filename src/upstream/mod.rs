@@ -37,10 +37,10 @@ use self::{
     pool::Pool,
 };
 use crate::{
-    body::{Request, Response},
     config::plan,
     conn::{Onlookers, Phases},
     error::{Kind, ProxyError},
+    message::{Request, Response},
 };
 
 /// Pauses between dials that are refused: short at first, since a restart often takes less than a blink.

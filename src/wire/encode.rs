@@ -1,41 +1,43 @@
 //! Writing heads and chunk sizes.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
+
+use crate::message::{Fields, Value};
 
 /// Appends a request head, the empty line included. `target` goes out byte for byte.
-pub fn request_head(out: &mut Vec<u8>, method: &Method, target: &[u8], headers: &HeaderMap) {
+pub fn request_head(out: &mut Vec<u8>, method: &Method, target: &[u8], fields: &Fields) {
     out.extend_from_slice(method.as_str().as_bytes());
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    fields(out, headers);
+    lines(out, fields);
 }
 
 /// Appends a response head, the empty line included.
-pub fn response_head(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+pub fn response_head(out: &mut Vec<u8>, status: StatusCode, fields: &Fields) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(status.as_str().as_bytes());
     out.push(b' ');
     out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
     out.extend_from_slice(b"\r\n");
-    fields(out, headers);
+    lines(out, fields);
 }
 
-/// Appends one more field to a head that has been written with its empty line: cheaper than to put it into the map first.
-pub fn last_field(head: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+/// Appends one more field to a head that has been written with its empty line: cheaper than to put it among them first.
+pub fn last_field(head: &mut Vec<u8>, name: &HeaderName, value: Value<'_>) {
     head.truncate(head.len() - b"\r\n".len());
     field(head, name, value);
     head.extend_from_slice(b"\r\n");
 }
 
-fn fields(out: &mut Vec<u8>, headers: &HeaderMap) {
-    for (name, value) in headers {
+fn lines(out: &mut Vec<u8>, fields: &Fields) {
+    for (name, value) in fields.iter() {
         field(out, name, value);
     }
     out.extend_from_slice(b"\r\n");
 }
 
-fn field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+fn field(out: &mut Vec<u8>, name: &HeaderName, value: Value<'_>) {
     out.extend_from_slice(name.as_str().as_bytes());
     out.extend_from_slice(b": ");
     out.extend_from_slice(value.as_bytes());
@@ -54,7 +56,7 @@ pub fn chunk_head(out: &mut Vec<u8>, len: usize) {
 pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"0\r\n");
     match trailers {
-        Some(trailers) => fields(out, &super::fields::permitted_trailers(trailers)),
+        Some(trailers) => lines(out, &super::fields::permitted_trailers(trailers)),
         None => out.extend_from_slice(b"\r\n"),
     }
 }

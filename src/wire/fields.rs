@@ -1,8 +1,10 @@
 //! Fields that say something about one connection or one message only, wherever they turn up.
 
+use std::cmp::Ordering;
+
 use http::{HeaderMap, HeaderName, header};
 
-use crate::conn::speaks_of_client;
+use crate::{conn::speaks_of_client, message::Fields};
 
 /// Fields that no `Connection` can take away, since framing and routing rest on them.
 static KEPT: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
@@ -43,39 +45,29 @@ pub fn is_of_one_hop(name: &HeaderName) -> bool {
 }
 
 /// Takes away what is for one hop: the usual fields, and those that `Connection` names.
-pub fn strip_hop(headers: &mut HeaderMap) {
-    let named = tokens(headers, &header::CONNECTION)
+pub fn strip_hop(fields: &mut Fields) {
+    // In order, so that a `Connection` of thousands of words costs no more than it weighs.
+    let mut named: Vec<HeaderName> = fields
+        .items(header::CONNECTION)
         .filter_map(|token| HeaderName::from_bytes(token).ok())
-        .filter(|name| !KEPT.contains(name));
-    let usual = headers.keys().filter(|name| is_of_one_hop(name)).cloned();
-    let found: Vec<HeaderName> = named.chain(usual).collect();
-    for name in &found {
-        headers.remove(name);
-    }
+        .filter(|name| !KEPT.contains(name))
+        .collect();
+    named.sort_unstable_by(by_text);
+    fields.retain(|name, _| !is_of_one_hop(name) && named.binary_search_by(|other| by_text(other, name)).is_err());
 }
 
-/// The comma-separated words of all fields of a name.
-pub fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    headers.get_all(name).into_iter().flat_map(|field| field.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii)
+fn by_text(a: &HeaderName, b: &HeaderName) -> Ordering {
+    a.as_str().cmp(b.as_str())
 }
 
 /// What may follow a body. Some services add trailers to the fields of the head, so what a client may not say there it
 /// may not say here; and HTTP/2 knows no fields of one hop.
 #[must_use]
-pub fn permitted_trailers(trailers: &HeaderMap) -> HeaderMap {
-    let mut trailers = trailers.clone();
+pub fn permitted_trailers(trailers: &HeaderMap) -> Fields {
+    let mut trailers = Fields::from(trailers);
     strip_hop(&mut trailers);
-    for name in &TOO_LATE {
-        trailers.remove(name);
-    }
-    let refused: Vec<HeaderName> = trailers
-        .keys()
-        .filter(|name| speaks_of_client(name.as_str()) || name.as_str().contains('_'))
-        .cloned()
-        .collect();
-    for name in refused {
-        trailers.remove(name);
-    }
+    trailers
+        .retain(|name, _| !TOO_LATE.contains(name) && !speaks_of_client(name.as_str()) && !name.as_str().contains('_'));
     trailers
 }
 
@@ -106,6 +98,6 @@ mod tests {
             trailers.insert(name, HeaderValue::from_static("x-hop"));
         }
         let permitted = permitted_trailers(&trailers);
-        assert_eq!(permitted.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
+        assert_eq!(permitted.names().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
     }
 }

@@ -3,17 +3,13 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
+use http::{Method, StatusCode, Uri, Version, header};
 
 use super::{Framing, WireError, names};
+use crate::message::{Fields, Value};
 
 /// Most fields that any configuration can allow; a head is parsed into an array of this size on the stack.
 const MAX_FIELDS: usize = 512;
-
-/// Fields that the road adds to a request (who the client is) and to an answer (`Date`, and one more). A map of up to six
-/// fits the allocator's fast bins; the next size does not.
-const FORWARDED: usize = 4;
-const ANSWERED: usize = 2;
 
 /// What a head may weigh.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +41,7 @@ pub struct RequestHead {
     /// HTTP/1.0 or HTTP/1.1.
     pub version: Version,
     /// The fields as they were sent, less `Transfer-Encoding`; equal `Content-Length` fields are one.
-    pub headers: HeaderMap,
+    pub fields: Fields,
     /// How the body is framed.
     pub framing: Framing,
     /// Whether the client lets the connection be used again (RFC 9112 section 9.3).
@@ -61,7 +57,7 @@ pub struct ResponseHead {
     /// The status, 100 to 999.
     pub status: StatusCode,
     /// The fields as they were sent, less `Transfer-Encoding`.
-    pub headers: HeaderMap,
+    pub fields: Fields,
     /// How the body is framed.
     pub framing: Framing,
     /// Whether the connection may be used again once the body has been read.
@@ -100,9 +96,9 @@ pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, W
     if head.len() - line > limits.bytes {
         return Err(WireError::HeadTooLarge);
     }
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut room = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
-    match parsed.parse_with_uninit_headers(head, &mut fields[..limits.fields.min(MAX_FIELDS)]) {
+    match parsed.parse_with_uninit_headers(head, &mut room[..limits.fields.min(MAX_FIELDS)]) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(WireError::Malformed("the head is not whole")),
         Err(error) => return Err(malformed(error)),
@@ -116,11 +112,11 @@ pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, W
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| WireError::Malformed("the method is no token"))?;
     let target = parse_target(head, target)?;
     let old = parsed.version == Some(0);
-    let (mut headers, seen) = collect(head, parsed.headers, Underscores::Drop, FORWARDED)?;
-    let framing = if seen.framing { request_framing(&mut headers, old)? } else { Framing::None };
-    let keep_alive = if seen.connection { keep_alive(&headers, old) } else { !old };
+    let (mut fields, seen) = collect(parsed.headers, Underscores::Drop)?;
+    let framing = if seen.framing { request_framing(&mut fields, old)? } else { Framing::None };
+    let keep_alive = if seen.connection { keep_alive(&fields, old) } else { !old };
     let version = if old { Version::HTTP_10 } else { Version::HTTP_11 };
-    Ok(RequestHead { method, target, version, headers, framing, keep_alive, dropped: seen.dropped })
+    Ok(RequestHead { method, target, version, fields, framing, keep_alive, dropped: seen.dropped })
 }
 
 /// Parses the head of the answer to a request with this method.
@@ -128,10 +124,10 @@ pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, W
 /// # Errors
 /// The grammar is broken, or two readings are possible.
 pub fn parse_response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Result<ResponseHead, WireError> {
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut room = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let room = &mut fields[..limits.fields.min(MAX_FIELDS)];
+    let room = &mut room[..limits.fields.min(MAX_FIELDS)];
     match config.parse_response_with_uninit_headers(&mut parsed, head, room) {
         Ok(httparse::Status::Complete(len)) if len == head.len() => {}
         Ok(_) => return Err(WireError::Malformed("the head is not whole")),
@@ -140,11 +136,11 @@ pub fn parse_response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Resu
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let Some(status) = status else { return Err(WireError::Malformed("the status is no status")) };
     let old = parsed.version == Some(0);
-    let (mut headers, seen) = collect(head, parsed.headers, Underscores::Pass, ANSWERED)?;
-    let framing = response_framing(&mut headers, status, asked, old)?;
-    let keep_alive = if seen.connection { keep_alive(&headers, old) } else { !old };
+    let (mut fields, seen) = collect(parsed.headers, Underscores::Pass)?;
+    let framing = response_framing(&mut fields, status, asked, old)?;
+    let keep_alive = if seen.connection { keep_alive(&fields, old) } else { !old };
     let keep_alive = keep_alive && framing != Framing::UntilClose;
-    Ok(ResponseHead { status, headers, framing, keep_alive })
+    Ok(ResponseHead { status, fields, framing, keep_alive })
 }
 
 fn malformed(error: httparse::Error) -> WireError {
@@ -185,33 +181,27 @@ struct Seen {
     connection: bool,
 }
 
-/// Copies the fields into a map whose values share the bytes of the head.
-fn collect(
-    head: &Bytes,
-    fields: &[httparse::Header<'_>],
-    underscores: Underscores,
-    more: usize,
-) -> Result<(HeaderMap, Seen), WireError> {
-    let mut map = HeaderMap::with_capacity(fields.len() + more);
+/// Copies the fields.
+fn collect(parsed: &[httparse::Header<'_>], underscores: Underscores) -> Result<(Fields, Seen), WireError> {
+    let mut fields = Fields::new();
     let mut seen = Seen::default();
-    for field in fields {
+    for field in parsed {
         if underscores == Underscores::Drop && field.name.contains('_') {
             seen.dropped += 1;
             continue;
         }
         let name = names::name(field.name.as_bytes()).map_err(|_| WireError::Malformed("a field name is malformed"))?;
-        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
-            .map_err(|_| WireError::Malformed("a field value is malformed"))?;
+        let value = Value::new(field.value).map_err(|_| WireError::Malformed("a field value is malformed"))?;
         seen.framing |= name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
         seen.connection |= name == header::CONNECTION;
-        map.append(name, value);
+        fields.append(name, value);
     }
-    Ok((map, seen))
+    Ok((fields, seen))
 }
 
-fn request_framing(headers: &mut HeaderMap, old: bool) -> Result<Framing, WireError> {
-    let length = content_length(headers)?;
-    match (transfer_encoding(headers)?, length) {
+fn request_framing(fields: &mut Fields, old: bool) -> Result<Framing, WireError> {
+    let length = content_length(fields)?;
+    match (transfer_encoding(fields)?, length) {
         (true, _) if old => Err(WireError::Malformed("Transfer-Encoding in HTTP/1.0")),
         (true, Some(_)) => Err(WireError::Malformed("Content-Length beside Transfer-Encoding")),
         (true, None) => Ok(Framing::Chunked),
@@ -220,14 +210,9 @@ fn request_framing(headers: &mut HeaderMap, old: bool) -> Result<Framing, WireEr
     }
 }
 
-fn response_framing(
-    headers: &mut HeaderMap,
-    status: StatusCode,
-    asked: &Method,
-    old: bool,
-) -> Result<Framing, WireError> {
-    let length = content_length(headers)?;
-    let chunked = transfer_encoding(headers)?;
+fn response_framing(fields: &mut Fields, status: StatusCode, asked: &Method, old: bool) -> Result<Framing, WireError> {
+    let length = content_length(fields)?;
+    let chunked = transfer_encoding(fields)?;
     if chunked && (old || length.is_some()) {
         return Err(WireError::Malformed("the framing of the response can be read in two ways"));
     }
@@ -244,15 +229,15 @@ fn response_framing(
 }
 
 /// The length, if it is said once, or several times alike. Lists, signs and spaces are refused (RFC 9110 section 8.6).
-pub(super) fn content_length(headers: &mut HeaderMap) -> Result<Option<u64>, WireError> {
-    let mut fields = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(first) = fields.next() else { return Ok(None) };
+pub(super) fn content_length(fields: &mut Fields) -> Result<Option<u64>, WireError> {
+    let mut said = fields.get_all(header::CONTENT_LENGTH);
+    let Some(first) = said.next() else { return Ok(None) };
     let digits = first.as_bytes();
     if digits.is_empty() || digits.len() > 18 || !digits.iter().all(u8::is_ascii_digit) {
         return Err(WireError::Malformed("Content-Length is not a number"));
     }
     let mut repeated = false;
-    for other in fields {
+    for other in said {
         if other != first {
             return Err(WireError::Malformed("Content-Length is said twice, differently"));
         }
@@ -260,29 +245,25 @@ pub(super) fn content_length(headers: &mut HeaderMap) -> Result<Option<u64>, Wir
     }
     let length = digits.iter().fold(0, |n, d| n * 10 + u64::from(d - b'0'));
     if repeated {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        fields.insert_number(header::CONTENT_LENGTH, length);
     }
     Ok(Some(length))
 }
 
 /// Whether the body is chunked; the field is taken away, since framing is ours to say again on the next hop. Any coding
 /// but a single `chunked` is refused.
-fn transfer_encoding(headers: &mut HeaderMap) -> Result<bool, WireError> {
-    let mut fields = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let Some(coding) = fields.next() else { return Ok(false) };
-    if fields.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+fn transfer_encoding(fields: &mut Fields) -> Result<bool, WireError> {
+    let Some(coding) = fields.get(header::TRANSFER_ENCODING) else { return Ok(false) };
+    let is_repeated = fields.get_all(header::TRANSFER_ENCODING).nth(1).is_some();
+    if is_repeated || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
         return Err(WireError::Malformed("the only transfer coding is chunked, once"));
     }
-    headers.remove(header::TRANSFER_ENCODING);
+    fields.remove(header::TRANSFER_ENCODING);
     Ok(true)
 }
 
-fn keep_alive(headers: &HeaderMap, old: bool) -> bool {
-    let says = |word: &str| {
-        headers.get_all(header::CONNECTION).iter().any(|field| {
-            field.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
-        })
-    };
+fn keep_alive(fields: &Fields, old: bool) -> bool {
+    let says = |word: &str| fields.items(header::CONNECTION).any(|token| token.eq_ignore_ascii_case(word.as_bytes()));
     if old { says("keep-alive") && !says("close") } else { !says("close") }
 }
 
@@ -381,7 +362,7 @@ mod tests {
     #[test]
     fn names_with_an_underscore_are_dropped() {
         let head = request("GET / HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: 1.2.3.4\r\nA-B: c\r\n\r\n").unwrap();
-        assert_eq!((head.dropped, head.headers.len()), (1, 2));
+        assert_eq!((head.dropped, head.fields.len()), (1, 2));
     }
 
     #[test]
@@ -470,15 +451,15 @@ mod tests {
         fn what_is_accepted_is_read_the_same_way_when_it_is_written_again(bytes in nearly_a_request()) {
             let Ok(head) = request_bytes(&bytes) else { return Ok(()) };
             let mut again = Vec::new();
-            let mut headers = head.headers.clone();
+            let mut fields = head.fields.clone();
             if head.framing == Framing::Chunked {
-                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+                fields.insert(header::TRANSFER_ENCODING, Value::from_static("chunked"));
             }
-            crate::wire::request_head(&mut again, &head.method, head.target.to_string().as_bytes(), &headers);
+            crate::wire::request_head(&mut again, &head.method, head.target.to_string().as_bytes(), &fields);
             let second = request_bytes(&again).unwrap();
             prop_assert_eq!(second.framing, head.framing);
             prop_assert_eq!(second.target, head.target);
-            prop_assert_eq!(second.headers, head.headers);
+            prop_assert_eq!(&second.fields, &head.fields);
             prop_assert!(!again.windows(2).any(|pair| pair[1] == b'\n' && pair[0] != b'\r'));
         }
 

@@ -11,12 +11,13 @@ use std::{
 
 use bytes::Bytes;
 use divan::{Bencher, counter::BytesCount};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http::{Method, StatusCode, Version, header};
 use vestibule::{
     cert::schedule::{self, Facts},
     config::plan::Encoding,
     conn::ConnInfo,
     layer::{compress, forwarded::Client, hop},
+    message::{Fields, Value},
     route::Router,
     wire::{self, HeadLimits},
 };
@@ -55,8 +56,8 @@ fn head_of_an_answer(bencher: Bencher<'_, '_>) {
     bencher.counter(BytesCount::of_slice(RESPONSE)).bench(|| wire::parse_response(&head, &Method::GET, &LIMITS));
 }
 
-fn fields() -> HeaderMap {
-    wire::parse_request(&Bytes::from_static(REQUEST), &LIMITS).map(|head| head.headers).unwrap_or_default()
+fn fields() -> Fields {
+    wire::parse_request(&Bytes::from_static(REQUEST), &LIMITS).map(|head| head.fields).unwrap_or_default()
 }
 
 /// The fields of one hop, off a request and off an answer.
@@ -97,8 +98,8 @@ fn router(bencher: Bencher<'_, '_>) {
 /// `Accept-Encoding` of a browser.
 #[divan::bench]
 fn negotiation(bencher: Bencher<'_, '_>) {
-    let mut fields = HeaderMap::new();
-    fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate, br;q=0.9, zstd"));
+    let mut fields = Fields::new();
+    fields.insert(header::ACCEPT_ENCODING, Value::from_static("gzip, deflate, br;q=0.9, zstd"));
     let offered = [Encoding::Zstd, Encoding::Brotli, Encoding::Gzip];
     bencher.bench(|| compress::negotiate(black_box(&fields), &offered));
 }

@@ -8,23 +8,23 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::Future;
-use http::{HeaderValue, Method, header};
+use http::{Method, header};
 use http_body_util::BodyExt as _;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 
 use crate::{
-    body::{Body, Request},
     cert::{lock, schedule::LONGEST_WAIT},
     clock::Clock,
     conn::Fetch,
     error::chain,
+    message::{Body, Fields, Response, Value},
 };
 
 /// An answer of a CA longer than this is none.
 const MAX_ANSWER: usize = 1 << 20;
 
 /// When renewal information is asked for again where the CA does not say, in seconds (RFC 9773 section 4.3.2).
-const ASK_AGAIN: HeaderValue = HeaderValue::from_static("21600");
+const ASK_AGAIN: Value<'static> = Value::from_static("21600");
 
 /// What the last answer of the CA said beside its body.
 #[derive(Clone, Default)]
@@ -78,21 +78,24 @@ impl HttpClient for Client {
             let (parts, body) = request.into_parts();
             let is_get = parts.method == Method::GET;
             let body = body.collect().await.map_err(|error| Error::Other(error.into()))?.to_bytes();
-            let request = Request::from_parts(parts, Body::full(body));
+            let request = http::Request::from_parts(parts, Body::full(body)).into();
             let response = fetch(request).await.map_err(|error| Error::Other(Box::new(Unreachable(error))))?;
-            let (mut parts, body) = response.into_parts();
-            let (status, retry_after) = (Some(parts.status.as_u16()), retry_after(&parts.headers));
-            *lock(&seen.0) = Last { status, retry_after, problem: None };
+            let Response { status, mut fields, body, .. } = response;
+            let (code, retry_after) = (Some(status.as_u16()), retry_after(&fields));
+            *lock(&seen.0) = Last { status: code, retry_after, problem: None };
             // The library takes renewal information without it for none at all.
             if is_get {
-                parts.headers.entry(header::RETRY_AFTER).or_insert(ASK_AGAIN);
+                fields.insert_if_absent(header::RETRY_AFTER, ASK_AGAIN);
             }
             let limited = http_body_util::Limited::new(body, MAX_ANSWER);
             let bytes = limited.collect().await.map_err(Error::Other)?.to_bytes();
-            if parts.status.is_client_error() || parts.status.is_server_error() {
+            if status.is_client_error() || status.is_server_error() {
                 lock(&seen.0).problem = problem(&bytes);
             }
-            Ok(BytesResponse::from(http::Response::from_parts(parts, http_body_util::Full::new(bytes))))
+            let mut answer = http::Response::new(http_body_util::Full::new(bytes));
+            *answer.status_mut() = status;
+            *answer.headers_mut() = (&fields).into();
+            Ok(BytesResponse::from(answer))
         })
     }
 }
@@ -106,8 +109,8 @@ fn problem(body: &[u8]) -> Option<String> {
 }
 
 /// Seconds, or a date.
-fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+fn retry_after(fields: &Fields) -> Option<Duration> {
+    let value = fields.get(header::RETRY_AFTER)?.to_str()?;
     let date = || httpdate::parse_http_date(value).ok()?.duration_since(Clock::system().now()).ok();
     value.parse().ok().map(Duration::from_secs).or_else(date).map(|wait| wait.min(LONGEST_WAIT))
 }

@@ -4,15 +4,15 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::super::{Failure, say};
 use crate::{
-    body::{Body, Request, Response},
-    conn::{Fetch, Takeover},
+    conn::Fetch,
+    message::{Body, Fields, Request, Response, Value},
     upstream::{self, Env, Roots},
 };
 
@@ -74,10 +74,10 @@ impl Client {
         body: &'static str,
     ) -> anyhow::Result<Response> {
         let mut request = Request::new(Body::full(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = url.parse()?;
+        request.method = method;
+        request.uri = url.parse()?;
         for (name, value) in fields {
-            request.headers_mut().insert(name, HeaderValue::from_static(value));
+            request.fields.insert(name.clone(), Value::from_static(value));
         }
         (self.fetch)(request).await.map_err(|error| match error.source {
             Some(source) => anyhow::anyhow!(source).context(error.kind),
@@ -85,7 +85,7 @@ impl Client {
         })
     }
 
-    async fn get(&self, host: &str, path: &str) -> anyhow::Result<(StatusCode, HeaderMap, Bytes)> {
+    async fn get(&self, host: &str, path: &str) -> anyhow::Result<(StatusCode, Fields, Bytes)> {
         let response = self.ask(Method::GET, format!("https://{host}:{}{path}", self.secure), &[], "").await?;
         whole(response).await
     }
@@ -109,7 +109,7 @@ impl Client {
     async fn redirect(&self) -> anyhow::Result<String> {
         let url = format!("http://matrix.localhost:{}/a%2Fb?c", self.plain);
         let (status, headers, _) = whole(self.ask(Method::GET, url, &[], "").await?).await?;
-        let location = headers.get(header::LOCATION).context("no location")?.to_str()?.to_owned();
+        let location = headers.get(header::LOCATION).and_then(Value::to_str).context("no location")?.to_owned();
         ensure!(
             status == 308 && location == format!("https://matrix.localhost:{}/a%2Fb?c", self.secure),
             "{status} {location}"
@@ -134,7 +134,7 @@ impl Client {
         let url = format!("https://example.localhost:{}/.well-known/matrix/client", self.secure);
         let fields = [(header::ACCEPT_ENCODING, "gzip, br, zstd")];
         let (_, headers, body) = whole(self.ask(Method::GET, url, &fields, "").await?).await?;
-        let coding = headers.get(header::CONTENT_ENCODING).context("no content-encoding")?.to_str()?;
+        let coding = headers.get(header::CONTENT_ENCODING).and_then(Value::to_str).context("no content-encoding")?;
         Ok(format!("{coding}, {} bytes", body.len()))
     }
 
@@ -142,7 +142,7 @@ impl Client {
         let url = format!("https://matrix.localhost:{}/_matrix/client/v3/login", self.secure);
         let fields = [(header::ORIGIN, "https://app.example"), (header::ACCESS_CONTROL_REQUEST_METHOD, "POST")];
         let (status, headers, _) = whole(self.ask(Method::OPTIONS, url, &fields, "").await?).await?;
-        ensure!(status == 204 && headers.contains_key(header::ACCESS_CONTROL_ALLOW_HEADERS), "{status}");
+        ensure!(status == 204 && headers.contains(header::ACCESS_CONTROL_ALLOW_HEADERS), "{status}");
         Ok("204".to_owned())
     }
 
@@ -167,10 +167,10 @@ impl Client {
 
     async fn websocket(&self) -> anyhow::Result<String> {
         let response = self.upgrade("?access_token=demo").await?;
-        ensure!(response.status() == StatusCode::SWITCHING_PROTOCOLS, "{}", response.status());
-        let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).context("no accept key")?;
+        ensure!(response.status == StatusCode::SWITCHING_PROTOCOLS, "{}", response.status);
+        let accept = response.fields.get(header::SEC_WEBSOCKET_ACCEPT).context("no accept key")?;
         ensure!(accept == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "wrong accept key (RFC 6455 section 1.3)");
-        let takeover = response.extensions().get::<Takeover>().context("no stream")?.clone();
+        let takeover = response.takeover.context("no stream")?;
         let (mut near, far) = tokio::io::duplex(4096);
         let tunnel = takeover.run(Box::new(far), Bytes::new());
         let talk = async {
@@ -204,13 +204,13 @@ impl Client {
     }
 }
 
-async fn whole(response: Response) -> anyhow::Result<(StatusCode, HeaderMap, Bytes)> {
-    let (parts, mut body) = response.into_parts();
+async fn whole(response: Response) -> anyhow::Result<(StatusCode, Fields, Bytes)> {
+    let Response { status, fields, mut body, .. } = response;
     let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
         if let Some(data) = frame?.data_ref() {
             bytes.extend_from_slice(data);
         }
     }
-    Ok((parts.status, parts.headers, bytes.freeze()))
+    Ok((status, fields, bytes.freeze()))
 }

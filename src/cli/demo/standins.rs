@@ -13,9 +13,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    body::{Body, Request, Response},
     conn::{BoxIo, ConnInfo, Interim, Takeover},
     error::ProxyError,
+    message::{Body, Request, Response, Value},
     serve,
 };
 
@@ -55,7 +55,7 @@ pub async fn start(
 
 impl serve::Handler for StandIn {
     fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: Option<Interim>) -> impl Future<Output = Response> + Send {
-        let path = request.uri().path();
+        let path = request.uri.path();
         let answer = match (self, path) {
             (Self::Synapse, "/health") => text(StatusCode::OK, "OK"),
             (Self::Synapse, "/_matrix/client/versions") => versions(),
@@ -66,7 +66,7 @@ impl serve::Handler for StandIn {
                 json(StatusCode::NOT_FOUND, &json!({ "errcode": "M_UNRECOGNIZED", "error": "Unrecognized request" }))
             }
             (Self::LkJwt, "/healthz") => Response::new(Body::empty()),
-            (Self::LkJwt, "/sfu/get" | "/get_token") if request.method() == Method::POST => {
+            (Self::LkJwt, "/sfu/get" | "/get_token") if request.method == Method::POST => {
                 json(StatusCode::OK, &json!({ "url": "wss://matrixrtc.localhost", "jwt": "a.token.of-the-demo" }))
             }
             (Self::LkJwt, "/sfu/get" | "/get_token") => text(StatusCode::METHOD_NOT_ALLOWED, ""),
@@ -87,7 +87,7 @@ fn versions() -> Response {
         json!({ "org.matrix.msc4140": true, "org.matrix.msc4143": true, "org.matrix.simplified_msc3575": true });
     let mut answer =
         json(StatusCode::OK, &json!({ "versions": ["v1.11", "v1.12", "v1.13"], "unstable_features": features }));
-    answer.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    answer.fields.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, Value::from_static("*"));
     answer
 }
 
@@ -101,24 +101,24 @@ fn text(status: StatusCode, text: &'static str) -> Response {
 
 fn with(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Body::full(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.status = status;
+    response.fields.insert(header::CONTENT_TYPE, Value::from_static(kind));
     response
 }
 
 /// As LiveKit has it: 401 to a handshake without a token, an open socket with one.
 fn echo(request: &Request) -> Response {
-    let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else { return text(StatusCode::NOT_FOUND, "") };
-    if !request.uri().query().is_some_and(|query| query.contains("access_token=")) {
+    let Some(key) = request.fields.get(header::SEC_WEBSOCKET_KEY) else { return text(StatusCode::NOT_FOUND, "") };
+    let accept = accept_key(key);
+    if !request.uri.query().is_some_and(|query| query.contains("access_token=")) {
         return text(StatusCode::UNAUTHORIZED, "no permissions to access the room");
     }
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept_key(key));
-    response.extensions_mut().insert(Takeover::new(|io, early| {
+    let mut response = Response::of(StatusCode::SWITCHING_PROTOCOLS);
+    let fields = &mut response.fields;
+    fields.insert(header::CONNECTION, Value::from_static("upgrade"));
+    fields.insert(header::UPGRADE, Value::from_static("websocket"));
+    fields.insert(header::SEC_WEBSOCKET_ACCEPT, (&accept).into());
+    response.takeover = Some(Takeover::new(|io, early| {
         Box::pin(async move {
             // The client may be gone at any point; there is nobody to tell.
             let _ = echo_frames(io, early).await;
@@ -128,7 +128,7 @@ fn echo(request: &Request) -> Response {
 }
 
 /// RFC 6455 section 4.2.2.
-pub fn accept_key(key: &HeaderValue) -> HeaderValue {
+pub fn accept_key(key: Value<'_>) -> HeaderValue {
     use base64::Engine as _;
     let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(key.as_bytes());

@@ -23,8 +23,8 @@ use tokio::{
 };
 
 use crate::{
-    body::{Body, BodyError},
     config::plan::Encoding,
+    message::{Body, BodyError},
 };
 
 /// zstd 1 is smaller and three times cheaper than any gzip on the JSON of a /sync (72 µs for 64 KiB, 13.9 KB).

@@ -1,8 +1,8 @@
 //! `Accept-Encoding` in its full grammar (RFC 9110 section 12.5.3): weights, the asterisk, several fields, any case.
 
-use http::{HeaderMap, header};
+use http::header;
 
-use crate::config::plan::Encoding;
+use crate::{config::plan::Encoding, message::Fields};
 
 /// A weight in thousandths.
 type Weight = u16;
@@ -10,22 +10,20 @@ type Weight = u16;
 /// The coding that the client likes best of those we offer, ours deciding on a tie; `None` is the body as it is. Never a
 /// 406: a client that refuses even that gets it all the same, since an error would help it less.
 #[must_use]
-pub fn negotiate(headers: &HeaderMap, offered: &[Encoding]) -> Option<Encoding> {
+pub fn negotiate(fields: &Fields, offered: &[Encoding]) -> Option<Encoding> {
     let (mut weights, mut any, mut identity) = ([None; 3], None, None);
-    for field in headers.get_all(header::ACCEPT_ENCODING) {
-        for item in field.as_bytes().split(|b| *b == b',') {
-            let Some((coding, weight)) = parse(item) else { continue };
-            let slot = match coding.to_ascii_lowercase().as_slice() {
-                b"zstd" => &mut weights[0],
-                b"br" => &mut weights[1],
-                b"gzip" | b"x-gzip" => &mut weights[2],
-                b"identity" => &mut identity,
-                b"*" => &mut any,
-                _ => continue,
-            };
-            // Said twice, the first counts.
-            slot.get_or_insert(weight);
-        }
+    for item in fields.items(header::ACCEPT_ENCODING) {
+        let Some((coding, weight)) = parse(item) else { continue };
+        let slot = match coding.to_ascii_lowercase().as_slice() {
+            b"zstd" => &mut weights[0],
+            b"br" => &mut weights[1],
+            b"gzip" | b"x-gzip" => &mut weights[2],
+            b"identity" => &mut identity,
+            b"*" => &mut any,
+            _ => continue,
+        };
+        // Said twice, the first counts.
+        slot.get_or_insert(weight);
     }
     let weight = |encoding: Encoding| {
         let own = match encoding {
@@ -81,9 +79,8 @@ fn thousandths(value: &[u8]) -> Option<Weight> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
+    use crate::message::Value;
 
     const OURS: [Encoding; 3] = [Encoding::Zstd, Encoding::Brotli, Encoding::Gzip];
     const Z: Option<&str> = Some("zstd");
@@ -92,9 +89,9 @@ mod tests {
     const N: Option<&str> = None;
 
     fn chosen(fields: &[&str]) -> Option<&'static str> {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for field in fields {
-            headers.append(header::ACCEPT_ENCODING, HeaderValue::from_str(field).unwrap());
+            headers.append(header::ACCEPT_ENCODING, Value::new(field.as_bytes()).unwrap());
         }
         negotiate(&headers, &OURS).map(Encoding::as_str)
     }
@@ -184,7 +181,7 @@ mod tests {
 
     #[test]
     fn only_what_is_offered_is_chosen() {
-        let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static("zstd, gzip;q=0.1"))]);
+        let headers = Fields::from_iter([(header::ACCEPT_ENCODING, Value::from_static("zstd, gzip;q=0.1"))]);
         assert_eq!(negotiate(&headers, &[Encoding::Gzip]), Some(Encoding::Gzip));
         assert_eq!(negotiate(&headers, &[]), None);
     }

@@ -11,9 +11,9 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::stream::{ReadError, Shared};
 use crate::{
-    body::BodyError,
     clock::Patience,
     conn::Io,
+    message::BodyError,
     wire::{Framing, Piece},
 };
 

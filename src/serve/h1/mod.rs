@@ -28,10 +28,10 @@ use self::{
 };
 use super::{Handler, Settings, normalize};
 use crate::{
-    body::{Body, Request, Response},
     clock::Patience,
     conn::{ConnInfo, Interim, Io, Takeover},
     error::{Kind, ProxyError},
+    message::{Body, Request, Response},
     wire::{self, Framing, RequestHead, WireError},
 };
 
@@ -196,7 +196,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
                 .await
             };
             match answered {
-                Some(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Some(response) if response.status == StatusCode::SWITCHING_PROTOCOLS => {
                     Box::pin(self.upgrade(response)).await
                 }
                 Some(response) => {
@@ -229,12 +229,8 @@ impl<IO: Io, H: Handler> Server<IO, H> {
             Framing::None | Framing::Length(0) => Body::empty(),
             _ => Body::stream(Incoming::new(self.stream.clone(), head.framing, self.settings.body_stall)),
         };
-        let mut request = Request::new(body);
-        *request.method_mut() = head.method;
-        *request.uri_mut() = head.target;
-        *request.version_mut() = head.version;
-        *request.headers_mut() = head.headers;
-        request
+        let RequestHead { method, target: uri, version, fields, .. } = head;
+        Request { method, uri, version, fields, body }
     }
 
     /// Begins to write the answer; and whether the connection is to be closed after it.
@@ -248,7 +244,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         let answer = Answer::new(&mut response, asked, close, &self.settings);
         let leftover = self.interim.take();
         let close = close || answer.ends_by_close();
-        (answer.write(leftover, response.into_body(), &self.stream, &self.settings), close)
+        (answer.write(leftover, response.body, &self.stream, &self.settings), close)
     }
 
     /// What comes after an answer that has been written.
@@ -263,12 +259,12 @@ impl<IO: Io, H: Handler> Server<IO, H> {
     }
 
     async fn upgrade(&self, mut response: Response) -> Next<IO> {
-        let Some(takeover) = response.extensions_mut().remove::<Takeover>() else {
+        let Some(takeover) = response.takeover.take() else {
             let error = ProxyError::from(Kind::BadResponse);
             return self.refuse(error, None).await;
         };
         let mut out = self.interim.take();
-        wire::response_head(&mut out, response.status(), response.headers());
+        wire::response_head(&mut out, response.status, &response.fields);
         if write::all(&self.stream, &out, self.settings.body_stall).await.is_err() {
             return Next::Close;
         }
@@ -283,7 +279,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         let mut response = self.handler.refuse(error, target.as_deref(), &self.conn);
         let asked = Asked::nothing();
         let answer = Answer::new(&mut response, &asked, true, &self.settings);
-        let written = answer.write(Vec::new(), response.into_body(), &self.stream, &self.settings).await;
+        let written = answer.write(Vec::new(), response.body, &self.stream, &self.settings).await;
         if written.is_ok() {
             self.stream.linger().await;
         }
@@ -302,18 +298,13 @@ pub struct Asked {
 
 impl Asked {
     fn of(head: &RequestHead) -> Self {
-        let has = |name, token: &[u8]| {
-            let fields = head.headers.get_all(name).iter();
-            fields
-                .flat_map(|field| field.as_bytes().split(|b| *b == b','))
-                .any(|t| t.trim_ascii().eq_ignore_ascii_case(token))
-        };
+        let expects = |word: &[u8]| head.fields.items(header::EXPECT).any(|other| other.eq_ignore_ascii_case(word));
         let new = head.version == Version::HTTP_11;
         Self {
             version: head.version,
             head: head.method == Method::HEAD,
             keep_alive: head.keep_alive,
-            expects_continue: new && has(header::EXPECT, b"100-continue"),
+            expects_continue: new && expects(b"100-continue"),
             takes_trailers: new,
         }
     }

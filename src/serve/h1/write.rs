@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame};
 
 use super::{
@@ -18,10 +18,10 @@ use super::{
     stream::{Shared, Stream},
 };
 use crate::{
-    body::{Body, BodyError, Response},
     clock::Patience,
     conn::{InterimSink, Io},
-    serve::{Settings, date},
+    message::{Body, BodyError, Fields, Response, Value},
+    serve::{Date, Settings},
     wire::{self, Framing},
 };
 
@@ -40,22 +40,22 @@ impl Answer {
     /// Settles the framing of a response and writes its head down.
     pub fn new(response: &mut Response, asked: &Asked, close: bool, settings: &Settings) -> Self {
         let framing = frame(response, asked);
-        let status = response.status();
-        let headers = response.headers_mut();
+        let status = response.status;
+        let fields = &mut response.fields;
         if framing == Framing::Chunked {
-            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            fields.insert(header::TRANSFER_ENCODING, Value::from_static("chunked"));
         }
         if close || framing == Framing::UntilClose {
-            let upgrade = headers.contains_key(header::UPGRADE);
-            let close = HeaderValue::from_static(if upgrade { "upgrade, close" } else { "close" });
-            headers.insert(header::CONNECTION, close);
+            let upgrade = fields.contains(header::UPGRADE);
+            let close = Value::from_static(if upgrade { "upgrade, close" } else { "close" });
+            fields.insert(header::CONNECTION, close);
         } else if asked.version == Version::HTTP_10 {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+            fields.insert(header::CONNECTION, Value::from_static("keep-alive"));
         }
         let mut head = Vec::with_capacity(512);
-        wire::response_head(&mut head, status, headers);
-        if !headers.contains_key(header::DATE) {
-            wire::last_field(&mut head, &header::DATE, &date(settings.clock.now()));
+        wire::response_head(&mut head, status, fields);
+        if !fields.contains(header::DATE) {
+            wire::last_field(&mut head, &header::DATE, Date::of(settings.clock.now()).value());
         }
         Self { head, framing, trailers: asked.takes_trailers }
     }
@@ -217,25 +217,25 @@ fn ready_now<T>(poll: Poll<T>) -> Option<T> {
 
 /// RFC 9112 section 6, from the side of the sender.
 fn frame(response: &mut Response, asked: &Asked) -> Framing {
-    let status = response.status();
-    let exact = response.body().size_hint().exact();
-    let headers = response.headers_mut();
-    headers.remove(header::TRANSFER_ENCODING);
+    let status = response.status;
+    let exact = response.body.size_hint().exact();
+    let fields = &mut response.fields;
+    fields.remove(header::TRANSFER_ENCODING);
     if status.is_informational() || status == StatusCode::NO_CONTENT {
-        headers.remove(header::CONTENT_LENGTH);
+        fields.remove(header::CONTENT_LENGTH);
         return Framing::None;
     }
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let announced = fields.get(header::CONTENT_LENGTH).and_then(|value| value.to_str()?.parse().ok());
     if asked.head || status == StatusCode::NOT_MODIFIED {
         if let (true, None, Some(n @ 1..)) = (asked.head, announced, exact) {
-            headers.insert(header::CONTENT_LENGTH, n.into());
+            fields.insert_number(header::CONTENT_LENGTH, n);
         }
         return Framing::None;
     }
     match (announced, exact) {
         (Some(n), _) => Framing::Length(n),
         (None, Some(n)) => {
-            headers.insert(header::CONTENT_LENGTH, n.into());
+            fields.insert_number(header::CONTENT_LENGTH, n);
             Framing::Length(n)
         }
         (None, None) if asked.version == Version::HTTP_11 => Framing::Chunked,
@@ -276,10 +276,10 @@ impl InterimQueue {
 }
 
 impl InterimSink for InterimQueue {
-    fn push(&self, status: StatusCode, headers: &HeaderMap) {
+    fn push(&self, status: StatusCode, fields: &Fields) {
         let mut queue = self.queue();
         if queue.len() < MAX_INTERIM {
-            wire::response_head(&mut queue, status, headers);
+            wire::response_head(&mut queue, status, fields);
         }
     }
 }

@@ -7,11 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::header;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::streams::{Piece, Receiver};
-use crate::{body::BodyError, clock::Patience};
+use crate::{
+    clock::Patience,
+    message::{BodyError, Fields},
+};
 
 /// A request body that is still arriving.
 pub struct Upload {
@@ -23,8 +26,8 @@ pub struct Upload {
 
 impl Upload {
     /// The body of the request with these fields.
-    pub fn new(arriving: Receiver, headers: &HeaderMap, stall: Option<Duration>) -> Self {
-        let left = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    pub fn new(arriving: Receiver, fields: &Fields, stall: Option<Duration>) -> Self {
+        let left = fields.get(header::CONTENT_LENGTH).and_then(|length| length.to_str()?.parse().ok());
         Self { arriving, left, stall: Patience::new(stall) }
     }
 }

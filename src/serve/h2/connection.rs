@@ -388,7 +388,7 @@ impl Frames {
             Some(true) if !ended || head.malformed.is_some() || head.too_large || head.has_pseudo_fields() => {
                 Err(Fault::Stream(id, Reason::PROTOCOL_ERROR))
             }
-            Some(true) => state.trails(id, head.headers),
+            Some(true) => state.trails(id, head.fields),
             Some(false) => Err(Fault::Stream(id, Reason::STREAM_CLOSED)),
             None if state.was_reset_by_us(id) => Ok(()),
             None => broken(Reason::STREAM_CLOSED),

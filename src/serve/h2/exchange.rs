@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, uri::PathAndQuery};
+use http::{Method, StatusCode, Version, header, uri::PathAndQuery};
 use http_body::Body as _;
 use tokio_util::task::TaskTracker;
 
@@ -21,10 +21,10 @@ use super::{
     watch::{OpenStream, Streams},
 };
 use crate::{
-    body::{Body, Request, Response},
-    conn::{ConnInfo, ExtendedConnect, InterimSink, Takeover},
+    conn::{ConnInfo, InterimSink},
     error::Kind,
-    serve::{Handler, Settings, date, normalize},
+    message::{Body, Fields, Request, Response},
+    serve::{Date, Handler, Settings, normalize},
     wire::{self, h2::Reason},
 };
 
@@ -42,8 +42,8 @@ pub struct Exchange<H> {
 type Refused = (Kind, Option<PathAndQuery>);
 
 impl InterimSink for Sender {
-    fn push(&self, status: StatusCode, headers: &HeaderMap) {
-        self.hint(status, headers);
+    fn push(&self, status: StatusCode, fields: &Fields) {
+        self.hint(status, fields);
     }
 }
 
@@ -86,14 +86,16 @@ impl<H: Handler> Exchange<H> {
     /// Sends the head of an answer; the body that is to follow, if there is one.
     fn begin(&self, response: Response, send: &Arc<Sender>, is_head: bool, tunnel: Option<Receiver>) -> Option<Body> {
         if let Some(tunnel) = tunnel
-            && (response.status() == StatusCode::SWITCHING_PROTOCOLS || response.status().is_success())
+            && (response.status == StatusCode::SWITCHING_PROTOCOLS || response.status.is_success())
         {
             self.bridge(response, send, tunnel);
             return None;
         }
-        let (head, body) = self.head(response, is_head);
+        let Response { status, mut fields, body, .. } = response;
+        self.complete(&mut fields, &body);
+        let body = if is_head { Body::empty() } else { body };
         // A client that has reset the stream needs no answer.
-        send.head(head.status(), head.headers(), body.is_end_stream()).ok()?;
+        send.head(status, &fields, body.is_end_stream()).ok()?;
         (!body.is_end_stream()).then_some(body)
     }
 
@@ -105,7 +107,7 @@ impl<H: Handler> Exchange<H> {
         let settled = self.settle(&mut head, is_websocket);
         // Named before anything can fail, so that a body which nobody wants is known to be unwanted.
         let arriving = (!ended).then(|| {
-            let owes_continue = !is_websocket && expects_continue(&head.headers);
+            let owes_continue = !is_websocket && expects_continue(&head.fields);
             Receiver::new(self.shared.clone(), id, owes_continue)
         });
         let (method, uri) = match settled {
@@ -114,55 +116,49 @@ impl<H: Handler> Exchange<H> {
         };
         let (body, tunnel) = match arriving {
             Some(arriving) if is_websocket => (Body::empty(), Some(arriving)),
-            Some(arriving) => (Body::stream(Upload::new(arriving, &head.headers, self.settings.body_stall)), None),
+            Some(arriving) => (Body::stream(Upload::new(arriving, &head.fields, self.settings.body_stall)), None),
             None => (Body::empty(), None),
         };
-        let mut request = Request::new(body);
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = head.headers;
-        if is_websocket {
-            request.extensions_mut().insert(ExtendedConnect);
-        }
-        (Ok(request), tunnel)
+        (Ok(Request { method, uri, version: Version::HTTP_2, fields: head.fields, body }), tunnel)
     }
 
     fn settle(&self, head: &mut wire::h2::Head, is_websocket: bool) -> Result<(Method, http::Uri), Kind> {
         if head.path.as_ref().is_some_and(|target| target.as_str().len() > self.settings.head.target) {
             return Err(Kind::TargetTooLong);
         }
-        if head.headers.len() > self.settings.head.fields {
+        if head.fields.len() > self.settings.head.fields {
             return Err(Kind::HeadTooLarge);
         }
         let settled = normalize::multiplexed(head)?;
         if is_websocket {
-            normalize::websocket_to_http1(&mut head.headers, websocket_key());
+            normalize::websocket_to_http1(&mut head.fields, &websocket_key());
         }
         Ok(settled)
     }
 
-    /// The head of an answer as it is sent, and the body that follows it.
-    fn head(&self, response: Response, is_head: bool) -> (http::Response<()>, Body) {
-        let (mut parts, body) = response.into_parts();
-        if let Some(n @ 1..) = body.size_hint().exact() {
-            parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| n.into());
+    /// What every head says that the handler may have left to us.
+    fn complete(&self, fields: &mut Fields, body: &Body) {
+        if let Some(n @ 1..) = body.size_hint().exact()
+            && !fields.contains(header::CONTENT_LENGTH)
+        {
+            fields.insert_number(header::CONTENT_LENGTH, n);
         }
-        parts.headers.entry(header::DATE).or_insert_with(|| date(self.settings.clock.now()));
-        (http::Response::from_parts(parts, ()), if is_head { Body::empty() } else { body })
+        if !fields.contains(header::DATE) {
+            fields.append(header::DATE, Date::of(self.settings.clock.now()).value());
+        }
     }
 
     /// Turns the 101 of an upstream into the 200 of an extended CONNECT (RFC 8441 section 5), with the tunnel behind it.
     fn bridge(&self, mut response: Response, send: &Arc<Sender>, recv: Receiver) {
-        let Some(takeover) = response.extensions_mut().remove::<Takeover>() else {
+        let Some(takeover) = response.takeover.take() else {
             // A success without a tunnel would be taken for one.
             return send.reset(Reason::INTERNAL_ERROR);
         };
-        response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
-        response.headers_mut().remove(header::CONTENT_LENGTH);
-        let (head, _) = self.head(response.map(|_| Body::empty()), false);
+        response.fields.remove(header::SEC_WEBSOCKET_ACCEPT);
+        response.fields.remove(header::CONTENT_LENGTH);
+        self.complete(&mut response.fields, &Body::empty());
         // Fails when the client left before the answer; then the tunnel is dropped with the takeover.
-        let Ok(()) = send.head(StatusCode::OK, head.headers(), false) else { return };
+        let Ok(()) = send.head(StatusCode::OK, &response.fields, false) else { return };
         let (open, send) = (OpenStream::new(&self.streams), send.clone());
         self.tasks.spawn(async move {
             takeover.run(Box::new(Bytestream::new(send, recv)), Bytes::new()).await;
@@ -171,8 +167,8 @@ impl<H: Handler> Exchange<H> {
     }
 }
 
-fn expects_continue(headers: &HeaderMap) -> bool {
-    wire::tokens(headers, &header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"))
+fn expects_continue(fields: &Fields) -> bool {
+    fields.items(header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Sends a body as it comes and as fast as the peer takes it.
@@ -230,11 +226,11 @@ async fn pass(mut data: &[u8], last: bool, send: &Sender, stream: &mut OpenStrea
 }
 
 /// RFC 6455 section 4.1 asks for 16 random bytes, so that no cache can answer for the server.
-fn websocket_key() -> HeaderValue {
+fn websocket_key() -> String {
     use std::hash::{BuildHasher as _, RandomState};
 
     use base64::Engine as _;
     let random = [RandomState::new().hash_one(0), RandomState::new().hash_one(1)];
     let bytes: Vec<u8> = random.iter().flat_map(|half| half.to_ne_bytes()).collect();
-    HeaderValue::try_from(base64::engine::general_purpose::STANDARD.encode(bytes)).expect("base64 is a valid value")
+    base64::engine::general_purpose::STANDARD.encode(bytes)
 }

@@ -18,8 +18,11 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use super::Gone;
-use crate::wire::h2::{
-    Encoder, FIRST_WINDOW, FrameHeader, LARGEST_FRAME, LARGEST_WINDOW, LEAST_FRAME, Reason, flag, kind, setting,
+use crate::{
+    message::Fields,
+    wire::h2::{
+        Encoder, FIRST_WINDOW, FrameHeader, LARGEST_FRAME, LARGEST_WINDOW, LEAST_FRAME, Reason, flag, kind, setting,
+    },
 };
 
 /// Flow-control windows: a stream may have so much in flight as fills a fast line at a moderate distance; a connection,
@@ -97,7 +100,7 @@ enum Said {
 #[derive(Debug)]
 struct Stream {
     arrived: VecDeque<Bytes>,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Fields>,
     /// The peer has said that it sends no more.
     ended: bool,
     reader: Reader,
@@ -429,7 +432,7 @@ impl State {
     ///
     /// # Errors
     /// The stream has ended before, or has less than it said.
-    pub fn trails(&mut self, id: u32, trailers: HeaderMap) -> Result<(), Fault> {
+    pub fn trails(&mut self, id: u32, trailers: Fields) -> Result<(), Fault> {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         stream.takes(0, 0, true).map_err(|reason| Fault::Stream(id, reason))?;
         stream.trailers = Some(trailers);
@@ -569,10 +572,10 @@ impl Sender {
     }
 
     /// Sends an interim answer, if the final one has not been begun.
-    pub fn hint(&self, status: StatusCode, headers: &HeaderMap) {
+    pub fn hint(&self, status: StatusCode, fields: &Fields) {
         let mut state = self.shared.lock();
         if state.streams.get(&self.id).is_some_and(|stream| stream.said == Said::Nothing) && !state.is_full() {
-            state.block(self.id, false, |encoder, out| encoder.response(out, status, headers));
+            state.block(self.id, false, |encoder, out| encoder.response(out, status, fields));
             state.call();
         }
     }
@@ -581,10 +584,10 @@ impl Sender {
     ///
     /// # Errors
     /// The stream is over.
-    pub fn head(&self, status: StatusCode, headers: &HeaderMap, ends: bool) -> Result<(), Gone> {
+    pub fn head(&self, status: StatusCode, fields: &Fields, ends: bool) -> Result<(), Gone> {
         let mut state = self.shared.lock();
         state.says(self.id, if ends { Said::All } else { Said::Head })?;
-        state.block(self.id, ends, |encoder, out| encoder.response(out, status, headers));
+        state.block(self.id, ends, |encoder, out| encoder.response(out, status, fields));
         state.has_written(self.id);
         Ok(())
     }
@@ -629,7 +632,7 @@ impl Sender {
     ///
     /// # Errors
     /// The stream is over.
-    pub fn trailers(&self, trailers: &HeaderMap) -> Result<(), Gone> {
+    pub fn trailers(&self, trailers: &Fields) -> Result<(), Gone> {
         let mut state = self.shared.lock();
         state.says(self.id, Said::All)?;
         state.block(self.id, true, |encoder, out| encoder.trailers(out, trailers));
@@ -716,7 +719,7 @@ impl Receiver {
             return Poll::Ready(Piece::Data(data));
         }
         if let Some(trailers) = stream.trailers.take() {
-            return Poll::Ready(Piece::Trailers(trailers));
+            return Poll::Ready(Piece::Trailers((&trailers).into()));
         }
         if stream.ended {
             stream.reader = Reader::Done;
@@ -727,7 +730,7 @@ impl Receiver {
         register(&mut stream.reading, cx);
         // Whoever asked whether to send it waits for this (RFC 9110 section 10.1.1).
         if std::mem::take(&mut self.owes_continue) && stream.said == Said::Nothing {
-            state.block(self.id, false, |encoder, out| encoder.response(out, StatusCode::CONTINUE, &HeaderMap::new()));
+            state.block(self.id, false, |encoder, out| encoder.response(out, StatusCode::CONTINUE, &Fields::new()));
             state.call();
         }
         Poll::Pending

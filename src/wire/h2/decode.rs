@@ -6,13 +6,14 @@
 use std::{cell::RefCell, collections::VecDeque, sync::LazyLock};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Method, header, uri::PathAndQuery};
 
 use super::{
     super::head::content_length,
     FIRST_TABLE, Undecodable, huffman, integer,
     table::{FIRST_DYNAMIC, OVERHEAD, STATIC},
 };
+use crate::message::Fields;
 
 /// Fields that HTTP/2 has frames for, so that a message which says them means to be read in two ways (section 8.2.2).
 pub const OF_HTTP1: [HeaderName; 5] = [
@@ -22,12 +23,6 @@ pub const OF_HTTP1: [HeaderName; 5] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
-
-/// Fields that the road adds to a request; see `head.rs`.
-const ADDED: usize = 5;
-
-/// The most room that is made beforehand.
-const EXPECTED: usize = 32;
 
 /// The `:scheme` of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +56,7 @@ pub struct Head {
     /// `:protocol`.
     pub protocol: Option<Protocol>,
     /// The fields, less those with an underscore in their name.
-    pub headers: HeaderMap,
+    pub fields: Fields,
     /// How many fields were dropped for an underscore; see [`RequestHead::dropped`](crate::wire::RequestHead::dropped).
     pub dropped: usize,
     /// Why it is no request, or no trailers. The first reason.
@@ -74,17 +69,13 @@ pub struct Head {
 impl Head {
     fn add(&mut self, field: &Field) {
         let filled = match field {
-            Field::Regular(name, value) => {
-                // A map can be full; long before, the head is too large.
-                self.too_large |= self.headers.try_append(name, value.clone()).is_err();
-                return;
-            }
+            Field::Regular(name, value) => return self.fields.append(name.clone(), value.into()),
             Field::Underscored => {
                 self.dropped += 1;
                 return;
             }
             Field::Unfit(why) => return self.is_malformed(why),
-            _ if self.dropped > 0 || !self.headers.is_empty() => {
+            _ if self.dropped > 0 || !self.fields.is_empty() => {
                 return self.is_malformed("a pseudo-field comes after a field");
             }
             Field::Method(method) => self.method.replace(method.clone()).is_some(),
@@ -109,7 +100,7 @@ impl Head {
 
     /// What the body is to have, where that is said; `ended` tells that there is no body.
     pub fn content_length(&mut self, ended: bool) -> Option<u64> {
-        let Ok(length) = content_length(&mut self.headers) else {
+        let Ok(length) = content_length(&mut self.fields) else {
             self.is_malformed("Content-Length is malformed");
             return None;
         };
@@ -188,11 +179,7 @@ impl Name {
             Self::Protocol if value.eq_ignore_ascii_case(b"websocket") => Some(Field::Protocol(Protocol::WebSocket)),
             Self::Protocol => Some(Field::Protocol(Protocol::Other)),
             Self::Regular(name) if *name == header::TE && value != b"trailers" => None,
-            Self::Regular(name) => {
-                // From shared bytes, since the copy that `from_bytes` makes would be given back at its next clone.
-                let value = HeaderValue::from_maybe_shared(Bytes::copy_from_slice(value));
-                value.ok().map(|value| Field::Regular(name.clone(), value))
-            }
+            Self::Regular(name) => HeaderValue::from_bytes(value).ok().map(|value| Field::Regular(name.clone(), value)),
             Self::Underscored => Some(Field::Underscored),
             Self::Unfit(why) => Some(Field::Unfit(why)),
         };
@@ -257,15 +244,13 @@ pub struct Decoder {
     size: usize,
     limit: usize,
     list_limit: usize,
-    /// How many fields the last head had.
-    usual: usize,
 }
 
 impl Decoder {
     /// A decoder whose heads hold fields of so many bytes, counted as section 6.5.2 counts `MAX_HEADER_LIST_SIZE`.
     #[must_use]
     pub const fn new(list_limit: usize) -> Self {
-        Self { entries: VecDeque::new(), size: 0, limit: FIRST_TABLE, list_limit, usual: 0 }
+        Self { entries: VecDeque::new(), size: 0, limit: FIRST_TABLE, list_limit }
     }
 
     /// Reads a block. A head that is malformed or too large leaves the table as it is to be.
@@ -273,9 +258,7 @@ impl Decoder {
     /// # Errors
     /// The block cannot be read, and so no later one can.
     pub fn decode(&mut self, mut block: &[u8]) -> Result<Head, Undecodable> {
-        // A block of so many bytes may be one field or fifty; but clients repeat themselves.
-        let headers = HeaderMap::with_capacity(self.usual + ADDED);
-        let mut head = Head { headers, ..Head::default() };
+        let mut head = Head::default();
         let mut at_start = true;
         while let Some(first) = block.first() {
             match first {
@@ -309,7 +292,6 @@ impl Decoder {
             }
             at_start = false;
         }
-        self.usual = head.headers.len().min(EXPECTED);
         Ok(head)
     }
 
@@ -386,7 +368,7 @@ mod tests {
     }
 
     fn said(head: &Head) -> String {
-        let fields = head.headers.iter().map(|(name, value)| format!(" {name}={}", value.to_str().unwrap()));
+        let fields = head.fields.iter().map(|(name, value)| format!(" {name}={}", value.to_str().unwrap()));
         format!(
             "{} {:?} {} {}{}",
             head.method.as_ref().unwrap(),
@@ -471,7 +453,7 @@ mod tests {
         let mut block = literal(0x40, "x-bomb", &"b".repeat(3_900));
         block.extend([0xbe; 4_000]);
         let head = decoder.decode(&block).unwrap();
-        assert!(head.too_large && head.headers.len() == 2);
+        assert!(head.too_large && head.fields.len() == 2);
         assert!(!decoder.decode(&[0xbe]).unwrap().too_large, "the table is what it was");
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, StatusCode, header};
 
 use super::{
     FIRST_TABLE,
@@ -14,6 +14,7 @@ use super::{
     put_integer,
     table::{FIRST_DYNAMIC, OVERHEAD, STATIC, STATUS, index_of},
 };
+use crate::message::Fields;
 
 /// Fields whose values are not seen twice. An entry of theirs would push out another that is.
 const FLEETING: [HeaderName; 8] = [
@@ -97,7 +98,7 @@ impl Encoder {
     }
 
     /// Appends the head of an answer, less what HTTP/2 has no use for (RFC 9113 section 8.2.2).
-    pub fn response(&mut self, out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap) {
+    pub fn response(&mut self, out: &mut Vec<u8>, status: StatusCode, fields: &Fields) {
         self.announce(out);
         let own = STATIC[STATUS - 1..STATUS + 6].iter().position(|(_, known)| *known == status.as_str());
         let (name, value) = (":status", status.as_str().as_bytes());
@@ -106,11 +107,11 @@ impl Encoder {
             Some(index) => put_integer(out, 0x80, 7, index),
             None => self.literal(out, hash, name, value, KEPT),
         }
-        self.fields(out, headers);
+        self.fields(out, fields);
     }
 
     /// Appends trailers.
-    pub fn trailers(&mut self, out: &mut Vec<u8>, trailers: &HeaderMap) {
+    pub fn trailers(&mut self, out: &mut Vec<u8>, trailers: &Fields) {
         self.announce(out);
         self.fields(out, trailers);
     }
@@ -124,14 +125,14 @@ impl Encoder {
         }
     }
 
-    fn fields(&mut self, out: &mut Vec<u8>, headers: &HeaderMap) {
-        for (name, value) in headers {
+    fn fields(&mut self, out: &mut Vec<u8>, fields: &Fields) {
+        for (name, value) in fields.iter() {
             // Whatever the table knows may be named, so nothing else has to be asked of it.
             let hash = hash(name.as_str().as_bytes(), value.as_bytes());
             match self.find(hash, name.as_str(), value.as_bytes()) {
-                Some(index) if !value.is_sensitive() => put_integer(out, 0x80, 7, index),
+                Some(index) => put_integer(out, 0x80, 7, index),
                 _ if OF_HTTP1.contains(name) => {}
-                _ => self.literal(out, hash, name.as_str(), value.as_bytes(), form(name, value)),
+                _ => self.literal(out, hash, name.as_str(), value.as_bytes(), form(name)),
             }
         }
     }
@@ -178,8 +179,8 @@ impl Encoder {
     }
 }
 
-fn form(name: &HeaderName, value: &HeaderValue) -> (u8, u8) {
-    if value.is_sensitive() || SECRET.contains(name) {
+fn form(name: &HeaderName) -> (u8, u8) {
+    if SECRET.contains(name) {
         NEVER
     } else if FLEETING.contains(name) {
         PASSING
@@ -222,16 +223,17 @@ fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::{super::Decoder, *};
+    use crate::message::Value;
 
     /// The fields of a block, as a decoder of requests understands them; `:status` is none of a request.
     fn read(decoder: &mut Decoder, block: &[u8]) -> Vec<(String, String)> {
         let head = decoder.decode(block).unwrap();
-        let fields = head.headers.iter();
+        let fields = head.fields.iter();
         fields.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect()
     }
 
-    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
-        fields.iter().map(|(n, v)| (n.parse::<HeaderName>().unwrap(), v.parse::<HeaderValue>().unwrap())).collect()
+    fn headers(fields: &[(&str, &str)]) -> Fields {
+        fields.iter().map(|(n, v)| (n.parse().unwrap(), Value::new(v.as_bytes()).unwrap())).collect()
     }
 
     #[test]
@@ -268,7 +270,7 @@ mod tests {
         let mut encoder = Encoder::default();
         for (status, expected) in [(200, &[0x88][..]), (500, &[0x8e]), (421, b"\x48\x03421"), (421, &[0xbe])] {
             let mut out = Vec::new();
-            encoder.response(&mut out, StatusCode::from_u16(status).unwrap(), &HeaderMap::new());
+            encoder.response(&mut out, StatusCode::from_u16(status).unwrap(), &Fields::new());
             assert_eq!(out, expected);
         }
     }

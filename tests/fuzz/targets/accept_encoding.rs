@@ -1,20 +1,24 @@
 //! `Accept-Encoding`: never a panic, and one line says what several say.
 #![no_main]
 
-use http::{HeaderMap, HeaderValue, header::ACCEPT_ENCODING};
+use http::header::ACCEPT_ENCODING;
 use libfuzzer_sys::fuzz_target;
-use vestibule::{config::plan::Encoding, layer::compress::negotiate};
+use vestibule::{
+    config::plan::Encoding,
+    layer::compress::negotiate,
+    message::{Fields, Value},
+};
 
 const OURS: [Encoding; 3] = [Encoding::Zstd, Encoding::Brotli, Encoding::Gzip];
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(line) = HeaderValue::from_bytes(bytes) else { return };
-    let mut one = HeaderMap::new();
+    let Ok(line) = Value::new(bytes) else { return };
+    let mut one = Fields::new();
     one.append(ACCEPT_ENCODING, line);
     let chosen = negotiate(&one, &OURS);
-    let mut several = HeaderMap::new();
+    let mut several = Fields::new();
     for item in bytes.split(|b| *b == b',') {
-        several.append(ACCEPT_ENCODING, HeaderValue::from_bytes(item).expect("a part of a valid value"));
+        several.append(ACCEPT_ENCODING, Value::new(item).expect("a part of a valid value"));
     }
     assert_eq!(negotiate(&several, &OURS), chosen);
     assert_eq!(negotiate(&one, &[]), None);

@@ -17,10 +17,10 @@ use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vestibule::{
-    body::{Body, Request, Response},
     clock::Clock,
     conn::{Alpn, ConnInfo, Interim, TlsInfo},
     error::ProxyError,
+    message::{Body, Request, Response},
     serve::{Handler, Settings, serve_connection},
     wire::{
         HeadLimits,
@@ -64,9 +64,9 @@ struct Echo;
 
 impl Handler for Echo {
     fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: Option<Interim>) -> impl Future<Output = Response> + Send {
-        assert!(request.uri().authority().is_none() && request.headers().contains_key("host"));
+        assert!(request.uri.authority().is_none() && request.fields.contains("host"));
         async move {
-            match request.into_body().collect().await {
+            match request.body.collect().await {
                 Ok(body) => Response::new(Body::full(body.to_bytes())),
                 Err(_) => Response::new(Body::empty()),
             }

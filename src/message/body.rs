@@ -1,4 +1,4 @@
-//! The one body type that every room passes on, whatever protocol it came by, and the request and response made of it.
+//! The one body type that every room passes on, whatever protocol it came by.
 //!
 //! A newtype with a concrete error, because `BoxBody<Bytes, Box<dyn Error>>` as an alias does not survive boxing of the
 //! services around it (a known limit of rustc on `dyn Error` in boxed futures).
@@ -10,12 +10,6 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-
-/// A request as it walks the road.
-pub type Request = http::Request<Body>;
-
-/// A response as it walks back.
-pub type Response = http::Response<Body>;
 
 /// A message body: nothing, bytes that are all here, or a stream.
 #[derive(Default)]
