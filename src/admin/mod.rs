@@ -166,7 +166,7 @@ async fn read<IO: AsyncRead + Unpin>(io: &mut IO) -> io::Result<Option<wire::Req
     let (mut buf, mut scanned) = (BytesMut::with_capacity(1024), 0);
     loop {
         match wire::head_len(&buf, &mut scanned) {
-            Ok(Some(len)) => return Ok(wire::parse_request(&buf.split_to(len).freeze(), &LIMITS).ok()),
+            Ok(Some(len)) => return Ok(wire::parse_request(&buf[..len], &LIMITS).ok()),
             Ok(None) if buf.len() < LIMITS.total() => {}
             Ok(None) | Err(_) => return Ok(None),
         }

@@ -44,6 +44,12 @@ impl<'a> Value<'a> {
         if valid { Ok(Self(bytes)) } else { Err(InvalidValue) }
     }
 
+    /// A value that somebody has looked at as [`Value::new`] does.
+    pub(crate) fn known(bytes: &'a [u8]) -> Self {
+        debug_assert!(Self::new(bytes).is_ok(), "a field value is malformed");
+        Self(bytes)
+    }
+
     /// A value that is part of the program.
     ///
     /// # Panics

@@ -3,9 +3,9 @@
 /// The host without port and trailing dot; brackets of an IPv6 address stay.
 #[must_use]
 pub fn bare_host(authority: &str) -> &str {
-    let host = match authority.rfind(':') {
+    let host = match memchr::memrchr(b':', authority.as_bytes()) {
         // A colon inside brackets belongs to an IPv6 address.
-        Some(colon) if authority[colon..].find(']').is_none() => &authority[..colon],
+        Some(colon) if memchr::memchr(b']', &authority.as_bytes()[colon..]).is_none() => &authority[..colon],
         _ => authority,
     };
     host.strip_suffix('.').unwrap_or(host)

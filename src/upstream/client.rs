@@ -4,7 +4,7 @@
 //! refuses a body should not be sent the rest of it.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
@@ -45,12 +45,12 @@ const SCRATCH: usize = 72 * 1024;
 /// tenth less than with four, and as much as with sixteen.
 const BODY_READ: usize = 128 * 1024;
 
-/// A read of at least this much keeps the buffer and leaves the thread a new one, which is cheaper than a copy; a smaller
-/// one is copied, so that an answer of 1 KiB does not hold 72.
+/// So much or more keeps the buffer and leaves the thread a new one, which is cheaper than a copy; less is copied, so that
+/// an answer of 1 KiB does not hold 72.
 const BULK: usize = 32 * 1024;
 
 thread_local! {
-    static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+    static BUFFER: Cell<BytesMut> = Cell::new(BytesMut::new());
     /// Where the heads of requests are written, one after the other.
     static HEAD: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
@@ -190,10 +190,11 @@ impl Exchange {
                 Ok(None) if self.link.read.len() > ANSWER_HEAD.bytes => {
                     return Poll::Ready(Err(nonsense("the head of the answer is too large")));
                 }
-                Ok(None) => match self.link.poll_fill(cx, 0) {
+                Ok(None) => match self.link.poll_borrow(cx) {
                     Poll::Ready(Ok(n)) if n > 0 => self.saw_bytes = true,
                     Poll::Ready(end) => return Poll::Ready(Err(hung_up(end.err()))),
                     Poll::Pending => {
+                        self.link.give_back();
                         return self.link.patience.poll(cx).map(|()| Err(Kind::ResponseTimeout.into()));
                     }
                 },
@@ -204,13 +205,13 @@ impl Exchange {
 
     /// A final head, or `None` after an interim one.
     fn head(&mut self, len: usize, outgoing: &mut Outgoing) -> Result<Option<ResponseHead>, ProxyError> {
-        let bytes = self.link.take(len);
         self.heads += len;
         if self.heads > ANSWER_HEAD.bytes {
             return Err(nonsense("the heads of the answer are too large"));
         }
-        let mut head = wire::parse_response(&bytes, &outgoing.method, &ANSWER_HEAD)
+        let mut head = wire::parse_response(&self.link.read[..len], &outgoing.method, &ANSWER_HEAD)
             .map_err(|error| ProxyError::new(Kind::BadResponse, error))?;
+        self.link.read.advance(len);
         match head.status.as_u16() {
             100 => self.upload.may_go(outgoing),
             101 if outgoing.websocket && is_websocket(&head.fields) => return Ok(Some(head)),
@@ -231,6 +232,7 @@ impl Exchange {
     fn respond(mut self, head: ResponseHead, env: &Env, lease: Lease) -> Response {
         let refused = head.status.is_client_error() || head.status.is_server_error();
         let whole = self.link.whole(head.framing);
+        self.link.give_back();
         let (upload, keep) = match self.upload.is_done() {
             true => (None, head.keep_alive),
             // A service that has refused the request, or has not asked for a body that waits to be asked for (RFC 9110
@@ -263,6 +265,7 @@ impl Exchange {
 fn upgraded(head: ResponseHead, mut link: Link, env: &Env, lease: Lease, phases: Option<Arc<Phases>>) -> Response {
     let settings =
         tunnel::Settings { idle: env.tunnel_idle, drain: env.drain.clone(), open: env.tunnels.clone(), phases };
+    link.give_back();
     let early = std::mem::take(&mut link.read).freeze();
     let takeover = Takeover::new(move |client, from_client| {
         Box::pin(async move {
@@ -566,21 +569,51 @@ impl Link {
             let mut room = (&mut self.read).limit(BODY_READ);
             return tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, &mut room);
         }
-        BUFFER.with_borrow_mut(|buffer| {
-            buffer.reserve(SCRATCH);
-            let n = ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, buffer))?;
-            if n >= BULK && self.read.is_empty() {
-                self.read = std::mem::take(buffer);
-            } else {
-                self.read.extend_from_slice(buffer);
-                buffer.clear();
-            }
-            Poll::Ready(Ok(n))
-        })
+        let mut buffer = BUFFER.take();
+        buffer.reserve(SCRATCH);
+        let read = tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, &mut buffer);
+        if buffer.len() >= BULK && self.read.is_empty() {
+            self.read = buffer;
+        } else {
+            self.read.extend_from_slice(&buffer);
+            buffer.clear();
+            BUFFER.set(buffer);
+        }
+        read
+    }
+
+    /// Reads more into the thread's buffer, which the link has from then on until it gives it back: a head is read where
+    /// it arrives, and a small body copied out of there once.
+    fn poll_borrow(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        if !self.lent {
+            let mut buffer = BUFFER.take();
+            buffer.extend_from_slice(&self.read);
+            self.read = buffer;
+            self.lent = true;
+        }
+        self.read.reserve(SCRATCH);
+        tokio_util::io::poll_read_buf(Pin::new(&mut self.socket), cx, &mut self.read)
+    }
+
+    /// Gives the thread's buffer back, and keeps what is in it.
+    fn give_back(&mut self) {
+        if std::mem::take(&mut self.lent) && self.read.len() < BULK {
+            let kept = BytesMut::from(&self.read[..]);
+            let mut buffer = std::mem::replace(&mut self.read, kept);
+            buffer.clear();
+            BUFFER.set(buffer);
+        }
     }
 
     /// The first `len` bytes. When nothing is left, neither is the buffer.
     fn take(&mut self, len: usize) -> Bytes {
+        if self.lent && len < BULK {
+            let taken = Bytes::copy_from_slice(&self.read[..len]);
+            self.read.advance(len);
+            return taken;
+        }
+        // A large body takes the thread's buffer along.
+        self.lent = false;
         if len == self.read.len() { std::mem::take(&mut self.read).freeze() } else { self.read.split_to(len).freeze() }
     }
 
@@ -605,6 +638,8 @@ impl Link {
         let mut decoder = BodyDecoder::new(Framing::Chunked);
         let Ok(Some(Piece::Data(data))) = decoder.decode(&mut rest) else { return None };
         let Ok(Some(Piece::End)) = decoder.decode(&mut rest) else { return None };
+        self.read.clear();
+        self.give_back();
         self.read = rest;
         Some(Body::full(data))
     }

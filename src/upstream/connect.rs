@@ -171,6 +171,8 @@ pub struct Link {
     pub socket: Socket,
     /// Bytes of an answer that nobody has taken yet.
     pub read: BytesMut,
+    /// Whether `read` is the thread's buffer, on loan for as long as one poll takes.
+    pub lent: bool,
     /// With the answer that is awaited. It stays with the connection, so that its timer is made once.
     pub patience: Patience,
 }
@@ -178,7 +180,7 @@ pub struct Link {
 impl Link {
     /// A fresh connection.
     pub fn new(socket: Socket) -> Self {
-        Self { socket, read: BytesMut::new(), patience: Patience::new(None) }
+        Self { socket, read: BytesMut::new(), lent: false, patience: Patience::new(None) }
     }
 
     /// Whether the other side has neither closed nor said anything that nobody asked for. Costs no system call unless

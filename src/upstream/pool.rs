@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::connect::Link;
 use crate::conn::worker;
 
-/// How long a connection waits at most. Synapse keeps one open for more than 200 s (measured), Go's servers for ever;
+/// How long a connection waits at most, give or take the time between two looks at the pool. Synapse keeps one open for more than 200 s (measured), Go's servers for ever;
 /// a shorter wait also lets a changed address be followed.
 const MAX_IDLE: Duration = Duration::from_secs(90);
 
@@ -21,7 +21,14 @@ const MAX_IDLE: Duration = Duration::from_secs(90);
 const MAX_WAITING: usize = 1024;
 
 /// The idle connections of one endpoint.
-pub struct Pool(Box<[Mutex<VecDeque<Idle>>]>);
+pub struct Pool(Box<[Mutex<Shelf>]>);
+
+struct Shelf {
+    /// The longest unused first.
+    idle: VecDeque<Idle>,
+    /// When somebody tidied up last: exact enough, and nobody has to ask the clock for each request.
+    now: Instant,
+}
 
 struct Idle {
     link: Link,
@@ -31,15 +38,16 @@ struct Idle {
 impl Pool {
     /// A pool with a shelf for each worker.
     pub fn new(workers: usize) -> Self {
-        Self((0..workers.max(1)).map(|_| Mutex::default()).collect())
+        let shelf = || Mutex::new(Shelf { idle: VecDeque::new(), now: Instant::now() });
+        Self((0..workers.max(1)).map(|_| shelf()).collect())
     }
 
     /// The connection that was used last and is still open.
     pub fn take(&self) -> Option<Link> {
         let mut shelf = lock(&self.0[worker() % self.0.len()]);
-        while let Some(mut idle) = shelf.pop_back() {
-            if idle.since.elapsed() < MAX_IDLE && idle.link.is_quiet() {
-                return Some(idle.link);
+        while let Some(Idle { mut link, .. }) = shelf.idle.pop_back() {
+            if link.is_quiet() {
+                return Some(link);
             }
         }
         None
@@ -48,28 +56,31 @@ impl Pool {
     /// Keeps a connection on which nothing is in flight.
     pub fn put(&self, link: Link) {
         let mut shelf = lock(&self.0[worker() % self.0.len()]);
-        if shelf.len() >= MAX_WAITING {
-            shelf.pop_front();
+        if shelf.idle.len() >= MAX_WAITING {
+            shelf.idle.pop_front();
         }
-        shelf.push_back(Idle { link, since: Instant::now() });
+        let since = shelf.now;
+        shelf.idle.push_back(Idle { link, since });
     }
 
-    /// Closes what has waited too long.
+    /// Closes what has waited too long. To be called every half a minute or so.
     pub fn purge(&self) {
         for shelf in &self.0 {
             let mut shelf = lock(shelf);
-            while shelf.front().is_some_and(|idle| idle.since.elapsed() >= MAX_IDLE) {
-                shelf.pop_front();
+            shelf.now = Instant::now();
+            let now = shelf.now;
+            while shelf.idle.front().is_some_and(|idle| now.duration_since(idle.since) >= MAX_IDLE) {
+                shelf.idle.pop_front();
             }
         }
     }
 
     /// How many wait, on all shelves.
     pub fn len(&self) -> usize {
-        self.0.iter().map(|shelf| lock(shelf).len()).sum()
+        self.0.iter().map(|shelf| lock(shelf).idle.len()).sum()
     }
 }
 
-fn lock<T>(shelf: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
     shelf.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,10 @@
 //! Heads of requests and responses, and the framing that their fields announce.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, sync::LazyLock};
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, Version, header};
+use memchr::memmem;
 
 use super::{Framing, WireError, names};
 use crate::message::{Fields, Value};
@@ -70,24 +71,32 @@ pub struct ResponseHead {
 /// # Errors
 /// A line ends in a bare LF.
 pub fn head_len(buf: &[u8], scanned: &mut usize) -> Result<Option<usize>, WireError> {
-    for at in memchr::memchr_iter(b'\n', &buf[*scanned..]) {
-        let at = *scanned + at;
-        if at == 0 || buf[at - 1] != b'\r' {
-            return Err(WireError::Malformed("a line ends in a bare LF"));
-        }
-        if at >= 3 && buf[at - 2] == b'\n' {
-            return Ok(Some(at + 1));
-        }
+    static EMPTY_LINE: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\r\n\r\n"));
+    // The empty line may have begun in what is known.
+    let from = scanned.saturating_sub(3);
+    let len = EMPTY_LINE.find(&buf[from..]).map(|at| from + at + 4);
+    if has_bare_lf(&buf[scanned.saturating_sub(1)..len.unwrap_or(buf.len())], *scanned == 0) {
+        return Err(WireError::Malformed("a line ends in a bare LF"));
     }
-    *scanned = buf.len();
-    Ok(None)
+    if len.is_none() {
+        *scanned = buf.len();
+    }
+    Ok(len)
+}
+
+/// All of it is looked at, so that the compiler takes sixteen bytes at a time.
+fn has_bare_lf(bytes: &[u8], at_start: bool) -> bool {
+    let Some(rest) = bytes.get(1..) else { return false };
+    let pairs = bytes.iter().zip(rest);
+    let bare = pairs.fold(0, |bare, (before, byte)| bare | u8::from(*byte == b'\n') & u8::from(*before != b'\r'));
+    bare != 0 || at_start && bytes[0] == b'\n'
 }
 
 /// Parses the head of a request, which [`head_len`] has found to be whole.
 ///
 /// # Errors
 /// The grammar is broken, two readings are possible, or a limit is passed.
-pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, WireError> {
+pub fn parse_request(head: &[u8], limits: &HeadLimits) -> Result<RequestHead, WireError> {
     // A target over the limit is told apart from fields over the limit, since they have different statuses.
     let line = memchr::memchr(b'\r', head).unwrap_or(head.len());
     if line > limits.target + 64 {
@@ -110,7 +119,7 @@ pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, W
         return Err(WireError::TargetTooLong);
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| WireError::Malformed("the method is no token"))?;
-    let target = parse_target(head, target)?;
+    let target = parse_target(target)?;
     let old = parsed.version == Some(0);
     let (mut fields, seen) = collect(parsed.headers, Underscores::Drop)?;
     let framing = if seen.framing { request_framing(&mut fields, old)? } else { Framing::None };
@@ -123,7 +132,7 @@ pub fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, W
 ///
 /// # Errors
 /// The grammar is broken, or two readings are possible.
-pub fn parse_response(head: &Bytes, asked: &Method, limits: &HeadLimits) -> Result<ResponseHead, WireError> {
+pub fn parse_response(head: &[u8], asked: &Method, limits: &HeadLimits) -> Result<ResponseHead, WireError> {
     let mut room = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
@@ -156,11 +165,11 @@ fn malformed(error: httparse::Error) -> WireError {
 
 /// The target without any of the changes that a URL library would make. A fragment never travels (RFC 9110 section
 /// 4.2.5), and `http::Uri` would cut it silently.
-fn parse_target(head: &Bytes, target: &str) -> Result<Uri, WireError> {
+fn parse_target(target: &str) -> Result<Uri, WireError> {
     if target.contains('#') {
         return Err(WireError::Malformed("the target has a fragment"));
     }
-    Uri::from_maybe_shared(head.slice_ref(target.as_bytes()))
+    Uri::from_maybe_shared(Bytes::copy_from_slice(target.as_bytes()))
         .map_err(|_| WireError::Malformed("the target has characters that a URI may not have"))
 }
 
@@ -191,7 +200,8 @@ fn collect(parsed: &[httparse::Header<'_>], underscores: Underscores) -> Result<
             continue;
         }
         let name = names::name(field.name.as_bytes()).map_err(|_| WireError::Malformed("a field name is malformed"))?;
-        let value = Value::new(field.value).map_err(|_| WireError::Malformed("a field value is malformed"))?;
+        // The parser has looked at every byte of it.
+        let value = Value::known(field.value);
         seen.framing |= name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
         seen.connection |= name == header::CONNECTION;
         fields.append(name, value);
@@ -281,7 +291,7 @@ mod tests {
 
     fn request_bytes(head: &[u8]) -> Result<RequestHead, WireError> {
         let len = head_len(head, &mut 0)?.ok_or(WireError::Malformed("unfinished"))?;
-        parse_request(&Bytes::copy_from_slice(&head[..len]), &LIMITS)
+        parse_request(&head[..len], &LIMITS)
     }
 
     #[test]
@@ -388,8 +398,7 @@ mod tests {
 
     #[test]
     fn responses_are_framed_by_what_was_asked() {
-        let parse =
-            |asked: Method, head: &str| parse_response(&Bytes::copy_from_slice(head.as_bytes()), &asked, &LIMITS);
+        let parse = |asked: Method, head: &str| parse_response(head.as_bytes(), &asked, &LIMITS);
         let framing = |asked, head: &str| parse(asked, head).map(|h| (h.framing, h.keep_alive));
         assert_eq!(
             framing(Method::GET, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"),
@@ -466,7 +475,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
             let _ = request_bytes(&[&bytes, b"\r\n\r\n".as_slice()].concat());
-            let _ = parse_response(&Bytes::from(bytes), &Method::GET, &LIMITS);
+            let _ = parse_response(&bytes, &Method::GET, &LIMITS);
         }
     }
 }

@@ -162,13 +162,9 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         // Named, so that the lock is free again in the arms below.
         let taken = self.stream.lock().take_head(scanned, &self.settings.head);
         match taken {
-            Ok(head) => head.map(|head| self.parse(&head)),
+            Ok(head) => head.map(Ok),
             Err(error) => Some(Err((refusal(error), self.stream.lock().target()))),
         }
-    }
-
-    fn parse(&self, head: &Bytes) -> Head {
-        wire::parse_request(head, &self.settings.head).map_err(|error| (refusal(error), stream::target_of(head)))
     }
 
     /// One request and its answer.

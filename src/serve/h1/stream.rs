@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
     time::timeout,
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     conn::Io,
-    wire::{BodyDecoder, Framing, HeadLimits, Piece, WireError, head_len},
+    wire::{BodyDecoder, Framing, HeadLimits, Piece, RequestHead, WireError, head_len, parse_request},
 };
 
 /// What is read at once while no body is awaited. Heads are a few hundred bytes; the buffer belongs to the thread, so
@@ -76,13 +76,15 @@ impl<IO: Io> Stream<IO> {
         self.read.is_empty()
     }
 
-    /// Takes a whole head off what has been read.
+    /// Parses a whole head, and takes it off what has been read if it is one.
     ///
     /// # Errors
-    /// A bare LF, or more bytes without an end than a head may have.
-    pub fn take_head(&mut self, scanned: &mut usize, limits: &HeadLimits) -> Result<Option<Bytes>, WireError> {
+    /// What [`parse_request`] has against it, a bare LF, or more bytes without an end than a head may have.
+    pub fn take_head(&mut self, scanned: &mut usize, limits: &HeadLimits) -> Result<Option<RequestHead>, WireError> {
         if let Some(len) = head_len(&self.read, scanned)? {
-            return Ok(Some(self.take(len)));
+            let head = parse_request(&self.read[..len], limits)?;
+            self.skip(len);
+            return Ok(Some(head));
         }
         let line_ends = memchr::memchr(b'\n', &self.read).is_some();
         if !line_ends && self.read.len() > limits.target + 64 {
@@ -94,9 +96,9 @@ impl<IO: Io> Stream<IO> {
         }
     }
 
-    /// The first `len` bytes. When nothing is left, neither is the buffer.
-    fn take(&mut self, len: usize) -> Bytes {
-        if len == self.read.len() { std::mem::take(&mut self.read).freeze() } else { self.read.split_to(len).freeze() }
+    /// Forgets the first `len` bytes. When nothing is left, neither is the buffer.
+    fn skip(&mut self, len: usize) {
+        if len == self.read.len() { self.read = BytesMut::new() } else { self.read.advance(len) }
     }
 
     /// The request target, as far as a broken head shows it; it decides the form of the refusal.
@@ -236,7 +238,7 @@ pub enum ReadError {
 }
 
 /// The second word of the first line.
-pub fn target_of(head: &[u8]) -> Option<String> {
+fn target_of(head: &[u8]) -> Option<String> {
     let line = head.split(|b| matches!(b, b'\r' | b'\n')).next()?;
     let target = line.split(|b| *b == b' ').nth(1)?;
     std::str::from_utf8(target).ok().map(str::to_owned)
