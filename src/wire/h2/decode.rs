@@ -16,7 +16,7 @@ use super::{
 use crate::message::Fields;
 
 /// Fields that HTTP/2 has frames for, so that a message which says them means to be read in two ways (section 8.2.2).
-pub const OF_HTTP1: [HeaderName; 5] = [
+pub static OF_HTTP1: [HeaderName; 5] = [
     header::CONNECTION,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
