@@ -300,7 +300,13 @@ impl Drop for Fields {
 
 impl Clone for Fields {
     fn clone(&self) -> Self {
-        self.iter().map(|(name, value)| (name.clone(), value)).collect()
+        let mut clone = Self::new();
+        if !self.is_empty() {
+            clone.0 = Buffers::take();
+            clone.0.text.extend_from_slice(&self.0.text);
+            clone.0.lines.extend_from_slice(&self.0.lines);
+        }
+        clone
     }
 }
 

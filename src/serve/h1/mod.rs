@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use self::{
     body::Incoming,
-    stream::{Shared, Stream},
+    stream::{Arrived, Shared, Stream},
     write::{Answer, Cut, InterimQueue},
 };
 use super::{Handler, Settings, normalize};
@@ -117,18 +117,22 @@ impl<IO: Io, H: Handler> Server<IO, H> {
             });
             let arrived = poll_fn(|cx| {
                 // What has arrived is served even when the drain begins at the same moment.
-                let read = self.stream.lock().poll_read_some(cx);
+                let read = self.stream.lock().poll_head(cx, &self.settings.head);
                 if let Poll::Ready(read) = read {
-                    return Poll::Ready(read.is_ok_and(|n| n > 0));
+                    return Poll::Ready(read.unwrap_or(Arrived::End));
                 }
                 if idle.poll(cx).is_ready() {
-                    return Poll::Ready(false);
+                    return Poll::Ready(Arrived::End);
                 }
-                leaving.as_mut().poll(cx).map(|()| false)
+                leaving.as_mut().poll(cx).map(|()| Arrived::End)
             });
-            if !arrived.await {
-                self.stream.shutdown().await;
-                return None;
+            match arrived.await {
+                Arrived::Head(head) => return Some(Ok(head)),
+                Arrived::Bytes => {}
+                Arrived::End => {
+                    self.stream.shutdown().await;
+                    return None;
+                }
             }
         }
         // Nearly always all of it is here, and nothing has to be timed.

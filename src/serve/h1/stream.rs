@@ -76,6 +76,25 @@ impl<IO: Io> Stream<IO> {
         self.read.is_empty()
     }
 
+    /// Reads more while nothing is there; a head that is whole with that, which nearly all are, is parsed where it
+    /// arrived and not copied. Anything else stays to be looked at by [`Self::take_head`].
+    pub fn poll_head(&mut self, cx: &mut Context<'_>, limits: &HeadLimits) -> Poll<io::Result<Arrived>> {
+        let (Some(io), false) = (&mut self.io, self.ended) else { return Poll::Ready(Ok(Arrived::End)) };
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut buf = ReadBuf::new(buffer);
+            ready!(Pin::new(io).poll_read(cx, &mut buf))?;
+            let bytes = buf.filled();
+            if let Ok(Some(len)) = head_len(bytes, &mut 0)
+                && let Ok(head) = parse_request(&bytes[..len], limits)
+            {
+                self.read.extend_from_slice(&bytes[len..]);
+                return Poll::Ready(Ok(Arrived::Head(head)));
+            }
+            self.read.extend_from_slice(bytes);
+            Poll::Ready(Ok(if bytes.is_empty() { Arrived::End } else { Arrived::Bytes }))
+        })
+    }
+
     /// Parses a whole head, and takes it off what has been read if it is one.
     ///
     /// # Errors
@@ -226,6 +245,17 @@ impl<IO: Io> Stream<IO> {
         self.stride = if n > self.stride / 2 { (2 * self.stride).min(BODY_READ_MOST) } else { BODY_READ };
         Poll::Ready(Ok(n))
     }
+}
+
+/// What has come of a client that was quiet.
+#[derive(Debug)]
+pub enum Arrived {
+    /// A request.
+    Head(RequestHead),
+    /// Less, more, or none.
+    Bytes,
+    /// Nothing comes any more.
+    End,
 }
 
 /// Why a body could not be read on.
