@@ -1,7 +1,6 @@
-//! What is known of a connection, and the few handles that rooms hand each other through a request or a response.
+//! What is known of a connection, and the few handles that rooms hand each other beside a request.
 
 use std::{
-    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -13,19 +12,11 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{StatusCode, uri::Scheme};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     error::ProxyError,
     message::{Fields, Request, Response},
 };
-
-/// A byte stream with its type forgotten.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
-
-/// A boxed byte stream.
-pub type BoxIo = Box<dyn Io>;
 
 /// What is known of a client's connection for as long as it lives.
 #[derive(Debug, Clone)]
@@ -95,32 +86,6 @@ pub fn speaks_of_client(name: &str) -> bool {
 
 fn is_spoofable(name: &str) -> bool {
     SPOOFABLE.contains(&name) || SPOOFABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// What to do with the client's byte stream once the head of an upgrade has been written.
-///
-/// The upstream puts it beside a 101; the server side takes it out, writes the head (101 on HTTP/1.1, 200 on an extended
-/// CONNECT) and calls it with the stream and the bytes that it has already read.
-pub struct Takeover(TakeoverFn);
-
-type TakeoverFn = Box<dyn FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send>;
-
-impl Takeover {
-    /// Wraps the tunnel that waits for its client side.
-    pub fn new(run: impl FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send + 'static) -> Self {
-        Self(Box::new(run))
-    }
-
-    /// Runs the tunnel to its end.
-    pub async fn run(self, io: BoxIo, early: Bytes) {
-        (self.0)(io, early).await;
-    }
-}
-
-impl fmt::Debug for Takeover {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Takeover")
-    }
 }
 
 /// Passes interim responses (103 Early Hints, 102) towards the client while the final one is awaited; 100 and 101 are

@@ -6,7 +6,7 @@
 //!   rooms          listen   tls   serve   route   layer   upstream        (the road: a request walks them left to right)
 //!                  cert     admin  doctor                                  (beside the road)
 //!                  │
-//!   vocabulary     clock  error  conn  message  wire  config  telemetry       (words every room may use; no I/O except telemetry's output)
+//!   vocabulary     clock  error  message  conn  wire  config  telemetry   (words every room may use; no I/O except telemetry's output)
 //! ```
 //!
 //! Invariants, held by `tests/tidy.rs` where a program can hold them:

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     finding::{Ask, Finding, Layer},
-    ground::Seen,
+    names::Seen,
 };
 
 /// Judges where a name leads. Whether somebody is there is another question.

@@ -8,7 +8,7 @@ use super::{
     Exam,
     ask::Question,
     finding::{Ask, Finding, Layer},
-    ground::server_name_origin,
+    names::server_name_origin,
     srv,
 };
 use crate::{config::plan::Matrix, conn::Fetch};

@@ -7,7 +7,7 @@ use super::{
     Exam,
     ask::{Cors, Question},
     finding::{Ask, Finding, Layer},
-    ground::authority,
+    names::authority,
 };
 use crate::{
     config::plan::{BodyPath, Kind, Matrix, Route, Verdict as Access},

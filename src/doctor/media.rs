@@ -13,7 +13,7 @@ use tokio::{
 use super::{
     Exam, files,
     finding::{Ask, Finding, Layer},
-    ground, rtc,
+    names, rtc,
 };
 
 /// Bound on one try.
@@ -41,7 +41,7 @@ pub async fn probe(exam: &Exam<'_>) -> Vec<Finding> {
 
 async fn sfu(exam: &Exam<'_>, url: String, ports: &files::MediaPorts) -> Vec<Finding> {
     let ask = |id| Ask::new(Layer::Rtc, id, &url);
-    let Some((host, port)) = ground::authority(&url) else { return Vec::new() };
+    let Some((host, port)) = names::authority(&url) else { return Vec::new() };
     let resolve = |port| (exam.reach.resolve)(host.clone(), port);
     let addresses = match resolve(port).await {
         Ok(addresses) if !addresses.is_empty() => addresses,

@@ -16,6 +16,7 @@ mod finding;
 mod ground;
 mod homeserver;
 mod media;
+mod names;
 mod rtc;
 mod services;
 mod srv;
@@ -169,7 +170,7 @@ impl Exam<'_> {
 
     /// The service behind a public address: the route with the longest prefix of those that lead to one.
     fn service(&self, kind: Kind, url: &str) -> Option<Straight<'_>> {
-        let (host, _) = ground::authority(url)?;
+        let (host, _) = names::authority(url)?;
         let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])).unwrap_or("/");
         let leads = |service: &&Service| {
             let prefix = service.prefix.trim_end_matches('/');

@@ -8,7 +8,7 @@ use super::{
     Exam, Straight,
     ask::{Answer, Cors, Question},
     finding::{Ask, Finding, Layer},
-    ground::origin,
+    names::origin,
 };
 use crate::{
     config::plan::{Kind, Matrix},

@@ -10,7 +10,7 @@ use super::{
     Exam, Reach, Verdict,
     ask::Question,
     finding::{Ask, Finding, Layer},
-    ground::{Seen, Standing, authority, origin},
+    names::{Seen, Standing, authority, origin},
 };
 use crate::{
     config::{

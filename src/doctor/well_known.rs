@@ -8,7 +8,7 @@ use super::{
     Exam, Verdict,
     ask::{Answer, Cors, Question},
     finding::{Ask, Finding, Layer},
-    ground::{authority, origin, server_name_origin},
+    names::{authority, origin, server_name_origin},
 };
 use crate::config::plan::Matrix;
 

@@ -19,9 +19,9 @@ use tracing::info;
 
 use crate::{
     config::plan::ClientIpLog,
-    conn::{ConnInfo, Phase, Phases, Takeover, TunnelEnd},
+    conn::{ConnInfo, Phase, Phases, TunnelEnd},
     error::{Fault, Kind, ProxyError},
-    message::{Body, BodyError, Request, Response},
+    message::{Body, BodyError, Request, Response, Takeover},
     telemetry::{Metrics, SiteNumbers, redact_target},
 };
 

@@ -2,13 +2,13 @@
 
 mod body;
 mod fields;
+mod upgrade;
 
 pub use body::{Body, BodyError};
 pub use fields::{Fields, InvalidValue, Value};
+pub use upgrade::{BoxIo, Io, Takeover};
 
 use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
-
-use crate::conn::Takeover;
 
 /// A request as it walks the road.
 #[derive(Debug, Default)]

@@ -24,9 +24,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     clock::Clock,
     config::plan::{Limits, Timeouts},
-    conn::{Alpn, ConnInfo, Interim, Io},
+    conn::{Alpn, ConnInfo, Interim},
     error::ProxyError,
-    message::{Request, Response, Value},
+    message::{Io, Request, Response, Value},
     wire::HeadLimits,
 };
 
@@ -37,7 +37,7 @@ use crate::{
 /// `Transfer-Encoding` is gone and the body knows its length or not; a WebSocket of HTTP/2 looks like the GET of HTTP/1.1
 /// too.
 ///
-/// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::conn::Takeover) gets the byte stream.
+/// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::message::Takeover) gets the byte stream.
 pub trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request; `interim` is there where the protocol can carry interim responses.
     fn handle(

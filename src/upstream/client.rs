@@ -24,9 +24,9 @@ use super::{Env, Lease, connect::Link, tunnel};
 use crate::{
     clock::Patience,
     config::plan,
-    conn::{Onlookers, Phases, Takeover},
+    conn::{Onlookers, Phases},
     error::{BoxError, Kind, ProxyError},
-    message::{Body, BodyError, Fields, Request, Response, Value},
+    message::{Body, BodyError, Fields, Request, Response, Takeover, Value},
     wire::{self, BodyDecoder, Framing, HeadLimits, Piece, ResponseHead, WireError, head_len},
 };
 

@@ -140,7 +140,7 @@ impl Upstream {
     /// Sends a request and returns the head of its answer, with a body that reads on.
     ///
     /// The request is ready to go: fields of one hop are gone, the target is in origin-form. A WebSocket keeps
-    /// `Connection` and `Upgrade`, and its 101 comes back with a [`Takeover`](crate::conn::Takeover). Dropping the future
+    /// `Connection` and `Upgrade`, and its 101 comes back with a [`Takeover`](crate::message::Takeover). Dropping the future
     /// or the body closes the connection to the service, which is how a request is cancelled.
     ///
     /// # Errors

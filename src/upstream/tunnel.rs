@@ -22,7 +22,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::connect::Socket;
-use crate::conn::{BoxIo, Phases, TunnelEnd};
+use crate::{
+    conn::{Phases, TunnelEnd},
+    message::BoxIo,
+};
 
 /// The thread's buffer: a tunnel in which nothing moves owns none.
 const SCRATCH: usize = 64 * 1024;

@@ -13,9 +13,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    conn::{BoxIo, ConnInfo, Interim, Takeover},
+    conn::{ConnInfo, Interim},
     error::ProxyError,
-    message::{Body, Request, Response, Value},
+    message::{Body, BoxIo, Request, Response, Takeover, Value},
     serve,
 };
 

@@ -1,7 +1,7 @@
 //! `compose.yaml`: images and the environment of lk-jwt-service.
 
 use super::{Sheet, yaml::Node};
-use crate::{config::plan::Kind, doctor::ground::origin};
+use crate::{config::plan::Kind, doctor::names::origin};
 
 /// The first LiveKit with `/rtc/v1`.
 const LIVEKIT: (u32, u32, u32) = (1, 9, 10);

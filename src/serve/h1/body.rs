@@ -12,8 +12,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use super::stream::{ReadError, Shared};
 use crate::{
     clock::Patience,
-    conn::Io,
     message::BodyError,
+    message::Io,
     wire::{Framing, Piece},
 };
 

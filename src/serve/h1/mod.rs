@@ -29,9 +29,9 @@ use self::{
 use super::{Handler, Settings, normalize};
 use crate::{
     clock::Patience,
-    conn::{ConnInfo, Interim, Io, Takeover},
+    conn::{ConnInfo, Interim},
     error::{Kind, ProxyError},
-    message::{Body, Request, Response},
+    message::{Body, Io, Request, Response, Takeover},
     wire::{self, Framing, RequestHead, WireError},
 };
 

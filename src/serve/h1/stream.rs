@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    conn::Io,
+    message::Io,
     wire::{BodyDecoder, Framing, HeadLimits, Piece, RequestHead, WireError, head_len, parse_request},
 };
 

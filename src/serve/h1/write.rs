@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     clock::Patience,
-    conn::{InterimSink, Io},
-    message::{Body, BodyError, Fields, Response, Value},
+    conn::InterimSink,
+    message::{Body, BodyError, Fields, Io, Response, Value},
     serve::{Date, Settings},
     wire::{self, Framing},
 };

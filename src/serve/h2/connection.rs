@@ -16,7 +16,7 @@ use super::{
     streams::{Fault, STREAM_WINDOW, Shared, State},
 };
 use crate::{
-    conn::Io,
+    message::Io,
     serve::Settings,
     wire::h2::{Decoder, FRAME_HEADER, FrameHeader, Head, PREFACE, Reason, flag, kind, setting, unpadded},
 };

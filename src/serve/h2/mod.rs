@@ -31,7 +31,7 @@ use self::{
     watch::{Streams, Verdict, Watch},
 };
 use super::{Handler, Settings};
-use crate::conn::{ConnInfo, Io};
+use crate::{conn::ConnInfo, message::Io};
 
 /// How often one turn of a connection goes round between its frames and its streams before the other connections of the
 /// thread have theirs: a client whose requests are answered at once could go on for as long as it sends.

@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::connection::Connection;
-use crate::{conn::Io, serve::Settings, wire::h2::Reason};
+use crate::{message::Io, serve::Settings, wire::h2::Reason};
 
 /// How often the watchdog looks. Limits are met within this much.
 const LOOK: Duration = Duration::from_millis(500);
