@@ -195,8 +195,8 @@ fn every_module_has_its_floor() {
 #[test]
 fn the_rules_can_be_broken() {
     assert_eq!(
-        imports("use crate::{\n body::{Body, Request},\n tls::X,\n};\ncrate::serve::y()"),
-        ["body", "tls", "serve"]
+        imports("use crate::{\n message::{Body, Request},\n tls::X,\n};\ncrate::serve::y()"),
+        ["message", "tls", "serve"]
     );
     assert!(!may_import("serve", "tls") && !may_import("layer", "app") && !may_import("wire", "config"));
     assert!(may_import("serve", "wire") && may_import("app", "tls") && may_import("telemetry", "config"));

@@ -34,8 +34,8 @@ use crate::{
 ///
 /// What arrives is settled: the target is in origin-form (or the asterisk of OPTIONS), byte for byte as it was sent;
 /// there is exactly one valid `Host` field, equal to `:authority` and to the authority of an absolute-form target;
-/// `Transfer-Encoding` is gone and the body knows its length or not; a WebSocket of HTTP/2 looks like the GET of HTTP/1.1
-/// too.
+/// `Transfer-Encoding` is gone and the body knows its length or not; a WebSocket of HTTP/2 is the GET that it
+/// is in HTTP/1.1.
 ///
 /// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::message::Takeover) gets the byte stream.
 pub trait Handler: Clone + Send + Sync + 'static {

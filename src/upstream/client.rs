@@ -97,8 +97,7 @@ impl Outgoing {
             Framing::None | Framing::UntilClose => {}
         }
         let websocket = fields.contains(header::UPGRADE);
-        let expects_continue =
-            !body.is_empty() && fields.items(header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"));
+        let expects_continue = !body.is_empty() && wire::expects_continue(&fields);
         Self { method, uri, fields, body: Some(body), framing, websocket, expects_continue, onlookers }
     }
 

@@ -44,6 +44,12 @@ pub fn is_of_one_hop(name: &HeaderName) -> bool {
     )
 }
 
+/// Whether whoever sends this waits for a 100 before its body (RFC 9110 section 10.1.1).
+#[must_use]
+pub fn expects_continue(fields: &Fields) -> bool {
+    fields.items(header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Takes away what is for one hop: the usual fields, and those that `Connection` names.
 pub fn strip_hop(fields: &mut Fields) {
     // In order, so that a `Connection` of thousands of words costs no more than it weighs.

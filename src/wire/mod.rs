@@ -13,7 +13,7 @@ mod head;
 mod names;
 
 pub use encode::{chunk_head, last_chunk, last_field, request_head, response_head};
-pub use fields::{is_of_one_hop, permitted_trailers, strip_hop};
+pub use fields::{expects_continue, is_of_one_hop, permitted_trailers, strip_hop};
 pub use head::{HeadLimits, RequestHead, ResponseHead, head_len, parse_request, parse_response};
 
 use bytes::{Bytes, BytesMut};

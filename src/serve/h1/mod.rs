@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, StatusCode, Version, header};
+use http::{Method, StatusCode, Version};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
@@ -298,13 +298,12 @@ pub struct Asked {
 
 impl Asked {
     fn of(head: &RequestHead) -> Self {
-        let expects = |word: &[u8]| head.fields.items(header::EXPECT).any(|other| other.eq_ignore_ascii_case(word));
         let new = head.version == Version::HTTP_11;
         Self {
             version: head.version,
             head: head.method == Method::HEAD,
             keep_alive: head.keep_alive,
-            expects_continue: new && expects(b"100-continue"),
+            expects_continue: new && wire::expects_continue(&head.fields),
             takes_trailers: new,
         }
     }

@@ -79,6 +79,7 @@ impl<IO: Io> Stream<IO> {
     /// Reads more while nothing is there; a head that is whole with that, which nearly all are, is parsed where it
     /// arrived and not copied. Anything else stays to be looked at by [`Self::take_head`].
     pub fn poll_head(&mut self, cx: &mut Context<'_>, limits: &HeadLimits) -> Poll<io::Result<Arrived>> {
+        debug_assert!(self.read.is_empty(), "what came before would be behind what comes now");
         let (Some(io), false) = (&mut self.io, self.ended) else { return Poll::Ready(Ok(Arrived::End)) };
         BUFFER.with_borrow_mut(|buffer| {
             let mut buf = ReadBuf::new(buffer);

@@ -107,7 +107,7 @@ impl<H: Handler> Exchange<H> {
         let settled = self.settle(&mut head, is_websocket);
         // Named before anything can fail, so that a body which nobody wants is known to be unwanted.
         let arriving = (!ended).then(|| {
-            let owes_continue = !is_websocket && expects_continue(&head.fields);
+            let owes_continue = !is_websocket && wire::expects_continue(&head.fields);
             Receiver::new(self.shared.clone(), id, owes_continue)
         });
         let (method, uri) = match settled {
@@ -165,10 +165,6 @@ impl<H: Handler> Exchange<H> {
             drop(open);
         });
     }
-}
-
-fn expects_continue(fields: &Fields) -> bool {
-    fields.items(header::EXPECT).any(|word| word.eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Sends a body as it comes and as fast as the peer takes it.
