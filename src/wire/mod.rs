@@ -1,4 +1,5 @@
-//! HTTP/1.1 as it stands on the wire (RFC 9112): heads, framing and the chunked coding. Pure: bytes in, words out.
+//! HTTP/1.1 (RFC 9112) and HTTP/2 (RFC 9113, RFC 7541) as they stand on the wire: heads, framing, the chunked coding, frames and
+//! HPACK. Pure: bytes in, words out.
 //!
 //! Both sides of the road use it, `serve` towards clients and `upstream` towards services, so that what one refuses the
 //! other cannot send. It is stricter than the RFC asks wherever leniency is what request smuggling is made of: a bare LF,
