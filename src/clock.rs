@@ -56,14 +56,14 @@ impl fmt::Debug for Clock {
 /// it rings too early. To take it out and put it in for each wait cost 150 instructions each time, and a timer for each
 /// exchange an allocation. What it costs instead is that its task may be woken for nothing, once in the time of a limit.
 #[derive(Debug)]
-pub struct Patience {
+pub struct IdleTimer {
     limit: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
     /// When it runs out; nothing, while nothing is waited for.
     until: Option<Instant>,
 }
 
-impl Patience {
+impl IdleTimer {
     /// Patience for so long; `None` never runs out.
     #[must_use]
     pub const fn new(limit: Option<Duration>) -> Self {
@@ -107,7 +107,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    async fn wait(patience: &mut Patience) -> Duration {
+    async fn wait(patience: &mut IdleTimer) -> Duration {
         let began = Instant::now();
         poll_fn(|cx| patience.poll(cx)).await;
         began.elapsed()
@@ -115,7 +115,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_timer_that_rings_early_is_set_on() {
-        let mut patience = Patience::new(Some(LIMIT));
+        let mut patience = IdleTimer::new(Some(LIMIT));
         for _ in 0..3 {
             let some = tokio::time::timeout(LIMIT - Duration::from_secs(1), poll_fn(|cx| patience.poll(cx))).await;
             assert!(some.is_err(), "it ran out although something moved");
@@ -127,7 +127,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_shorter_wait_does_not_wait_for_the_timer_of_a_longer_one() {
-        let mut patience = Patience::new(Some(LIMIT));
+        let mut patience = IdleTimer::new(Some(LIMIT));
         assert!(poll_fn(|cx| Poll::Ready(patience.poll(cx))).await.is_pending());
         patience.begin(Some(LIMIT / 2));
         let took = wait(&mut patience).await;

@@ -100,7 +100,7 @@ pub type Interim = Arc<dyn InterimSink>;
 
 /// Who is told of a request while a service works on it.
 #[derive(Clone, Default)]
-pub struct Onlookers {
+pub struct RequestObservers {
     /// Takes interim responses.
     pub interim: Option<Interim>,
     /// Takes the times of a dial, and the bytes of a tunnel.
@@ -113,16 +113,16 @@ pub type Fetch = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response, Prox
 
 /// What a TLS server shows to a client that looks at its certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
+pub struct PeerCertificate {
     /// The certificate, DER.
     pub leaf: Bytes,
     /// Whether a client would go on.
-    pub trust: Result<(), Distrust>,
+    pub trust: Result<(), VerifyError>,
 }
 
 /// Why a client would not go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Distrust {
+pub enum VerifyError {
     /// It has ended.
     Expired,
     /// It has not begun: a clock is wrong.
@@ -137,7 +137,7 @@ pub enum Distrust {
 
 /// Why a TLS server shows nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Closed {
+pub enum TlsFailure {
     /// Nothing listens on the port, or something on the way refuses.
     Refused,
     /// No answer in time.

@@ -46,7 +46,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What the pages show.
-pub trait State: Send + Sync + 'static {
+pub trait AdminHandlers: Send + Sync + 'static {
     /// `/metrics`: as OpenMetrics text, or as the older text format of Prometheus.
     fn metrics(&self, openmetrics: bool) -> String;
     /// What keeps the edge from being ready; nothing, if it is.
@@ -80,14 +80,14 @@ pub enum Reloaded {
 /// The address cannot be had.
 pub fn serve(
     listen: &AdminListen,
-    state: Arc<dyn State>,
+    state: Arc<dyn AdminHandlers>,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> io::Result<()> {
-    let door = Door::open(listen)?;
+    let server = AdminServer::open(listen)?;
     let (stop, tracker) = (stop.clone(), tasks.clone());
     tasks.spawn(async move {
-        while let Some(accepted) = stop.run_until_cancelled(door.accept()).await {
+        while let Some(accepted) = stop.run_until_cancelled(server.accept()).await {
             match accepted {
                 Ok(io) => drop(tracker.spawn(answer(io, state.clone()))),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -98,12 +98,12 @@ pub fn serve(
 }
 
 /// Where questions come in.
-enum Door {
+enum AdminServer {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-impl Door {
+impl AdminServer {
     fn open(listen: &AdminListen) -> io::Result<Self> {
         match listen {
             AdminListen::Tcp(addr) => {
@@ -149,7 +149,7 @@ fn listening(socket: Socket, address: &SockAddr) -> io::Result<Socket> {
 }
 
 /// One question a connection.
-async fn answer<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO, state: Arc<dyn State>) {
+async fn answer<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO, state: Arc<dyn AdminHandlers>) {
     let exchange = async {
         let page = match read(&mut io).await? {
             Some(head) => page(&head.method, head.target.path(), &head.fields, state.as_ref()).await,
@@ -204,7 +204,7 @@ impl Page {
     }
 }
 
-async fn page(method: &Method, path: &str, fields: &Fields, state: &dyn State) -> Page {
+async fn page(method: &Method, path: &str, fields: &Fields, state: &dyn AdminHandlers) -> Page {
     if fields.contains(header::ORIGIN) || !has_plain_host(fields) {
         return Page::text(StatusCode::FORBIDDEN, "this is not for browsers\n");
     }
@@ -264,7 +264,7 @@ mod tests {
 
     struct Fine;
 
-    impl State for Fine {
+    impl AdminHandlers for Fine {
         fn metrics(&self, _openmetrics: bool) -> String {
             "# EOF\n".to_owned()
         }
@@ -314,7 +314,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
         // Nothing but the bind itself has set them: see there.
-        let _door = Door::open(&AdminListen::Unix(path.clone())).unwrap();
+        let _door = AdminServer::open(&AdminListen::Unix(path.clone())).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 

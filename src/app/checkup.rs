@@ -18,8 +18,8 @@ use crate::{
         Plan,
         plan::{self, Action, SiteTls},
     },
-    conn::{Fetch, Onlookers},
-    doctor::{self, Diagnosis, Look, Progress, Reach, Resolve, Service, Via, Wanted},
+    conn::{Fetch, RequestObservers},
+    doctor::{self, ClientFactory, Diagnosis, InspectTls, ProbeOptions, ProbeTargets, Progress, Resolve, Service},
     message::Value,
     upstream::{self, Upstream},
 };
@@ -61,7 +61,7 @@ impl std::str::FromStr for Redirection {
 
 /// How doctor sees the world, where that is not as everybody else does.
 #[derive(Debug, Default)]
-pub struct Lens {
+pub struct ProbeOverrides {
     /// Names that lead elsewhere; the last that fits decides.
     pub resolve: Vec<Redirection>,
     /// Who is asked for SRV records; the name server of the system unless this is set.
@@ -76,8 +76,8 @@ pub struct Lens {
 /// `ca_file` cannot be used.
 pub async fn checkup(
     plan: &Plan,
-    wanted: &Wanted,
-    lens: Lens,
+    wanted: &ProbeOptions,
+    lens: ProbeOverrides,
     progress: Progress<'_>,
 ) -> Result<Diagnosis, upstream::RootsError> {
     let clock = Clock::system();
@@ -93,7 +93,7 @@ pub async fn checkup(
         body_stall: Some(LONG_POLL),
     };
     let map = Arc::new(lens.resolve);
-    let reach = Reach {
+    let reach = ProbeTargets {
         resolve: resolve(map.clone()),
         via: via(&env, QUESTION, map.clone()),
         patient: via(&env, LONG_POLL, map),
@@ -108,7 +108,7 @@ pub async fn checkup(
 }
 
 /// The system's roots, those of a private CA, and our own where a site has its certificate from there.
-fn roots(plan: &Plan, lens: &Lens) -> Result<upstream::Roots, upstream::RootsError> {
+fn roots(plan: &Plan, lens: &ProbeOverrides) -> Result<upstream::Roots, upstream::RootsError> {
     let internal = plan.sites.iter().any(|site| site.tls == SiteTls::Internal);
     let own = internal.then(|| cert::known_root_pem(&cert::Store::new(plan.storage.clone()))).flatten();
     upstream::Roots::with(lens.ca_file.as_deref(), own.as_deref())
@@ -132,7 +132,7 @@ fn resolve(map: Arc<Vec<Redirection>>) -> Resolve {
     })
 }
 
-fn via(env: &upstream::Env, limit: Duration, map: Arc<Vec<Redirection>>) -> Via {
+fn via(env: &upstream::Env, limit: Duration, map: Arc<Vec<Redirection>>) -> ClientFactory {
     let env = env.clone();
     Arc::new(move |address| {
         let map = map.clone();
@@ -141,7 +141,7 @@ fn via(env: &upstream::Env, limit: Duration, map: Arc<Vec<Redirection>>) -> Via 
     })
 }
 
-fn look(roots: upstream::Roots) -> Look {
+fn look(roots: upstream::Roots) -> InspectTls {
     Arc::new(move |address, host| {
         let roots = roots.clone();
         Box::pin(async move { upstream::inspect(address, &host, &roots, HANDSHAKE).await })
@@ -158,13 +158,13 @@ fn services(plan: &Plan, env: &upstream::Env) -> Vec<Service> {
             prefix: route.prefix.clone(),
             kind: route.kind,
             server: server.to_string(),
-            ask: straight(upstream, server, env),
+            client: direct(upstream, server, env),
         }));
     }
     services
 }
 
-fn straight(upstream: &plan::Upstream, server: &plan::Server, env: &upstream::Env) -> Fetch {
+fn direct(upstream: &plan::Upstream, server: &plan::Server, env: &upstream::Env) -> Fetch {
     let limited = plan::Upstream {
         servers: vec![server.clone()],
         response_timeout: Some(QUESTION),
@@ -184,7 +184,7 @@ fn straight(upstream: &plan::Upstream, server: &plan::Server, env: &upstream::En
             }
             let target = request.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
             request.uri = Uri::from(target);
-            upstream.send(request, Onlookers::default()).await
+            upstream.send(request, RequestObservers::default()).await
         })
     })
 }

@@ -38,7 +38,7 @@ pub enum Outcome {
     /// Everything in flight was finished.
     Finished,
     /// Something was cut off.
-    Cut,
+    Aborted,
 }
 
 /// Runs a plan until it is told to stop; `path` is where it was read from, and is read again.
@@ -54,7 +54,7 @@ pub fn run(path: &Path, plan: Plan) -> Result<Outcome, StartError> {
         let signals = Signals::new().map_err(StartError::Thread)?;
         let edge = Edge::start(plan.clone(), metrics.clone(), clock.clone()).await?;
         let control = Control::new(path.to_owned(), plan, edge, metrics, clock, logging)?;
-        Ok(control.obey(signals).await)
+        Ok(control.run(signals).await)
     });
     // A blocking call that hangs (the resolver, a lock of another process) must not hold up the end.
     runtime.shutdown_background();
@@ -62,7 +62,7 @@ pub fn run(path: &Path, plan: Plan) -> Result<Outcome, StartError> {
 }
 
 /// Something to do for the operator.
-enum Order {
+enum AdminCommand {
     Reload(oneshot::Sender<Reloaded>),
 }
 
@@ -74,9 +74,9 @@ struct Control {
     metrics: Metrics,
     clock: Clock,
     logging: Arc<Logging>,
-    orders: mpsc::Receiver<Order>,
+    commands: mpsc::Receiver<AdminCommand>,
     /// What the operator's door shows.
-    door: Arc<Door>,
+    handlers: Arc<Handlers>,
     /// Closes it.
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -91,26 +91,26 @@ impl Control {
         clock: Clock,
         logging: Arc<Logging>,
     ) -> Result<Self, StartError> {
-        let (sender, orders) = mpsc::channel(8);
+        let (sender, commands) = mpsc::channel(8);
         let dropped = logging.clone();
-        let door = Arc::new(Door {
+        let handlers = Arc::new(Handlers {
             metrics: metrics.clone(),
             snapshot: edge.snapshot(move || dropped.dropped()),
             upstreams: edge.upstream_status(),
             certificates: edge.certificates(),
-            orders: sender,
+            commands: sender,
             started: clock.now(),
             clock: clock.clone(),
         });
         let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
         if let Some(listen) = &plan.admin {
-            admin::serve(listen, door.clone(), &closing, &tasks).map_err(|source| no_door(listen, source))?;
+            admin::serve(listen, handlers.clone(), &closing, &tasks).map_err(|source| no_door(listen, source))?;
         }
         let seen = content(&path);
-        Ok(Self { path, plan, seen, edge, metrics, clock, logging, orders, door, closing, tasks })
+        Ok(Self { path, plan, seen, edge, metrics, clock, logging, commands, handlers, closing, tasks })
     }
 
-    async fn obey(mut self, mut signals: Signals) -> Outcome {
+    async fn run(mut self, mut signals: Signals) -> Outcome {
         info!("ready");
         notify(&[sd_notify::NotifyState::Ready]);
         let mut looks = interval(LOOK);
@@ -123,7 +123,7 @@ impl Control {
                 },
                 _ = looks.tick() => self.look().await,
                 // Without a door there are no orders; as a pattern, the branch then rests instead of spinning.
-                Some(Order::Reload(reply)) = self.orders.recv() => {
+                Some(AdminCommand::Reload(reply)) = self.commands.recv() => {
                     // Whoever asked may have left.
                     let _ = reply.send(self.reload().await);
                 }
@@ -177,7 +177,8 @@ impl Control {
         let moves = plan.admin != self.plan.admin;
         let closing = if moves { CancellationToken::new() } else { self.closing.clone() };
         if let Some(listen) = plan.admin.as_ref().filter(|_| moves) {
-            admin::serve(listen, self.door.clone(), &closing, &self.tasks).map_err(|source| no_door(listen, source))?;
+            admin::serve(listen, self.handlers.clone(), &closing, &self.tasks)
+                .map_err(|source| no_door(listen, source))?;
         }
         if let Err(error) = self.edge.reload(plan.clone()).await {
             if moves {
@@ -213,7 +214,7 @@ impl Control {
             Outcome::Finished
         } else {
             warn!("stopped; something in flight was cut off");
-            Outcome::Cut
+            Outcome::Aborted
         }
     }
 }
@@ -248,17 +249,17 @@ fn content(path: &Path) -> Option<u64> {
 }
 
 /// What the operator's door shows and does.
-struct Door {
+struct Handlers {
     metrics: Metrics,
     snapshot: Arc<dyn Fn() -> telemetry::Snapshot + Send + Sync>,
     upstreams: Arc<dyn Fn() -> Vec<crate::upstream::Status> + Send + Sync>,
     certificates: Arc<crate::cert::Manager>,
-    orders: mpsc::Sender<Order>,
+    commands: mpsc::Sender<AdminCommand>,
     started: SystemTime,
     clock: Clock,
 }
 
-impl admin::State for Door {
+impl admin::AdminHandlers for Handlers {
     fn metrics(&self, openmetrics: bool) -> String {
         let text = self.metrics.render(&self.snapshot);
         if openmetrics { text } else { telemetry::classic(&text) }
@@ -323,11 +324,11 @@ impl admin::State for Door {
     }
 
     fn reload(&self) -> futures_util::future::BoxFuture<'static, Reloaded> {
-        let orders = self.orders.clone();
+        let commands = self.commands.clone();
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
             let stopping = || Reloaded::Failed("the process is stopping\n".to_owned());
-            if orders.send(Order::Reload(reply)).await.is_err() {
+            if commands.send(AdminCommand::Reload(reply)).await.is_err() {
                 return stopping();
             }
             answer.await.unwrap_or_else(|_| stopping())

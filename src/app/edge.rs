@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use super::{
-    pipeline::{Door, Pipeline},
+    pipeline::{ListenerKind, Pipeline},
     stack::{Generation, Http01},
     worker::Worker,
 };
@@ -64,7 +64,7 @@ pub struct Edge {
     pipeline: Arc<Pipeline>,
     workers: Vec<Worker>,
     /// What is listened on: the address as configured, and as bound.
-    open: HashMap<(Door, SocketAddr), SocketAddr>,
+    open: HashMap<(ListenerKind, SocketAddr), SocketAddr>,
     certificates: Arc<cert::Manager>,
     env: upstream::Env,
     /// Ends the probes of the current generation.
@@ -120,8 +120,8 @@ impl Edge {
         let probes = CancellationToken::new();
         let mut edge = Self { plan, pipeline, workers, open, certificates, env, probes, stop, background, clock };
         let wanted: Vec<_> = wanted(&edge.plan).collect();
-        for (door, addr) in wanted {
-            edge.open(door, addr).await?;
+        for (kind, addr) in wanted {
+            edge.open(kind, addr).await?;
         }
         let used: Vec<_> = edge.open.keys().map(|(_, addr)| *addr).collect();
         inherited.unused(&used).for_each(|addr| warn!(%addr, "an inherited socket is for no address of listen"));
@@ -130,8 +130,8 @@ impl Edge {
     }
 
     /// The addresses that are listened on, ports filled in.
-    pub fn addresses(&self) -> impl Iterator<Item = (Door, SocketAddr)> {
-        self.open.iter().map(|((door, _), bound)| (*door, *bound))
+    pub fn addresses(&self) -> impl Iterator<Item = (ListenerKind, SocketAddr)> {
+        self.open.iter().map(|((kind, _), bound)| (*kind, *bound))
     }
 
     /// Serves a new plan: all of it, or, on an error, the old one unchanged. Sockets whose address stays are kept, and so
@@ -153,17 +153,17 @@ impl Edge {
         let acceptor = (plan.tls_min != self.plan.tls_min).then(|| acceptor(&self.certificates, &plan)).transpose()?;
         let wanted: Vec<_> = wanted(&plan).collect();
         let mut opened = Vec::new();
-        for (door, addr) in &wanted {
-            if self.open.contains_key(&(*door, *addr)) {
+        for (kind, addr) in &wanted {
+            if self.open.contains_key(&(*kind, *addr)) {
                 continue;
             }
-            if let Err(error) = self.open(*door, *addr).await {
+            if let Err(error) = self.open(*kind, *addr).await {
                 for key in opened {
                     self.close(key);
                 }
                 return Err(error);
             }
-            opened.push((*door, *addr));
+            opened.push((*kind, *addr));
         }
         self.env.tunnel_idle = plan.timeouts.tunnel_idle;
         self.env.body_stall = plan.timeouts.body_stall;
@@ -230,10 +230,10 @@ impl Edge {
     }
 
     /// Listens on every worker. The first one says which port it got where 0 was asked for.
-    async fn open(&mut self, door: Door, addr: SocketAddr) -> Result<(), StartError> {
+    async fn open(&mut self, kind: ListenerKind, addr: SocketAddr) -> Result<(), StartError> {
         let mut bound = addr;
         for (index, worker) in self.workers.iter().enumerate() {
-            match worker.open(door, bound).await {
+            match worker.open(kind, bound).await {
                 Ok(addr) => bound = addr,
                 Err(error) => {
                     self.workers[..index].iter().for_each(|worker| worker.close(bound));
@@ -241,12 +241,12 @@ impl Edge {
                 }
             }
         }
-        info!(listener = door.as_str(), addr = %bound, "listening");
-        self.open.insert((door, addr), bound);
+        info!(listener = kind.as_str(), addr = %bound, "listening");
+        self.open.insert((kind, addr), bound);
         Ok(())
     }
 
-    fn close(&mut self, key: (Door, SocketAddr)) {
+    fn close(&mut self, key: (ListenerKind, SocketAddr)) {
         if let Some(bound) = self.open.remove(&key) {
             self.workers.iter().for_each(|worker| worker.close(bound));
             info!(listener = key.0.as_str(), addr = %bound, "not listening any more");
@@ -270,9 +270,9 @@ impl Edge {
     }
 }
 
-fn wanted(plan: &Plan) -> impl Iterator<Item = (Door, SocketAddr)> {
-    let plain = plan.listen.http.iter().map(|addr| (Door::Plain, *addr));
-    plain.chain(plan.listen.https.iter().map(|addr| (Door::Tls, *addr)))
+fn wanted(plan: &Plan) -> impl Iterator<Item = (ListenerKind, SocketAddr)> {
+    let plain = plan.listen.http.iter().map(|addr| (ListenerKind::Plain, *addr));
+    plain.chain(plan.listen.https.iter().map(|addr| (ListenerKind::Tls, *addr)))
 }
 
 fn http01(certificates: &Arc<cert::Manager>) -> Http01 {

@@ -11,7 +11,7 @@ mod signal;
 mod stack;
 mod worker;
 
-pub use checkup::{Lens, Redirection, checkup};
+pub use checkup::{ProbeOverrides, Redirection, checkup};
 pub use control::{Outcome, run};
 pub use edge::{Edge, StartError};
-pub use pipeline::Door;
+pub use pipeline::ListenerKind;

@@ -7,7 +7,7 @@ use tokio::{net::TcpStream, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-use super::stack::{Front, Generation};
+use super::stack::{EdgeService, Generation};
 use crate::{
     conn::ConnInfo,
     listen::{Permits, proxy_protocol},
@@ -33,14 +33,14 @@ pub struct Pipeline {
 
 /// What a listener does with the bytes of its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Door {
+pub enum ListenerKind {
     /// HTTP/1.1 as it is.
     Plain,
     /// TLS first.
     Tls,
 }
 
-impl Door {
+impl ListenerKind {
     /// The word in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -52,18 +52,18 @@ impl Door {
 }
 
 /// Serves one connection to its end. Whatever goes wrong here concerns this client only.
-pub async fn run(io: TcpStream, peer: SocketAddr, door: Door, pipeline: Arc<Pipeline>) {
+pub async fn run(io: TcpStream, peer: SocketAddr, kind: ListenerKind, pipeline: Arc<Pipeline>) {
     let Some(_permit) = pipeline.permits.try_acquire(peer.ip()) else {
         pipeline.metrics.connection_refused();
         return;
     };
-    if let Err(error) = walk(io, peer, door, &pipeline).await {
+    if let Err(error) = walk(io, peer, kind, &pipeline).await {
         pipeline.metrics.handshake_failed();
-        debug!(client = %peer, door = door.as_str(), %error, "connection refused");
+        debug!(client = %peer, listener = kind.as_str(), %error, "connection refused");
     }
 }
 
-async fn walk(io: TcpStream, peer: SocketAddr, door: Door, pipeline: &Arc<Pipeline>) -> Result<(), ConnError> {
+async fn walk(io: TcpStream, peer: SocketAddr, kind: ListenerKind, pipeline: &Arc<Pipeline>) -> Result<(), ConnError> {
     let road = pipeline.current.load_full();
     let deadline = road.handshake().map(|limit| Instant::now() + limit);
     let (io, client) = proxy_protocol::read(io, peer, road.proxy_protocol(), deadline).await?;
@@ -71,16 +71,16 @@ async fn walk(io: TcpStream, peer: SocketAddr, door: Door, pipeline: &Arc<Pipeli
     // The generation is not held for the life of the connection: a request asks for the newest one.
     drop(road);
     let (drain, tasks) = (pipeline.drain.clone(), pipeline.tasks.clone());
-    let front = Front::new(pipeline.current.clone());
-    match door {
-        Door::Plain => {
+    let service = EdgeService::new(pipeline.current.clone());
+    match kind {
+        ListenerKind::Plain => {
             let conn = Arc::new(ConnInfo { peer, client, tls: None });
-            serve::serve_connection(io, conn, front, settings, drain, tasks).await;
+            serve::serve_connection(io, conn, service, settings, drain, tasks).await;
         }
-        Door::Tls => match pipeline.acceptor.load_full().accept(io, deadline).await? {
+        ListenerKind::Tls => match pipeline.acceptor.load_full().accept(io, deadline).await? {
             Accepted::Http(io, tls) => {
                 let conn = Arc::new(ConnInfo { peer, client, tls: Some(tls) });
-                serve::serve_connection(io, conn, front, settings, drain, tasks).await;
+                serve::serve_connection(io, conn, service, settings, drain, tasks).await;
             }
             Accepted::AcmeChallenge => {}
         },

@@ -21,12 +21,12 @@ use ipnet::IpNet;
 use crate::{
     clock::Clock,
     config::plan::{self, Kind as SiteKind},
-    conn::{ConnInfo, Interim, Onlookers},
+    conn::{ConnInfo, Interim, RequestObservers},
     error::{Kind, ProxyError},
     layer::{
         access,
         access_log::{AccessLog, Exchange},
-        compress::{Asked, Compress},
+        compress::{AcceptedEncodings, Compress},
         cors,
         forwarded::Client,
         hop, limit, redirect,
@@ -134,41 +134,41 @@ impl Generation {
     }
 
     /// Walks to where something has to be waited for.
-    fn walk(&self, request: Request, visit: &mut Visit<'_>) -> Result<Step, ProxyError> {
+    fn walk(&self, request: Request, context: &mut RequestContext<'_>) -> Result<Dispatch, ProxyError> {
         let path = request.uri.path();
-        if let Some(answer) = self.acme_token(path, &request.method, visit) {
-            return Ok(Step::Answered(answer));
+        if let Some(answer) = self.acme_token(path, &request.method, context) {
+            return Ok(Dispatch::Local(answer));
         }
-        let found = self.site(&request, visit.conn)?;
-        visit.hsts = found.site.hsts;
-        visit.exchange.at_site(&found.site.numbers);
+        let found = self.site(&request, context.conn)?;
+        context.hsts = found.site.hsts;
+        context.exchange.at_site(&found.site.numbers);
         if let Some(documents) = &found.site.well_known
             && let Some(answer) = documents.answer(&request)
         {
-            return Ok(Step::Answered(answer));
+            return Ok(Dispatch::Local(answer));
         }
-        if found.site.secure && visit.client.scheme == Scheme::HTTP {
-            return self.to_https(&request).map(Step::Answered);
+        if found.site.secure && context.client.scheme == Scheme::HTTP {
+            return self.to_https(&request).map(Dispatch::Local);
         }
         if path == "*" {
-            return self.whole_server(request, visit, found);
+            return self.whole_server(request, context, found);
         }
         let route = found.route(path).ok_or(Kind::NoRoute)?;
-        visit.form = visit.form.on(route.kind);
+        context.form = context.form.on(route.kind);
         if let (Some(origin), "/") = (&route.root_redirect, path) {
-            return redirect::to(origin, request.target()).map(Step::Answered);
+            return redirect::to(origin, request.target()).map(Dispatch::Local);
         }
         let inner = match &route.strip {
             Some(prefix) => Cow::Owned(route::strip(path, prefix)),
             None => Cow::Borrowed(path),
         };
-        if !access::allows(&route.access, &inner, visit.client.ip) {
+        if !access::allows(&route.access, &inner, context.client.ip) {
             return Err(Kind::NoRoute.into());
         }
         match &route.action {
-            Action::Proxy(upstream) => self.proxy(request, visit, route, upstream),
-            Action::Redirect(origin) => redirected(redirect::to(origin, request.target())?, path).map(Step::Answered),
-            Action::Respond(fixed) => Ok(Step::Answered(fixed.answer())),
+            Action::Proxy(upstream) => self.proxy(request, context, route, upstream),
+            Action::Redirect(origin) => redirected(redirect::to(origin, request.target())?, path).map(Dispatch::Local),
+            Action::Respond(fixed) => Ok(Dispatch::Local(fixed.answer())),
             Action::NotFound => Err(Kind::NoRoute.into()),
         }
     }
@@ -177,15 +177,15 @@ impl Generation {
     fn whole_server(
         &self,
         request: Request,
-        visit: &mut Visit<'_>,
+        context: &mut RequestContext<'_>,
         found: &route::Site<Site, Route>,
-    ) -> Result<Step, ProxyError> {
+    ) -> Result<Dispatch, ProxyError> {
         match found.route("/") {
             Some(route) if route.kind == SiteKind::Http && route.strip.is_none() => match &route.action {
-                Action::Proxy(upstream) => self.proxy(request, visit, route, upstream),
-                _ => Ok(Step::Answered(rescue::options())),
+                Action::Proxy(upstream) => self.proxy(request, context, route, upstream),
+                _ => Ok(Dispatch::Local(rescue::options())),
             },
-            _ => Ok(Step::Answered(rescue::options())),
+            _ => Ok(Dispatch::Local(rescue::options())),
         }
     }
 
@@ -202,12 +202,12 @@ impl Generation {
         }
     }
 
-    fn acme_token(&self, path: &str, method: &Method, visit: &Visit<'_>) -> Option<Response> {
+    fn acme_token(&self, path: &str, method: &Method, context: &RequestContext<'_>) -> Option<Response> {
         let token = path.strip_prefix(ACME_CHALLENGE)?;
-        if visit.conn.tls.is_some() || !matches!(*method, Method::GET | Method::HEAD) {
+        if context.conn.tls.is_some() || !matches!(*method, Method::GET | Method::HEAD) {
             return None;
         }
-        (self.http01)(token, visit.client.ip).map(|authorization| Fixed::text(&authorization).answer())
+        (self.http01)(token, context.client.ip).map(|authorization| Fixed::text(&authorization).answer())
     }
 
     fn to_https(&self, request: &Request) -> Result<Response, ProxyError> {
@@ -219,24 +219,24 @@ impl Generation {
     fn proxy(
         &self,
         mut request: Request,
-        visit: &mut Visit<'_>,
+        context: &mut RequestContext<'_>,
         route: &Route,
         upstream: &Upstream,
-    ) -> Result<Step, ProxyError> {
-        visit.exchange.to_upstream(upstream.name());
+    ) -> Result<Dispatch, ProxyError> {
+        context.exchange.to_upstream(upstream.name());
         if let Some(prefix) = &route.strip {
             strip_prefix(&mut request, prefix)?;
         }
         limit::bound_body(&mut request, &route.max_body, route.kind)?;
         let method = request.method.clone();
         if route.kind == SiteKind::Synapse && method == Method::OPTIONS {
-            return Ok(Step::Answered(cors::synapse_preflight(request.uri.path())));
+            return Ok(Dispatch::Local(cors::synapse_preflight(request.uri.path())));
         }
         let asked = route.compress.then(|| self.compress.request(&method, &mut request.fields));
         hop::request(&method, &mut request.fields);
-        visit.client.announce(&mut request.fields);
+        context.client.announce(&mut request.fields);
         limit::bound_head(&request, route.kind)?;
-        let onlookers = Onlookers { interim: visit.interim.take(), phases: visit.exchange.phases() };
+        let onlookers = RequestObservers { interim: context.interim.take(), phases: context.exchange.phases() };
         let answer = match &route.transports {
             Some(transports) if transports.takes(request.uri.path()) => {
                 let (transports, upstream) = (transports.clone(), upstream.clone());
@@ -247,11 +247,16 @@ impl Generation {
             _ => upstream.send(request, onlookers),
         };
         let preflight = route.kind == SiteKind::LkJwt && method == Method::OPTIONS;
-        Ok(Step::Asked { answer, back: Back { asked, preflight } })
+        Ok(Dispatch::Upstream { answer, back: ResponseContext { asked, preflight } })
     }
 
     /// Walks back with what a service has answered.
-    fn back(&self, answer: Result<Response, ProxyError>, back: Back, client: Version) -> Result<Response, ProxyError> {
+    fn back(
+        &self,
+        answer: Result<Response, ProxyError>,
+        back: ResponseContext,
+        client: Version,
+    ) -> Result<Response, ProxyError> {
         if back.preflight {
             return Ok(lk_jwt_preflight(answer, client));
         }
@@ -296,23 +301,23 @@ impl Route {
 }
 
 /// How far a request has come by itself.
-enum Step {
+enum Dispatch {
     /// It is answered.
-    Answered(Response),
+    Local(Response),
     /// A service has been asked.
-    Asked { answer: BoxFuture<'static, Result<Response, ProxyError>>, back: Back },
+    Upstream { answer: BoxFuture<'static, Result<Response, ProxyError>>, back: ResponseContext },
 }
 
 /// What matters of a request on the way back.
-struct Back {
+struct ResponseContext {
     /// What it said of compression, where the route compresses.
-    asked: Option<Asked>,
+    asked: Option<AcceptedEncodings>,
     /// It is a preflight of the service for call tokens.
     preflight: bool,
 }
 
 /// What is known of one request while it walks, besides the request itself.
-struct Visit<'a> {
+struct RequestContext<'a> {
     conn: &'a ConnInfo,
     client: Client,
     version: Version,
@@ -325,11 +330,11 @@ struct Visit<'a> {
 
 /// The door of the road: what a connection calls for each of its requests.
 #[derive(Clone)]
-pub struct Front {
+pub struct EdgeService {
     current: Arc<ArcSwap<Generation>>,
 }
 
-impl Front {
+impl EdgeService {
     /// A front that follows the current generation.
     #[must_use]
     pub const fn new(current: Arc<ArcSwap<Generation>>) -> Self {
@@ -337,7 +342,7 @@ impl Front {
     }
 }
 
-impl serve::Handler for Front {
+impl serve::Handler for EdgeService {
     /// Not an async fn, whose future would own a room for the request at each step of the walk: only the way back waits.
     fn handle(
         &self,
@@ -348,7 +353,7 @@ impl serve::Handler for Front {
         let road = self.current.load_full();
         let client = Client::find(conn, &request.fields, &road.listen.trusted_proxies);
         let exchange = road.log.begin(&mut request, conn, client.ip, client.id.as_str());
-        let mut visit = Visit {
+        let mut context = RequestContext {
             conn,
             form: Form::of(request.uri.path(), &request.fields),
             version: request.version,
@@ -357,14 +362,14 @@ impl serve::Handler for Front {
             exchange,
             interim,
         };
-        let step = road.walk(request, &mut visit);
+        let step = road.walk(request, &mut context);
         async move {
             let answer = match step {
-                Ok(Step::Asked { answer, back }) => road.back(answer.await, back, visit.version),
-                Ok(Step::Answered(response)) => Ok(response),
+                Ok(Dispatch::Upstream { answer, back }) => road.back(answer.await, back, context.version),
+                Ok(Dispatch::Local(response)) => Ok(response),
                 Err(error) => Err(error),
             };
-            finish(answer, visit)
+            finish(answer, context)
         }
     }
 
@@ -377,15 +382,15 @@ impl serve::Handler for Front {
     }
 }
 
-fn finish(answer: Result<Response, ProxyError>, visit: Visit<'_>) -> Response {
+fn finish(answer: Result<Response, ProxyError>, context: RequestContext<'_>) -> Response {
     let (mut response, error) = match answer {
         Ok(response) => (response, None),
-        Err(error) => (rescue::response(&error, visit.form, &visit.client.id), Some(error)),
+        Err(error) => (rescue::response(&error, context.form, &context.client.id), Some(error)),
     };
-    if visit.hsts {
-        response_head::hsts(&mut response.fields, visit.conn.tls.is_some());
+    if context.hsts {
+        response_head::hsts(&mut response.fields, context.conn.tls.is_some());
     }
-    visit.exchange.finish(response, error.as_ref())
+    context.exchange.finish(response, error.as_ref())
 }
 
 /// Redirects of the well-known path carry the same CORS fields as its documents, or a browser does not follow them.

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::pipeline::{self, Door, Pipeline};
+use super::pipeline::{self, ListenerKind, Pipeline};
 use crate::{
     conn,
     listen::{BindError, Inherited, Listener},
@@ -26,7 +26,7 @@ pub struct Worker {
 }
 
 enum Command {
-    Open { door: Door, addr: SocketAddr, reply: oneshot::Sender<Result<SocketAddr, BindError>> },
+    Open { kind: ListenerKind, addr: SocketAddr, reply: oneshot::Sender<Result<SocketAddr, BindError>> },
     Close { addr: SocketAddr },
 }
 
@@ -40,7 +40,7 @@ impl Worker {
         let (commands, inbox) = mpsc::unbounded_channel();
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             conn::set_worker(index);
-            runtime.block_on(obey(inbox, pipeline, &inherited));
+            runtime.block_on(run_commands(inbox, pipeline, &inherited));
             // What is on a thread for blocking calls (a name that the system's resolver waits for) is not waited for.
             runtime.shutdown_background();
         })?;
@@ -51,9 +51,9 @@ impl Worker {
     ///
     /// # Errors
     /// The address cannot be had.
-    pub async fn open(&self, door: Door, addr: SocketAddr) -> Result<SocketAddr, BindError> {
+    pub async fn open(&self, kind: ListenerKind, addr: SocketAddr) -> Result<SocketAddr, BindError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Open { door, addr, reply });
+        self.send(Command::Open { kind, addr, reply });
         answer.await.expect("a worker answers as long as it is held")
     }
 
@@ -80,16 +80,16 @@ impl Drop for Worker {
     }
 }
 
-async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc<Pipeline>, inherited: &Inherited) {
+async fn run_commands(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc<Pipeline>, inherited: &Inherited) {
     let mut open = HashMap::<SocketAddr, CancellationToken>::new();
     while let Some(command) = inbox.recv().await {
         match command {
-            Command::Open { door, addr, reply } => {
+            Command::Open { kind, addr, reply } => {
                 let bound = Listener::bind(addr, inherited);
                 let answer = bound.map(|listener| {
                     let addr = listener.local_addr();
                     let stop = pipeline.drain.child_token();
-                    pipeline.tasks.spawn(accept(listener, door, stop.clone(), pipeline.clone()));
+                    pipeline.tasks.spawn(accept(listener, kind, stop.clone(), pipeline.clone()));
                     open.insert(addr, stop);
                     addr
                 });
@@ -105,8 +105,8 @@ async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc<Pipelin
     }
 }
 
-async fn accept(listener: Listener, door: Door, stop: CancellationToken, pipeline: Arc<Pipeline>) {
-    let serve = |io, peer| drop(pipeline.tasks.spawn(pipeline::run(io, peer, door, pipeline.clone())));
+async fn accept(listener: Listener, kind: ListenerKind, stop: CancellationToken, pipeline: Arc<Pipeline>) {
+    let serve = |io, peer| drop(pipeline.tasks.spawn(pipeline::run(io, peer, kind, pipeline.clone())));
     while let Some((io, peer)) = stop.run_until_cancelled(listener.accept()).await {
         serve(io, peer);
     }

@@ -17,9 +17,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::{
-    CertError, Certificate, Keeper, Store,
+    CertError, Certificate, CertificateTask, Store,
     issue::{Cause, IssueError, Issued, Issuer, Pending},
-    schedule::{self, Action, Facts},
+    schedule::{self, Action, ScheduleInput},
 };
 use crate::{config::plan::Directory, error::chain};
 
@@ -31,12 +31,12 @@ const TRIES_PER_CA: u32 = 3;
 const STORAGE_RETRY: Duration = Duration::from_secs(60);
 
 /// Keeps a name. What is in the storage is served before this returns.
-pub fn keep(keeper: Keeper, store: Arc<Store>, issuers: Issuers, renew: Arc<Notify>, tasks: &TaskTracker) {
-    let file = format!("certificates/{}.json", keeper.host);
-    let mut name = Name { file, keeper, store, issuers, state: State::default() };
+pub fn spawn(task: CertificateTask, store: Arc<Store>, issuers: Issuers, renew: Arc<Notify>, tasks: &TaskTracker) {
+    let file = format!("certificates/{}.json", task.host);
+    let mut name = Name { file, task, store, issuers, state: State::default() };
     name.load();
     tasks.spawn(async move {
-        let stop = name.keeper.stop.clone();
+        let stop = name.task.stop.clone();
         stop.run_until_cancelled(name.run(renew)).await;
     });
 }
@@ -46,7 +46,7 @@ pub type Issuers = watch::Receiver<Arc<Issuer>>;
 
 struct Name {
     file: String,
-    keeper: Keeper,
+    task: CertificateTask,
     store: Arc<Store>,
     issuers: Issuers,
     state: State,
@@ -60,7 +60,7 @@ pub(super) struct State {
     /// The directory that issued it.
     directory: String,
     window: Option<(SystemTime, SystemTime)>,
-    facts: Facts,
+    facts: ScheduleInput,
     failures: u32,
     last_error: Option<String>,
     /// The order that an earlier run did not finish.
@@ -69,21 +69,21 @@ pub(super) struct State {
 
 impl Name {
     async fn run(&mut self, renew: Arc<Notify>) {
-        let mut ask_at = self.keeper.clock.now();
+        let mut ask_at = self.task.clock.now();
         loop {
-            if self.keeper.clock.now() >= ask_at {
+            if self.task.clock.now() >= ask_at {
                 ask_at += self.suggestion().await;
             }
-            let now = self.keeper.clock.now();
+            let now = self.task.clock.now();
             self.state.facts.moved = self.is_moved();
             match schedule::next(&self.state.facts, now) {
                 Action::Order => {
                     self.order().await;
                     // Another certificate, another window.
-                    ask_at = self.keeper.clock.now();
+                    ask_at = self.task.clock.now();
                 }
                 Action::Wait(until) => {
-                    self.keeper.next(until);
+                    self.task.next(until);
                     let wait = until.min(ask_at).duration_since(now).unwrap_or_default();
                     tokio::select! {
                         () = sleep(wait) => {}
@@ -91,7 +91,7 @@ impl Name {
                         Ok(()) = self.issuers.changed() => {}
                         () = renew.notified() => {
                             self.order().await;
-                            ask_at = self.keeper.clock.now();
+                            ask_at = self.task.clock.now();
                         }
                     }
                 }
@@ -116,7 +116,7 @@ impl Name {
             Ok(None) => return,
             Ok(Some(text)) => State::from_json(&text),
             Err(error) => {
-                warn!(site = &*self.keeper.host, error = chain(&error), "the stored certificate cannot be read");
+                warn!(site = &*self.task.host, error = chain(&error), "the stored certificate cannot be read");
                 return;
             }
         };
@@ -132,18 +132,14 @@ impl Name {
                 .store
                 .set_aside(&self.file, "damaged")
                 .map_or_else(|error| chain(&error), |path| path.display().to_string());
-            warn!(
-                site = &*self.keeper.host,
-                moved_to = aside,
-                "the stored certificate is damaged; a new one is ordered"
-            );
+            warn!(site = &*self.task.host, moved_to = aside, "the stored certificate is damaged; a new one is ordered");
             return;
         };
         if let Some(certificate) = certificate {
             state.facts.validity = Some((certificate.not_before, certificate.not_after));
-            self.keeper.install(&certificate);
+            self.task.install(&certificate);
         }
-        self.keeper.note(state.failures, state.last_error.clone());
+        self.task.note(state.failures, state.last_error.clone());
         self.state = state;
     }
 
@@ -158,24 +154,24 @@ impl Name {
             return schedule::ASK_AGAIN;
         };
         if self.state.window != Some(window) {
-            let now = self.keeper.clock.now();
+            let now = self.task.clock.now();
             let picked = schedule::pick(window, validity.1, now, random());
             self.state.facts.renew_at = picked.map(|at| schedule::paced(at, validity, self.state.facts.hurried));
             self.state.window = Some(window);
             info!(
-                site = &*self.keeper.host,
+                site = &*self.task.host,
                 makes_sense = self.state.facts.renew_at.is_some(),
                 "the CA says when to renew"
             );
             if let Err(error) = self.save() {
-                warn!(site = &*self.keeper.host, error = chain(&error), "the renewal time cannot be stored");
+                warn!(site = &*self.task.host, error = chain(&error), "the renewal time cannot be stored");
             }
         }
         schedule::ask_again(again)
     }
 
     async fn order(&mut self) {
-        let _lock = match self.store.lock_patiently(&format!("order-{}", self.keeper.host)).await {
+        let _lock = match self.store.lock_patiently(&format!("order-{}", self.task.host)).await {
             Ok(lock) => lock,
             Err(error) => return self.storage_fails(error.into()).await,
         };
@@ -184,7 +180,7 @@ impl Name {
         self.load();
         self.state.facts.moved = self.is_moved();
         let forced = before == self.state.chain;
-        if !forced && schedule::next(&self.state.facts, self.keeper.clock.now()) != Action::Order {
+        if !forced && schedule::next(&self.state.facts, self.task.clock.now()) != Action::Order {
             return;
         }
         // Nothing is ordered that could not be kept.
@@ -222,7 +218,7 @@ impl Name {
     }
 
     async fn place_at(&mut self, issuer: &Issuer, directory: &Directory) -> Result<Issued, IssueError> {
-        let host = self.keeper.host.clone();
+        let host = self.task.host.clone();
         // After a failure the CA's staging side is asked first: what fails there costs nothing.
         if let (Some(staging), 1..) = (&directory.staging, self.state.failures) {
             issuer.order(staging, &host, None, None, &mut |_| {}).await?;
@@ -235,16 +231,16 @@ impl Name {
         let mut keep = |pending| {
             self.state.pending = Some(pending);
             if let Err(error) = self.save() {
-                warn!(site = &*self.keeper.host, error = chain(&error), "the order cannot be stored, and goes on");
+                warn!(site = &*self.task.host, error = chain(&error), "the order cannot be stored, and goes on");
             }
         };
         issuer.order(&directory.url, &host, replaces.as_deref(), pending, &mut keep).await
     }
 
     async fn succeeded(&mut self, issued: Issued, directory: String) {
-        let now = self.keeper.clock.now();
+        let now = self.task.clock.now();
         let hurried = if schedule::is_hurried(&self.state.facts, now) { Some(now) } else { self.state.facts.hurried };
-        let facts = Facts { hurried, ..Facts::default() };
+        let facts = ScheduleInput { hurried, ..ScheduleInput::default() };
         let state = State { chain: issued.chain, key: issued.key, directory, facts, ..State::default() };
         let certificate = match state.certificate() {
             Ok(certificate) => certificate,
@@ -255,22 +251,22 @@ impl Name {
         };
         self.state = state;
         self.state.facts.validity = Some((certificate.not_before, certificate.not_after));
-        self.keeper.install(&certificate);
-        info!(site = &*self.keeper.host, directory = self.state.directory, "certificate issued");
+        self.task.install(&certificate);
+        info!(site = &*self.task.host, directory = self.state.directory, "certificate issued");
         if let Err(error) = self.save() {
             self.storage_fails(error).await;
         }
     }
 
     fn failed(&mut self, error: IssueError) {
-        let now = self.keeper.clock.now();
+        let now = self.task.clock.now();
         self.state.failures += 1;
         let back_off = now + schedule::back_off(self.state.failures, random());
         let again = error.retry_at.map_or(back_off, |at| at.max(back_off));
         self.state.facts.not_before = Some(again);
         let wait = again.duration_since(now).unwrap_or_default().as_secs();
         warn!(
-            site = &*self.keeper.host,
+            site = &*self.task.host,
             failures = self.state.failures,
             next_try_s = wait,
             reason = error.text,
@@ -281,18 +277,18 @@ impl Name {
             self.state.pending = None;
         }
         self.state.last_error = Some(error.text);
-        self.keeper.count(error.cause);
-        self.keeper.note(self.state.failures, self.state.last_error.clone());
-        self.keeper.next(again);
+        self.task.count(error.cause);
+        self.task.note(self.state.failures, self.state.last_error.clone());
+        self.task.next(again);
         if let Err(error) = self.save() {
-            warn!(site = &*self.keeper.host, error = chain(&error), "the failure cannot be stored");
+            warn!(site = &*self.task.host, error = chain(&error), "the failure cannot be stored");
         }
     }
 
     async fn storage_fails(&self, error: CertError) {
-        warn!(site = &*self.keeper.host, error = chain(&error), "nothing is ordered, since it could not be kept");
-        self.keeper.failed(&error);
-        self.keeper.count(Cause::Storage);
+        warn!(site = &*self.task.host, error = chain(&error), "nothing is ordered, since it could not be kept");
+        self.task.failed(&error);
+        self.task.count(Cause::Storage);
         sleep(STORAGE_RETRY).await;
     }
 
@@ -344,11 +340,11 @@ impl State {
             key: text("key")?,
             directory: text("directory")?,
             window: at(&json["window"][0]).zip(at(&json["window"][1])),
-            facts: Facts {
+            facts: ScheduleInput {
                 renew_at: at(&json["renew_at"]),
                 not_before: at(&json["not_before"]),
                 hurried: at(&json["hurried"]),
-                ..Facts::default()
+                ..ScheduleInput::default()
             },
             failures: json["failures"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
             last_error: text("last_error"),
@@ -381,7 +377,12 @@ mod tests {
             key: "k".into(),
             directory: "https://ca".into(),
             window: Some((at(1), at(2))),
-            facts: Facts { renew_at: Some(at(3)), not_before: Some(at(4)), hurried: Some(at(8)), ..Facts::default() },
+            facts: ScheduleInput {
+                renew_at: Some(at(3)),
+                not_before: Some(at(4)),
+                hurried: Some(at(8)),
+                ..ScheduleInput::default()
+            },
             failures: 5,
             last_error: Some("six".into()),
             pending: Some(Pending { directory: "https://ca".into(), url: "https://ca/7".into(), key: "k".into() }),

@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::{CertError, Certificate, Keeper};
+use super::{CertError, Certificate, CertificateTask};
 use crate::error::chain;
 
 /// How often the files are looked at. Reading two small files costs nothing, and sees every way of replacing them: in
@@ -19,32 +19,32 @@ use crate::error::chain;
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Keeps a name served from its files. The first look is taken at once, so that a start does not refuse its first client.
-pub fn keep(keeper: Keeper, cert: PathBuf, key: PathBuf, tasks: &TaskTracker) {
-    let mut watch = Watch { keeper, cert, key, seen: None };
-    watch.look();
+pub fn spawn(task: CertificateTask, cert: PathBuf, key: PathBuf, tasks: &TaskTracker) {
+    let mut watch = Watch { task, cert, key, seen: None };
+    watch.reload_if_changed();
     tasks.spawn(async move {
-        let stop = watch.keeper.stop.clone();
+        let stop = watch.task.stop.clone();
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            watch.look();
+            watch.reload_if_changed();
         }
     });
 }
 
 /// What stood in the two files, or why they could not be read.
-type Seen = Result<(Vec<u8>, Vec<u8>), io::ErrorKind>;
+type FileContents = Result<(Vec<u8>, Vec<u8>), io::ErrorKind>;
 
 struct Watch {
-    keeper: Keeper,
+    task: CertificateTask,
     cert: PathBuf,
     key: PathBuf,
-    seen: Option<Seen>,
+    seen: Option<FileContents>,
 }
 
 impl Watch {
     /// Reads the files, and does something only where they are not what they were.
-    fn look(&mut self) {
+    fn reload_if_changed(&mut self) {
         let read = |path: &Path| read(path).map_err(|error| error.kind());
         let now = read(&self.cert).and_then(|cert| Ok((cert, read(&self.key)?)));
         if self.seen.as_ref() == Some(&now) {
@@ -54,21 +54,21 @@ impl Watch {
         self.seen = Some(now);
         match load(&self.cert, &self.key) {
             Ok(certificate) => {
-                self.keeper.install(&certificate);
-                if certificate.not_after <= self.keeper.clock.now() {
-                    warn!(site = &*self.keeper.host, file = %self.cert.display(), "the certificate has expired");
+                self.task.install(&certificate);
+                if certificate.not_after <= self.task.clock.now() {
+                    warn!(site = &*self.task.host, file = %self.cert.display(), "the certificate has expired");
                 } else if renewed {
-                    info!(site = &*self.keeper.host, file = %self.cert.display(), "certificate loaded");
+                    info!(site = &*self.task.host, file = %self.cert.display(), "certificate loaded");
                 }
             }
             Err(error) => {
-                let kept = if self.keeper.resolver.knows(&self.keeper.host) {
+                let kept = if self.task.resolver.knows(&self.task.host) {
                     "the last good one stays"
                 } else {
                     "none is served"
                 };
-                warn!(site = &*self.keeper.host, error = chain(&error), "certificate not loaded, {kept}");
-                self.keeper.failed(&error);
+                warn!(site = &*self.task.host, error = chain(&error), "certificate not loaded, {kept}");
+                self.task.failed(&error);
             }
         }
     }

@@ -11,7 +11,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::{CertError, Certificate, Keeper, Store};
+use super::{CertError, Certificate, CertificateTask, Store};
 use crate::{clock::Clock, error::chain};
 
 const FILE: &str = "internal-ca.json";
@@ -49,28 +49,28 @@ pub fn known_root_pem(store: &Store) -> Option<String> {
 }
 
 /// Keeps a name served. The first certificate is signed before this returns: it takes a millisecond.
-pub fn keep(keeper: Keeper, store: Arc<Store>, tasks: &TaskTracker) {
-    let mut wait = renew(&keeper, &store);
+pub fn spawn(task: CertificateTask, store: Arc<Store>, tasks: &TaskTracker) {
+    let mut wait = renew(&task, &store);
     tasks.spawn(async move {
-        while keeper.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
-            wait = renew(&keeper, &store);
+        while task.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+            wait = renew(&task, &store);
         }
     });
 }
 
 /// Signs a certificate; how long until the next.
-fn renew(keeper: &Keeper, store: &Store) -> Duration {
-    match root(store, &keeper.clock).and_then(|root| sign(&root, &keeper.host, &keeper.clock)) {
+fn renew(task: &CertificateTask, store: &Store) -> Duration {
+    match root(store, &task.clock).and_then(|root| sign(&root, &task.host, &task.clock)) {
         Ok(certificate) => {
-            keeper.install(&certificate);
+            task.install(&certificate);
             let next = certificate.at_a_third();
-            keeper.next(next);
-            info!(site = &*keeper.host, "certificate signed by the internal CA");
-            next.duration_since(keeper.clock.now()).unwrap_or(RETRY)
+            task.next(next);
+            info!(site = &*task.host, "certificate signed by the internal CA");
+            next.duration_since(task.clock.now()).unwrap_or(RETRY)
         }
         Err(error) => {
-            warn!(site = &*keeper.host, error = chain(&error), "the internal CA cannot sign");
-            keeper.failed(&error);
+            warn!(site = &*task.host, error = chain(&error), "the internal CA cannot sign");
+            task.failed(&error);
             RETRY
         }
     }

@@ -5,19 +5,19 @@
 mod acme;
 mod challenge;
 mod files;
+mod import;
 mod internal;
 mod issue;
 mod resolver;
 pub mod schedule;
 mod store;
-mod takeover;
 
 pub use self::{
+    import::{ImportError, ImportedCertificate, import, import_account},
     internal::{known_root_pem, root_pem},
     issue::Cause,
     resolver::Resolver,
     store::{Store, StoreError},
-    takeover::{Foreign, TakeOverError, take_over, take_over_account},
 };
 
 use std::{
@@ -212,7 +212,7 @@ impl Manager {
             failed_at: None,
             causes: [0; Cause::ALL.len()],
         };
-        let keeper = Keeper {
+        let task = CertificateTask {
             host: site.host.shared(),
             resolver: self.resolver.clone(),
             clock: self.clock.clone(),
@@ -220,11 +220,11 @@ impl Manager {
             stop: stop.clone(),
         };
         let renew = Arc::new(Notify::new());
-        let name = Name { source: site.tls.clone(), stop, status: keeper.status.clone(), renew: renew.clone() };
+        let name = Name { source: site.tls.clone(), stop, status: task.status.clone(), renew: renew.clone() };
         match &site.tls {
-            SiteTls::Files { cert, key } => files::keep(keeper, cert.clone(), key.clone(), &self.tasks),
-            SiteTls::Internal => internal::keep(keeper, self.store.clone(), &self.tasks),
-            SiteTls::Acme => acme::keep(keeper, self.store.clone(), issuers.clone(), renew, &self.tasks),
+            SiteTls::Files { cert, key } => files::spawn(task, cert.clone(), key.clone(), &self.tasks),
+            SiteTls::Internal => internal::spawn(task, self.store.clone(), &self.tasks),
+            SiteTls::Acme => acme::spawn(task, self.store.clone(), issuers.clone(), renew, &self.tasks),
             SiteTls::Off => {}
         }
         name
@@ -236,7 +236,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What the task of a name needs.
-struct Keeper {
+struct CertificateTask {
     host: Arc<str>,
     resolver: Arc<Resolver>,
     clock: Clock,
@@ -244,7 +244,7 @@ struct Keeper {
     stop: CancellationToken,
 }
 
-impl Keeper {
+impl CertificateTask {
     /// Serves a certificate from now on.
     fn install(&self, certificate: &Certificate) {
         self.resolver.set(&self.host, certificate.key.clone());

@@ -20,12 +20,12 @@ type Map = HashMap<Arc<str>, Arc<CertifiedKey>>;
 #[derive(Debug, Default)]
 pub struct Resolver {
     names: ArcSwap<Map>,
-    challenges: ArcSwap<HashMap<Arc<str>, Arc<Offered>>>,
+    challenges: ArcSwap<HashMap<Arc<str>, Arc<PublishedChallenge>>>,
 }
 
 /// A certificate that proves a name, and how many have come to see it.
 #[derive(Debug)]
-struct Offered {
+struct PublishedChallenge {
     key: Arc<CertifiedKey>,
     seen: AtomicUsize,
 }
@@ -46,7 +46,7 @@ impl Resolver {
     }
 
     pub(super) fn offer(&self, host: &Arc<str>, key: Arc<CertifiedKey>) {
-        let offered = Arc::new(Offered { key, seen: AtomicUsize::new(0) });
+        let offered = Arc::new(PublishedChallenge { key, seen: AtomicUsize::new(0) });
         self.challenges.rcu(|map| {
             let mut map = HashMap::clone(map);
             map.insert(host.clone(), offered.clone());

@@ -20,7 +20,7 @@ pub fn ask_again(wanted: Duration) -> Duration {
 
 /// What is known of a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct ScheduleInput {
     /// Begin and end of the certificate that is held.
     pub validity: Option<(SystemTime, SystemTime)>,
     /// The instant that was picked from the CA's window.
@@ -44,7 +44,7 @@ pub enum Action {
 
 /// What to do now.
 #[must_use]
-pub fn next(facts: &Facts, now: SystemTime) -> Action {
+pub fn next(facts: &ScheduleInput, now: SystemTime) -> Action {
     let due = match facts.validity {
         Some(validity) if !facts.moved => due(validity, facts.renew_at),
         // A CA is changed because the old one is not the right one: staging, for a first try.
@@ -88,7 +88,7 @@ pub fn paced(picked: SystemTime, (begin, end): (SystemTime, SystemTime), hurried
 
 /// Whether an order placed now is one that only the CA's window asks for.
 #[must_use]
-pub fn is_hurried(facts: &Facts, now: SystemTime) -> bool {
+pub fn is_hurried(facts: &ScheduleInput, now: SystemTime) -> bool {
     let early = |(begin, end): (SystemTime, SystemTime)| now < end - end.duration_since(begin).unwrap_or_default() / 3;
     facts.renew_at.is_some_and(|at| at <= now) && facts.validity.is_some_and(early)
 }
@@ -108,8 +108,8 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn facts(begin: u64, end: u64) -> Facts {
-        Facts { validity: Some((at(begin), at(end))), ..Facts::default() }
+    fn facts(begin: u64, end: u64) -> ScheduleInput {
+        ScheduleInput { validity: Some((at(begin), at(end))), ..ScheduleInput::default() }
     }
 
     const DAY: u64 = 86_400;
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_certificate_is_renewed_in_its_time() {
         for (facts, now, action) in [
-            (Facts::default(), 5, Action::Order),
+            (ScheduleInput::default(), 5, Action::Order),
             (facts(0, 90 * DAY), 59 * DAY, Action::Wait(at(60 * DAY))),
             (facts(0, 90 * DAY), 60 * DAY, Action::Order),
             // Six days, and ninety seconds.
@@ -127,22 +127,26 @@ mod tests {
             // Expired.
             (facts(0, 90), 1_000, Action::Order),
             // The CA wants it earlier, or later; but never in the last twentieth.
-            (Facts { renew_at: Some(at(10)), ..facts(0, 90 * DAY) }, 10, Action::Order),
-            (Facts { renew_at: Some(at(80 * DAY)), ..facts(0, 90 * DAY) }, 70 * DAY, Action::Wait(at(80 * DAY))),
+            (ScheduleInput { renew_at: Some(at(10)), ..facts(0, 90 * DAY) }, 10, Action::Order),
             (
-                Facts { renew_at: Some(at(89 * DAY)), ..facts(0, 90 * DAY) },
+                ScheduleInput { renew_at: Some(at(80 * DAY)), ..facts(0, 90 * DAY) },
+                70 * DAY,
+                Action::Wait(at(80 * DAY)),
+            ),
+            (
+                ScheduleInput { renew_at: Some(at(89 * DAY)), ..facts(0, 90 * DAY) },
                 80 * DAY,
                 Action::Wait(at(85 * DAY + DAY / 2)),
             ),
             // A limit of the CA is kept, even without a certificate.
-            (Facts { not_before: Some(at(50)), ..Facts::default() }, 5, Action::Wait(at(50))),
-            (Facts { not_before: Some(at(50)), ..facts(0, 30) }, 40, Action::Wait(at(50))),
+            (ScheduleInput { not_before: Some(at(50)), ..ScheduleInput::default() }, 5, Action::Wait(at(50))),
+            (ScheduleInput { not_before: Some(at(50)), ..facts(0, 30) }, 40, Action::Wait(at(50))),
             // One that no CA can have meant is not.
-            (Facts { not_before: Some(at(900 * DAY)), ..Facts::default() }, 5, Action::Order),
+            (ScheduleInput { not_before: Some(at(900 * DAY)), ..ScheduleInput::default() }, 5, Action::Order),
             // Another CA is configured than the one that issued it.
-            (Facts { moved: true, ..facts(0, 90 * DAY) }, DAY, Action::Order),
+            (ScheduleInput { moved: true, ..facts(0, 90 * DAY) }, DAY, Action::Order),
             (
-                Facts { moved: true, not_before: Some(at(DAY + 9)), ..facts(0, 90 * DAY) },
+                ScheduleInput { moved: true, not_before: Some(at(DAY + 9)), ..facts(0, 90 * DAY) },
                 DAY,
                 Action::Wait(at(DAY + 9)),
             ),
@@ -177,7 +181,8 @@ mod tests {
             (Some(9 * DAY), None, 5 * DAY, Action::Wait(at(6 * DAY - 6 * DAY / 20))),
             (Some(9 * DAY), None, 6 * DAY - 6 * DAY / 20, Action::Order),
         ] {
-            let facts = Facts { renew_at: renew_at.map(at), not_before: not_before.map(at), ..facts(0, 6 * DAY) };
+            let facts =
+                ScheduleInput { renew_at: renew_at.map(at), not_before: not_before.map(at), ..facts(0, 6 * DAY) };
             assert_eq!(next(&facts, at(now)), action, "{facts:?} at {now}");
         }
         // Five failures in a row are over long before the last twentieth (7.2 hours) begins.
@@ -196,7 +201,7 @@ mod tests {
         ] {
             assert_eq!(paced(at(picked), validity, hurried.map(at)), at(expected), "{picked} after {hurried:?}");
         }
-        let asked = Facts { renew_at: Some(at(10)), ..facts(0, 90 * DAY) };
+        let asked = ScheduleInput { renew_at: Some(at(10)), ..facts(0, 90 * DAY) };
         assert!(is_hurried(&asked, at(10)) && !is_hurried(&asked, at(9)) && !is_hurried(&asked, at(60 * DAY)));
         assert!(!is_hurried(&facts(0, 90 * DAY), at(10)));
     }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{anyhow, bail};
 
-use super::{BAD_CONFIG, FAILED, Failure, Outcome, remark, say};
+use super::{BAD_CONFIG, FAILED, Failure, Outcome, print, warn};
 use crate::{
     admin,
     config::{self, plan::Hostname},
@@ -27,9 +27,9 @@ fn ask(named: Option<PathBuf>, method: &str, path: &str) -> Result<(u16, String)
 pub fn reload(named: Option<PathBuf>) -> Outcome {
     let (status, said) = ask(named, "POST", "/reload")?;
     if status == 200 {
-        return say(said);
+        return print(said);
     }
-    remark(said);
+    warn(said);
     // 422: the file is bad; anything else: it is good, and could not be put into effect.
     Ok(ExitCode::from(if status == 422 { BAD_CONFIG } else { FAILED }))
 }
@@ -38,7 +38,7 @@ pub fn reload(named: Option<PathBuf>) -> Outcome {
 pub fn renew(named: Option<PathBuf>, host: &Hostname) -> Outcome {
     let (status, said) = ask(named, "POST", &format!("/renew/{host}"))?;
     if status == 202 {
-        return say(said);
+        return print(said);
     }
     Err(anyhow!("{}", said.trim_end()).into())
 }
@@ -58,10 +58,10 @@ pub fn status(named: Option<PathBuf>, json: bool) -> Outcome {
         Err(anyhow!("{status}: {}", said.trim_end()))?;
     }
     if json {
-        return say(said);
+        return print(said);
     }
     let value: serde_json::Value = serde_json::from_str(&said)?;
-    say(words(&value)?)
+    print(words(&value)?)
 }
 
 fn words(value: &serde_json::Value) -> anyhow::Result<String> {

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, path::PathBuf, process::ExitCode};
 
-use super::{BAD_CONFIG, Outcome, load, say};
+use super::{BAD_CONFIG, Outcome, load, print};
 use crate::config::{
     Plan, Report,
     plan::{Action, Route, Site, SiteTls},
@@ -18,13 +18,13 @@ pub fn check(named: Option<PathBuf>, json: bool) -> Outcome {
                 "diagnostics": warnings.to_json(),
                 "sites": plan.sites.iter().map(site_json).collect::<Vec<_>>(),
             });
-            say(format_args!("{value:#}\n"))
+            print(format_args!("{value:#}\n"))
         }
         Ok((path, plan, warnings)) => {
-            say(format_args!("{}{}{}: fine\n", words(&plan), warnings.render(), path.display()))
+            print(format_args!("{}{}{}: fine\n", words(&plan), warnings.render(), path.display()))
         }
         Err(report) if json => {
-            say(format_args!("{:#}\n", failed(&report)))?;
+            print(format_args!("{:#}\n", failed(&report)))?;
             Ok(ExitCode::from(BAD_CONFIG))
         }
         Err(report) => Err(report.into()),

@@ -10,10 +10,10 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{BAD_CONFIG, FAILED, Outcome, check, load, remark, say};
+use super::{BAD_CONFIG, FAILED, Outcome, check, load, print, warn};
 use crate::{
-    app::{self, Lens, Redirection},
-    doctor::{Account, Diagnosis, Verdict, Wanted},
+    app::{self, ProbeOverrides, Redirection},
+    doctor::{Account, Diagnosis, ProbeOptions, Verdict},
 };
 
 /// Where the password of `--user` may come from in a script.
@@ -59,26 +59,26 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
     let plan = match load(named) {
         Ok((_, plan, _)) => plan,
         Err(report) if asked.json => {
-            say(format_args!("{:#}\n", check::failed(&report)))?;
+            print(format_args!("{:#}\n", check::failed(&report)))?;
             return Ok(ExitCode::from(BAD_CONFIG));
         }
         Err(report) => return Err(report.into()),
     };
-    let wanted = Wanted {
+    let wanted = ProbeOptions {
         account: account(asked.token, asked.user)?,
         slow: asked.slow,
         livekit: asked.livekit,
         homeserver: asked.homeserver,
         compose: asked.compose,
     };
-    let lens = Lens { resolve: asked.resolve, nameserver: asked.nameserver, ca_file: asked.ca_file };
+    let lens = ProbeOverrides { resolve: asked.resolve, nameserver: asked.nameserver, ca_file: asked.ca_file };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let diagnosis = runtime.block_on(app::checkup(&plan, &wanted, lens, &progress))?;
     wipe();
     if asked.json {
-        say(format_args!("{:#}\n", diagnosis.to_json()))?;
+        print(format_args!("{:#}\n", diagnosis.to_json()))?;
     } else {
-        say(words(&diagnosis))?;
+        print(words(&diagnosis))?;
     }
     Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
@@ -104,12 +104,12 @@ fn words(diagnosis: &Diagnosis) -> String {
 /// A line on a terminal that overwrites itself, and nothing anywhere else.
 fn progress(what: &str, done: usize, all: usize) {
     if io::stderr().is_terminal() {
-        remark(format_args!("\r\x1b[K{done}/{all} {what}"));
+        warn(format_args!("\r\x1b[K{done}/{all} {what}"));
     }
 }
 
 fn wipe() {
     if io::stderr().is_terminal() {
-        remark("\r\x1b[K");
+        warn("\r\x1b[K");
     }
 }

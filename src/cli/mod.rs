@@ -109,17 +109,17 @@ pub fn main() -> ExitCode {
         Command::Renew { host } => ask::renew(cli.config, &host),
         Command::Status { json } => ask::status(cli.config, json),
         Command::Healthcheck => ask::healthcheck(cli.config),
-        Command::Schema => say(format_args!("{:#}\n", config::schema())),
-        Command::Reference => say(config::markdown()),
+        Command::Schema => print(format_args!("{:#}\n", config::schema())),
+        Command::Reference => print(config::markdown()),
         Command::Completions { shell } => completions(shell),
     };
     outcome.unwrap_or_else(|failure| match failure {
         Failure::Config(report) => {
-            remark(report.render());
+            warn(report.render());
             ExitCode::from(BAD_CONFIG)
         }
         Failure::Other(error) => {
-            remark(format_args!("error: {error:#}\n"));
+            warn(format_args!("error: {error:#}\n"));
             ExitCode::from(FAILED)
         }
     })
@@ -148,7 +148,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 type Outcome = Result<ExitCode, Failure>;
 
 /// Prints the answer of a command. Who reads it may have seen enough (`| head`), which is no fault; a full disk is one.
-fn say(text: impl Display) -> Outcome {
+fn print(text: impl Display) -> Outcome {
     let mut out = io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -159,7 +159,7 @@ fn say(text: impl Display) -> Outcome {
 }
 
 /// Prints what is to be read beside the answer.
-fn remark(text: impl Display) {
+fn warn(text: impl Display) {
     // There is nobody left to tell that it cannot be told.
     let _ = write!(io::stderr().lock(), "{text}");
 }
@@ -172,10 +172,10 @@ fn load(named: Option<PathBuf>) -> Result<(PathBuf, Plan, Report), Box<Report>> 
 
 fn run(named: Option<PathBuf>) -> Outcome {
     let (path, plan, warnings) = load(named)?;
-    remark(warnings.render());
+    warn(warnings.render());
     Ok(match app::run(&path, plan)? {
         app::Outcome::Finished => ExitCode::SUCCESS,
-        app::Outcome::Cut => ExitCode::from(FAILED),
+        app::Outcome::Aborted => ExitCode::from(FAILED),
     })
 }
 
@@ -185,12 +185,12 @@ fn ca(named: Option<PathBuf>) -> Outcome {
     if !plan.sites.iter().any(|site| site.tls == SiteTls::Internal) {
         Err(anyhow!("no site has its certificate from the internal CA (tls.certificates = \"internal\")"))?;
     }
-    say(cert::root_pem(&cert::Store::new(plan.storage), &Clock::system())?)
+    print(cert::root_pem(&cert::Store::new(plan.storage), &Clock::system())?)
 }
 
 fn completions(shell: clap_complete::Shell) -> Outcome {
     // By way of memory: the generator panics where it cannot write.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut script);
-    say(String::from_utf8_lossy(&script))
+    print(String::from_utf8_lossy(&script))
 }

@@ -56,7 +56,7 @@ pub fn locate(named: Option<PathBuf>) -> Result<PathBuf, Box<Report>> {
 /// Everything that is wrong with it, in one report.
 pub fn load(path: &Path) -> Result<(Plan, Report), Box<Report>> {
     let (name, text) = read(path)?;
-    judge(&name, &text, folder(path), &|name| env::var(name).ok(), &readable)
+    validate(&name, &text, folder(path), &|name| env::var(name).ok(), &readable)
 }
 
 /// Where the running edge is asked, as far as the file says it: whatever else is wrong with the file, the edge that read
@@ -105,10 +105,10 @@ pub fn parse(
     dir: PathBuf,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Plan, Report), Box<Report>> {
-    judge(name, text, dir, env, &|_| Ok(()))
+    validate(name, text, dir, env, &|_| Ok(()))
 }
 
-fn judge(
+fn validate(
     name: &str,
     text: &str,
     dir: PathBuf,

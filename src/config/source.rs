@@ -19,12 +19,12 @@ pub struct Source {
     pub expanded: String,
     /// Where relative paths begin.
     pub dir: PathBuf,
-    pieces: Vec<Piece>,
+    pieces: Vec<Substitution>,
 }
 
 /// A run of the expanded text and where it came from.
 #[derive(Debug)]
-struct Piece {
+struct Substitution {
     at: usize,
     original: Range<usize>,
     verbatim: bool,
@@ -32,7 +32,7 @@ struct Piece {
 
 /// Where in TOML a character stands; only as much as an expansion needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum TomlContext {
     Bare,
     Comment,
     Basic,
@@ -62,12 +62,12 @@ impl Source {
     }
 
     fn expand(&mut self, text: &str, env: &dyn Fn(&str) -> Option<String>, problems: &mut Vec<Diagnostic>) {
-        let (mut at, mut place) = (0, Place::Bare);
+        let (mut at, mut context) = (0, TomlContext::Bare);
         while at < text.len() {
             let rest = &text[at..];
-            let (len, next) = step(rest, place);
-            place = next;
-            let dollar = rest.starts_with('$') && place != Place::Comment;
+            let (len, next) = step(rest, context);
+            context = next;
+            let dollar = rest.starts_with('$') && context != TomlContext::Comment;
             if !dollar {
                 self.keep(at..at + len);
                 at += len;
@@ -77,7 +77,7 @@ impl Source {
             } else if let Some((len, name, default)) = variable(rest) {
                 let span = at..at + len;
                 match value(name, default, env) {
-                    Ok(value) => match fit(&value, place) {
+                    Ok(value) => match fit(&value, context) {
                         Some(value) => self.put(span, &value),
                         None => problems.push(
                             Diagnostic::error(span, format!("the value of `{name}` cannot stand here"))
@@ -108,12 +108,12 @@ impl Source {
         self.expanded.push_str(&self.original[span.clone()]);
         match self.pieces.last_mut() {
             Some(last) if last.verbatim && last.original.end == span.start => last.original.end = span.end,
-            _ => self.pieces.push(Piece { at, original: span, verbatim: true }),
+            _ => self.pieces.push(Substitution { at, original: span, verbatim: true }),
         }
     }
 
     fn put(&mut self, original: Range<usize>, value: &str) {
-        self.pieces.push(Piece { at: self.expanded.len(), original, verbatim: false });
+        self.pieces.push(Substitution { at: self.expanded.len(), original, verbatim: false });
         self.expanded.push_str(value);
     }
 
@@ -137,23 +137,25 @@ impl Source {
 }
 
 /// How many bytes to keep as they are, and where they lead.
-fn step(rest: &str, place: Place) -> (usize, Place) {
+fn step(rest: &str, context: TomlContext) -> (usize, TomlContext) {
     let first = rest.chars().next().map_or(1, char::len_utf8);
-    match place {
-        Place::Bare if rest.starts_with("\"\"\"") => (3, Place::BasicMultiline),
-        Place::Bare if rest.starts_with("'''") => (3, Place::LiteralMultiline),
-        Place::Bare if rest.starts_with('"') => (1, Place::Basic),
-        Place::Bare if rest.starts_with('\'') => (1, Place::Literal),
-        Place::Bare if rest.starts_with('#') => (1, Place::Comment),
-        Place::Comment | Place::Basic | Place::Literal if rest.starts_with('\n') => (1, Place::Bare),
-        Place::Basic | Place::BasicMultiline if rest.starts_with('\\') => {
-            (1 + rest[1..].chars().next().map_or(0, char::len_utf8), place)
+    match context {
+        TomlContext::Bare if rest.starts_with("\"\"\"") => (3, TomlContext::BasicMultiline),
+        TomlContext::Bare if rest.starts_with("'''") => (3, TomlContext::LiteralMultiline),
+        TomlContext::Bare if rest.starts_with('"') => (1, TomlContext::Basic),
+        TomlContext::Bare if rest.starts_with('\'') => (1, TomlContext::Literal),
+        TomlContext::Bare if rest.starts_with('#') => (1, TomlContext::Comment),
+        TomlContext::Comment | TomlContext::Basic | TomlContext::Literal if rest.starts_with('\n') => {
+            (1, TomlContext::Bare)
         }
-        Place::Basic if rest.starts_with('"') => (1, Place::Bare),
-        Place::Literal if rest.starts_with('\'') => (1, Place::Bare),
-        Place::BasicMultiline if rest.starts_with("\"\"\"") => (3, Place::Bare),
-        Place::LiteralMultiline if rest.starts_with("'''") => (3, Place::Bare),
-        _ => (first, place),
+        TomlContext::Basic | TomlContext::BasicMultiline if rest.starts_with('\\') => {
+            (1 + rest[1..].chars().next().map_or(0, char::len_utf8), context)
+        }
+        TomlContext::Basic if rest.starts_with('"') => (1, TomlContext::Bare),
+        TomlContext::Literal if rest.starts_with('\'') => (1, TomlContext::Bare),
+        TomlContext::BasicMultiline if rest.starts_with("\"\"\"") => (3, TomlContext::Bare),
+        TomlContext::LiteralMultiline if rest.starts_with("'''") => (3, TomlContext::Bare),
+        _ => (first, context),
     }
 }
 
@@ -209,9 +211,9 @@ fn filled(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, St
 }
 
 /// The value as it may stand in this place.
-fn fit(value: &str, place: Place) -> Option<String> {
-    match place {
-        Place::Basic | Place::BasicMultiline => {
+fn fit(value: &str, context: TomlContext) -> Option<String> {
+    match context {
+        TomlContext::Basic | TomlContext::BasicMultiline => {
             let mut escaped = String::with_capacity(value.len());
             for c in value.chars() {
                 match c {
@@ -223,14 +225,14 @@ fn fit(value: &str, place: Place) -> Option<String> {
             }
             Some(escaped)
         }
-        Place::Bare => {
+        TomlContext::Bare => {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-.+:".contains(&b);
             (!value.is_empty() && value.bytes().all(plain)).then(|| value.to_owned())
         }
-        Place::Literal | Place::LiteralMultiline => {
+        TomlContext::Literal | TomlContext::LiteralMultiline => {
             (!value.contains(['\'', '\n', '\r']) && !value.contains(char::is_control)).then(|| value.to_owned())
         }
-        Place::Comment => None,
+        TomlContext::Comment => None,
     }
 }
 

@@ -26,7 +26,7 @@ pub const ORIGIN: &str = "https://app.element.io";
 
 /// A question.
 #[derive(Debug, Clone)]
-pub struct Question {
+pub struct ProbeRequest {
     method: Method,
     url: String,
     fields: Vec<(HeaderName, String)>,
@@ -36,9 +36,9 @@ pub struct Question {
 }
 
 /// A body that is announced and never comes: a refusal must not wait for it.
-struct Never(u64);
+struct PendingBody(u64);
 
-impl HttpBody for Never {
+impl HttpBody for PendingBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -51,7 +51,7 @@ impl HttpBody for Never {
     }
 }
 
-impl Question {
+impl ProbeRequest {
     /// GET, as a browser of another origin would.
     pub fn get(url: impl Into<String>) -> Self {
         let fields = vec![(header::ORIGIN, ORIGIN.to_owned())];
@@ -60,16 +60,16 @@ impl Question {
 
     /// The preflight of a request with this method.
     pub fn preflight(url: impl Into<String>, method: &str) -> Self {
-        let question = Self { method: Method::OPTIONS, ..Self::get(url) };
-        question
+        let request = Self { method: Method::OPTIONS, ..Self::get(url) };
+        request
             .field(header::ACCESS_CONTROL_REQUEST_METHOD, method)
             .field(header::ACCESS_CONTROL_REQUEST_HEADERS, "authorization,content-type")
     }
 
     /// POST of a JSON value.
     pub fn post(url: impl Into<String>, body: &Value) -> Self {
-        let question = Self { method: Method::POST, body: body.to_string().into(), ..Self::get(url) };
-        question.field(header::CONTENT_TYPE, "application/json")
+        let request = Self { method: Method::POST, body: body.to_string().into(), ..Self::get(url) };
+        request.field(header::CONTENT_TYPE, "application/json")
     }
 
     /// POST that announces so many bytes and sends none.
@@ -106,8 +106,8 @@ impl Question {
     ///
     /// # Errors
     /// Why there is none, in words.
-    pub async fn ask(self, fetch: &Fetch) -> Result<Answer, String> {
-        let body = self.announced.map_or_else(|| Body::full(self.body), |bytes| Body::stream(Never(bytes)));
+    pub async fn ask(self, fetch: &Fetch) -> Result<ProbeResponse, String> {
+        let body = self.announced.map_or_else(|| Body::full(self.body), |bytes| Body::stream(PendingBody(bytes)));
         let mut request = Request::new(body);
         request.method = self.method;
         request.uri = self.url.parse::<Uri>().map_err(|error| {
@@ -130,13 +130,13 @@ impl Question {
                 return Err(format!("the answer is longer than {MAX_ANSWER} bytes"));
             }
         }
-        Ok(Answer { status, fields, body: bytes.freeze() })
+        Ok(ProbeResponse { status, fields, body: bytes.freeze() })
     }
 }
 
 /// An answer.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct ProbeResponse {
     /// Its status.
     pub status: StatusCode,
     /// Its fields.
@@ -158,7 +158,7 @@ pub enum Cors {
     Other,
 }
 
-impl Answer {
+impl ProbeResponse {
     /// The content, `null` if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
@@ -215,13 +215,13 @@ mod tests {
     use super::*;
     use crate::error::Kind;
 
-    fn answer(origins: &[&'static str], body: &'static str) -> Answer {
+    fn response(origins: &[&'static str], body: &'static str) -> ProbeResponse {
         let field = |origin: &&'static str| (header::ACCESS_CONTROL_ALLOW_ORIGIN, message::Value::from_static(origin));
         let mut fields = Fields::new();
         for (name, value) in origins.iter().map(field) {
             fields.append(name, value);
         }
-        Answer { status: StatusCode::NOT_FOUND, fields, body: body.into() }
+        ProbeResponse { status: StatusCode::NOT_FOUND, fields, body: body.into() }
     }
 
     #[test]
@@ -234,7 +234,7 @@ mod tests {
             (&["*, *"], Cors::Several),
             (&["https://other.example"], Cors::Other),
         ] {
-            assert_eq!(answer(origins, "").cors(), cors, "{origins:?}");
+            assert_eq!(response(origins, "").cors(), cors, "{origins:?}");
         }
     }
 
@@ -242,7 +242,7 @@ mod tests {
     async fn why_there_is_no_answer_is_said_once_and_without_secrets() {
         let refused = || ProxyError::new(Kind::Connect, "nobody listens");
         let fetch: Fetch = std::sync::Arc::new(move |_| Box::pin(async move { Err(refused()) }));
-        let ask = |url| Question::get(url).ask(&fetch);
+        let ask = |url| ProbeRequest::get(url).ask(&fetch);
         assert_eq!(ask("http://a/").await.unwrap_err(), "nobody listens");
         let said = ask("http://a b/rtc/validate?access_token=s3cret").await.unwrap_err();
         assert!(said.contains("is no address") && !said.contains("s3cret"), "{said}");
@@ -250,8 +250,8 @@ mod tests {
 
     #[test]
     fn an_answer_is_told_in_a_few_words() {
-        assert_eq!(answer(&[], r#"{"errcode":"M_UNRECOGNIZED"}"#).words(), "404 M_UNRECOGNIZED");
-        assert_eq!(answer(&[], " <!doctype html>").words(), "404 with an HTML page");
-        assert_eq!(answer(&[], "gone").words(), "404");
+        assert_eq!(response(&[], r#"{"errcode":"M_UNRECOGNIZED"}"#).words(), "404 M_UNRECOGNIZED");
+        assert_eq!(response(&[], " <!doctype html>").words(), "404 with an HTML page");
+        assert_eq!(response(&[], "gone").words(), "404");
     }
 }

@@ -3,22 +3,22 @@
 use std::net::IpAddr;
 
 use super::{
-    finding::{Ask, Finding, Layer},
-    names::Seen,
+    finding::{Check, Finding, Layer},
+    names::NameReport,
 };
 
 /// Judges where a name leads. Whether somebody is there is another question.
-pub fn judge(seen: &Seen) -> Finding {
-    let ask = Ask::new(Layer::Dns, "dns", &seen.host);
+pub fn assess(seen: &NameReport) -> Finding {
+    let check = Check::new(Layer::Dns, "dns", &seen.host);
     let fix = format!("create an A record (and AAAA, if this machine has IPv6) for {}", seen.host);
     match &seen.addresses {
-        Err(error) => ask.fail("missing", format!("the name does not resolve ({error})"), fix),
-        Ok(addresses) if addresses.is_empty() => ask.fail("missing", "the name has no address", fix),
+        Err(error) => check.fail("missing", format!("the name does not resolve ({error})"), fix),
+        Ok(addresses) if addresses.is_empty() => check.fail("missing", "the name has no address", fix),
         Ok(addresses) => {
             let words: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
             let private = addresses.iter().all(|address| !is_public(address.ip()));
             let note = if private { " (from here; what the internet sees is not tested from inside)" } else { "" };
-            ask.ok(format!("leads to {}{note}", words.join(", ")))
+            check.ok(format!("leads to {}{note}", words.join(", ")))
         }
     }
 }

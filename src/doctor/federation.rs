@@ -5,9 +5,9 @@
 use std::time::{Duration, SystemTime};
 
 use super::{
-    Exam,
-    ask::Question,
-    finding::{Ask, Finding, Layer},
+    ProbeContext,
+    ask::ProbeRequest,
+    finding::{Check, Finding, Layer},
     names::server_name_origin,
     srv,
 };
@@ -30,38 +30,38 @@ impl Target {
         Self { authority: authority.into(), machine: None, step: step.into() }
     }
 
-    async fn way(&self, exam: &Exam<'_>) -> Result<Fetch, String> {
-        let Some((machine, port)) = &self.machine else { return exam.way(&format!("https://{}", self.authority)) };
-        let addresses = (exam.reach.resolve)(machine.clone(), *port).await;
+    async fn way(&self, context: &ProbeContext<'_>) -> Result<Fetch, String> {
+        let Some((machine, port)) = &self.machine else { return context.way(&format!("https://{}", self.authority)) };
+        let addresses = (context.reach.resolve)(machine.clone(), *port).await;
         let address = addresses.ok().and_then(|addresses| addresses.first().copied());
         let address = address.ok_or_else(|| format!("{machine}, which the SRV record names, does not resolve"))?;
-        Ok((exam.reach.via)(Some(address)))
+        Ok((context.reach.via)(Some(address)))
     }
 }
 
 /// Discovers the server and asks it what other homeservers ask.
-pub async fn probe(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
-    let discovery = Ask::new(Layer::Federation, "federation", &matrix.server_name);
-    let target = match discover(exam, matrix, &discovery).await {
+pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
+    let discovery = Check::new(Layer::Federation, "federation", &matrix.server_name);
+    let target = match discover(context, matrix, &discovery).await {
         Ok(target) => target,
         Err(finding) => return vec![finding],
     };
-    let homeserver = exam.homeserver(matrix);
+    let homeserver = context.homeserver(matrix);
     if let Err(reason) = &homeserver {
         return vec![discovery.skip(reason.clone())];
     }
     let base = format!("https://{}", target.authority);
-    let way = match target.way(exam).await {
+    let way = match target.way(context).await {
         Ok(way) => way,
         Err(reason) => return vec![discovery.skip(reason)],
     };
-    let version = match Question::get(format!("{base}/_matrix/federation/v1/version")).ask(&way).await {
-        Ok(answer) => answer,
+    let version = match ProbeRequest::get(format!("{base}/_matrix/federation/v1/version")).ask(&way).await {
+        Ok(response) => response,
         Err(error) => return vec![unreachable(&discovery, &target, &error)],
     };
     let found = discovery.ok(format!("{} leads to {}", target.step, target.authority));
     if version.status != 200 || !version.json()["server"].is_object() {
-        let listens = Ask::new(Layer::Federation, "federation.listener", &target.authority);
+        let listens = Check::new(Layer::Federation, "federation.listener", &target.authority);
         let fact = format!("/_matrix/federation/v1/version is answered with {}", version.words());
         return vec![
             found,
@@ -75,17 +75,23 @@ pub async fn probe(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
             },
         ];
     }
-    let keys = Question::get(format!("{base}/_matrix/key/v2/server")).ask(&way).await;
-    let user = Question::get(format!("{base}/_matrix/federation/v1/openid/userinfo?access_token=x")).ask(&way).await;
+    let keys = ProbeRequest::get(format!("{base}/_matrix/key/v2/server")).ask(&way).await;
+    let user =
+        ProbeRequest::get(format!("{base}/_matrix/federation/v1/openid/userinfo?access_token=x")).ask(&way).await;
     vec![
         found,
-        Ask::new(Layer::Federation, "federation.listener", &target.authority).ok(format!(
+        Check::new(Layer::Federation, "federation.listener", &target.authority).ok(format!(
             "answers as {} {}",
             text(&version.json()["server"]["name"]),
             text(&version.json()["server"]["version"])
         )),
-        name(&Ask::new(Layer::Federation, "federation.key", &target.authority), keys, matrix, exam.reach.clock.now()),
-        openid(&Ask::new(Layer::Federation, "federation.openid", &target.authority), user),
+        name(
+            &Check::new(Layer::Federation, "federation.key", &target.authority),
+            keys,
+            matrix,
+            context.reach.clock.now(),
+        ),
+        openid(&Check::new(Layer::Federation, "federation.openid", &target.authority), user),
     ]
 }
 
@@ -93,28 +99,30 @@ fn text(value: &serde_json::Value) -> &str {
     value.as_str().unwrap_or("?")
 }
 
-async fn discover(exam: &Exam<'_>, matrix: &Matrix, ask: &Ask) -> Result<Target, Finding> {
+async fn discover(context: &ProbeContext<'_>, matrix: &Matrix, check: &Check) -> Result<Target, Finding> {
     if has_port(&matrix.server_name) {
         return Ok(Target::new(&matrix.server_name, "the server name"));
     }
-    let url = format!("{}/.well-known/matrix/server", server_name_origin(exam.plan, &matrix.server_name));
-    let way = exam.way(&url).map_err(|reason| ask.skip(reason))?;
-    let answer =
-        Question::get(&url).ask(&way).await.map_err(|error| ask.skip(format!("{url} does not answer ({error})")))?;
-    let document = answer.json();
-    match document["m.server"].as_str().filter(|_| answer.status == 200) {
+    let url = format!("{}/.well-known/matrix/server", server_name_origin(context.plan, &matrix.server_name));
+    let way = context.way(&url).map_err(|reason| check.skip(reason))?;
+    let response = ProbeRequest::get(&url)
+        .ask(&way)
+        .await
+        .map_err(|error| check.skip(format!("{url} does not answer ({error})")))?;
+    let document = response.json();
+    match document["m.server"].as_str().filter(|_| response.status == 200) {
         Some(server) if has_port(server) => Ok(Target::new(server, "/.well-known/matrix/server")),
-        Some(server) => Ok(by_record(exam, server, "/.well-known/matrix/server without a port").await),
-        None => Ok(by_record(exam, &matrix.server_name, "no /.well-known/matrix/server").await),
+        Some(server) => Ok(by_record(context, server, "/.well-known/matrix/server without a port").await),
+        None => Ok(by_record(context, &matrix.server_name, "no /.well-known/matrix/server").await),
     }
 }
 
 /// SRV records, the new name before the old one, then the port of old.
-async fn by_record(exam: &Exam<'_>, name: &str, before: &str) -> Target {
+async fn by_record(context: &ProbeContext<'_>, name: &str, before: &str) -> Target {
     let mut doubt = String::new();
     for service in ["_matrix-fed", "_matrix"] {
         let record = format!("{service}._tcp.{name}");
-        let found = match exam.reach.nameserver {
+        let found = match context.reach.nameserver {
             Some(server) => srv::lookup(&record, server).await.map_err(|error| error.to_string()),
             None => Err("there is no name server".into()),
         };
@@ -138,51 +146,58 @@ fn has_port(name: &str) -> bool {
     })
 }
 
-fn unreachable(ask: &Ask, target: &Target, error: &str) -> Finding {
+fn unreachable(check: &Check, target: &Target, error: &str) -> Finding {
     let fact = format!("{} leads to {}, which does not answer ({error})", target.step, target.authority);
     if target.machine.is_none() && target.authority.ends_with(&format!(":{PORT}")) {
         let fix = "serve /.well-known/matrix/server on the server name with a port in m.server, as `vestibule check` prints it, or add \"[::]:8448\" to listen.https";
-        return ask.fail("delegation", fact, fix);
+        return check.fail("delegation", fact, fix);
     }
-    ask.fail("unreachable", fact, "let m.server (matrix.federation) be an address that the internet can reach")
+    check.fail("unreachable", fact, "let m.server (matrix.federation) be an address that the internet can reach")
 }
 
-fn name(ask: &Ask, answer: Result<super::ask::Answer, String>, matrix: &Matrix, now: SystemTime) -> Finding {
-    let keys = match answer {
-        Ok(answer) if answer.status == 200 => answer.json(),
-        Ok(answer) => {
-            let fact = format!("/_matrix/key/v2/server is answered with {}", answer.words());
-            return ask.fail("missing", fact, "let the whole of /_matrix/ go to Synapse");
+fn name(
+    check: &Check,
+    response: Result<super::ask::ProbeResponse, String>,
+    matrix: &Matrix,
+    now: SystemTime,
+) -> Finding {
+    let keys = match response {
+        Ok(response) if response.status == 200 => response.json(),
+        Ok(response) => {
+            let fact = format!("/_matrix/key/v2/server is answered with {}", response.words());
+            return check.fail("missing", fact, "let the whole of /_matrix/ go to Synapse");
         }
-        Err(error) => return ask.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+        Err(error) => return check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
     };
     let name = text(&keys["server_name"]);
     let until = SystemTime::UNIX_EPOCH + Duration::from_millis(keys["valid_until_ts"].as_u64().unwrap_or(0));
     if name != matrix.server_name {
         let fact = format!("the homeserver calls itself {name:?}, and matrix.server_name is {:?}", matrix.server_name);
-        ask.fail(
+        check.fail(
             "server_name",
             fact,
             "set matrix.server_name to what homeserver.yaml says, which cannot be changed later",
         )
     } else if until <= now {
-        ask.fail(
+        check.fail(
             "expired",
             "the homeserver's signing key is shown as expired",
             "set the clock of the homeserver's machine",
         )
     } else {
-        ask.ok(format!("signs as {name}"))
+        check.ok(format!("signs as {name}"))
     }
 }
 
 /// lk-jwt-service asks this of every user's homeserver.
-fn openid(ask: &Ask, answer: Result<super::ask::Answer, String>) -> Finding {
+fn openid(check: &Check, response: Result<super::ask::ProbeResponse, String>) -> Finding {
     let fix = "add `federation` or `openid` to the resources of Synapse's listener, and let nothing filter /_matrix/federation/";
-    match answer {
-        Ok(answer) if answer.is(401, "M_UNKNOWN_TOKEN") => ask.ok("tells call services who a user is"),
-        Ok(answer) => ask.fail("missing", format!("call services cannot ask who a user is: {}", answer.words()), fix),
-        Err(error) => ask.fail("silent", format!("there is no answer ({error})"), fix),
+    match response {
+        Ok(response) if response.is(401, "M_UNKNOWN_TOKEN") => check.ok("tells call services who a user is"),
+        Ok(response) => {
+            check.fail("missing", format!("call services cannot ask who a user is: {}", response.words()), fix)
+        }
+        Err(error) => check.fail("silent", format!("there is no answer ({error})"), fix),
     }
 }
 

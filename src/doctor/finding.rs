@@ -103,13 +103,13 @@ impl Finding {
 
 /// A question that is about to be answered.
 #[derive(Debug, Clone)]
-pub struct Ask {
+pub struct Check {
     layer: Layer,
     id: &'static str,
     subject: String,
 }
 
-impl Ask {
+impl Check {
     /// A question about something.
     pub fn new(layer: Layer, id: &'static str, subject: impl Into<String>) -> Self {
         Self { layer, id, subject: subject.into() }
@@ -215,14 +215,14 @@ mod tests {
 
     #[test]
     fn the_words_of_others_do_not_reach_the_terminal_as_they_are() {
-        let finding = Ask::new(Layer::Rtc, "rtc", "a").ok("\x1b[2J401\nM_X");
+        let finding = Check::new(Layer::Rtc, "rtc", "a").ok("\x1b[2J401\nM_X");
         assert_eq!(finding.fact, " [2J401 M_X");
     }
 
     #[test]
     fn what_is_true_of_several_names_is_said_once() {
-        let closed = |name| Ask::new(Layer::Tls, "tls.port", name).fail("closed", "nothing listens", "open it");
-        let resolves = Ask::new(Layer::Dns, "dns", "a").ok("192.0.2.1");
+        let closed = |name| Check::new(Layer::Tls, "tls.port", name).fail("closed", "nothing listens", "open it");
+        let resolves = Check::new(Layer::Dns, "dns", "a").ok("192.0.2.1");
         let diagnosis = Diagnosis::of(vec![closed("a"), resolves.clone(), closed("b")]);
         assert_eq!(diagnosis.0[0], resolves);
         assert_eq!(diagnosis.0[1].subject, "a, b");

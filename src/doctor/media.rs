@@ -11,8 +11,8 @@ use tokio::{
 };
 
 use super::{
-    Exam, files,
-    finding::{Ask, Finding, Layer},
+    ProbeContext, files,
+    finding::{Check, Finding, Layer},
     names, rtc,
 };
 
@@ -26,67 +26,71 @@ const STUN_LIMIT: Duration = Duration::from_secs(1);
 const STUN: [u8; 20] = *b"\x00\x01\x00\x00\x21\x12\xa4\x42vestibule!!!";
 
 /// Tries the ports of each SFU.
-pub async fn probe(exam: &Exam<'_>) -> Vec<Finding> {
-    let ask = |id| Ask::new(Layer::Rtc, id, "media");
-    let Some(path) = &exam.wanted.livekit else {
-        return vec![ask("rtc.media").skip("its ports are in livekit.yaml: name the file with --livekit")];
+pub async fn probe(context: &ProbeContext<'_>) -> Vec<Finding> {
+    let check = |id| Check::new(Layer::Rtc, id, "media");
+    let Some(path) = &context.wanted.livekit else {
+        return vec![check("rtc.media").skip("its ports are in livekit.yaml: name the file with --livekit")];
     };
     // What is wrong with the file is said where files are judged.
     let Ok(ports) = files::media_ports(path) else {
-        return vec![ask("rtc.media").skip("livekit.yaml cannot be read (files.livekit)")];
+        return vec![check("rtc.media").skip("livekit.yaml cannot be read (files.livekit)")];
     };
-    let found = join_all(rtc::sfus(exam).iter().map(|url| sfu(exam, url.clone(), &ports))).await;
+    let found = join_all(rtc::sfus(context).iter().map(|url| sfu(context, url.clone(), &ports))).await;
     found.into_iter().flatten().collect()
 }
 
-async fn sfu(exam: &Exam<'_>, url: String, ports: &files::MediaPorts) -> Vec<Finding> {
-    let ask = |id| Ask::new(Layer::Rtc, id, &url);
+async fn sfu(context: &ProbeContext<'_>, url: String, ports: &files::MediaPorts) -> Vec<Finding> {
+    let check = |id| Check::new(Layer::Rtc, id, &url);
     let Some((host, port)) = names::authority(&url) else { return Vec::new() };
-    let resolve = |port| (exam.reach.resolve)(host.clone(), port);
+    let resolve = |port| (context.reach.resolve)(host.clone(), port);
     let addresses = match resolve(port).await {
         Ok(addresses) if !addresses.is_empty() => addresses,
-        _ => return vec![ask("rtc.media").skip("the name does not resolve")],
+        _ => return vec![check("rtc.media").skip("the name does not resolve")],
     };
     let at = |port| addresses.iter().map(move |address| SocketAddr::new(address.ip(), port));
     let mut findings = Vec::new();
     if let Some(ip) = ports.node_ip {
-        let ask = ask("rtc.media.address");
+        let check = check("rtc.media.address");
         let words: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
         findings.push(if addresses.iter().any(|address| address.ip() == ip) {
-            ask.ok(format!("LiveKit tells clients to send media to {ip}"))
+            check.ok(format!("LiveKit tells clients to send media to {ip}"))
         } else {
             let fact =
                 format!("LiveKit tells clients to send media to {ip}, and the name leads to {}", words.join(", "));
-            ask.fail("node_ip", fact, "set rtc.node_ip in livekit.yaml to the public address, or use_external_ip: true")
+            check.fail(
+                "node_ip",
+                fact,
+                "set rtc.node_ip in livekit.yaml to the public address, or use_external_ip: true",
+            )
         });
     }
     if let Some(port) = ports.tcp {
-        findings.push(tcp(&ask("rtc.media.tcp"), at(port)).await);
+        findings.push(tcp(&check("rtc.media.tcp"), at(port)).await);
     }
     findings.push(match ports.udp {
-        Some(port) => udp(&ask("rtc.media.udp"), at(port)).await,
-        None => ask("rtc.media.udp").skip("a range of UDP ports cannot be tried without a call"),
+        Some(port) => udp(&check("rtc.media.udp"), at(port)).await,
+        None => check("rtc.media.udp").skip("a range of UDP ports cannot be tried without a call"),
     });
     findings
 }
 
-async fn tcp(ask: &Ask, addresses: impl Iterator<Item = SocketAddr>) -> Finding {
+async fn tcp(check: &Check, addresses: impl Iterator<Item = SocketAddr>) -> Finding {
     for address in addresses {
         let fact = match timeout(LIMIT, TcpStream::connect(address)).await {
             Ok(Ok(_)) => continue,
             Ok(Err(error)) => format!("{address} does not accept media over TCP ({error})"),
             Err(_) => format!("{address} does not answer"),
         };
-        return ask.fail(
+        return check.fail(
             "closed",
             fact,
             "publish the port in compose.yaml and open it in the firewall: it must not pass a proxy",
         );
     }
-    ask.ok("media over TCP is accepted")
+    check.ok("media over TCP is accepted")
 }
 
-async fn udp(ask: &Ask, addresses: impl Iterator<Item = SocketAddr>) -> Finding {
+async fn udp(check: &Check, addresses: impl Iterator<Item = SocketAddr>) -> Finding {
     let mut silent = None;
     for address in addresses {
         match stun(address).await {
@@ -94,13 +98,13 @@ async fn udp(ask: &Ask, addresses: impl Iterator<Item = SocketAddr>) -> Finding 
             Ok(false) => silent = Some(address),
             Err(error) => {
                 let fact = format!("{address} refuses media over UDP ({error})");
-                return ask.fail("closed", fact, "publish the UDP port in compose.yaml and open it in the firewall");
+                return check.fail("closed", fact, "publish the UDP port in compose.yaml and open it in the firewall");
             }
         }
     }
     match silent {
-        None => ask.ok("media over UDP is answered"),
-        Some(address) => ask.skip(format!("{address} says nothing to a stranger, which a firewall does as well")),
+        None => check.ok("media over UDP is answered"),
+        Some(address) => check.skip(format!("{address} says nothing to a stranger, which a firewall does as well")),
     }
 }
 
@@ -110,8 +114,8 @@ async fn stun(address: SocketAddr) -> std::io::Result<bool> {
     let socket = UdpSocket::bind(any).await?;
     socket.connect(address).await?;
     socket.send(&STUN).await?;
-    let mut answer = [0; 128];
-    match timeout(STUN_LIMIT, socket.recv(&mut answer)).await {
+    let mut response = [0; 128];
+    match timeout(STUN_LIMIT, socket.recv(&mut response)).await {
         Ok(Ok(_)) => Ok(true),
         Ok(Err(error)) => Err(error),
         Err(_) => Ok(false),

@@ -13,10 +13,10 @@ mod dns;
 mod federation;
 mod files;
 mod finding;
-mod ground;
 mod homeserver;
 mod media;
 mod names;
+mod preconditions;
 mod rtc;
 mod services;
 mod srv;
@@ -28,7 +28,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::timeout;
 
-use self::{finding::Ask, ground::Ground};
+use self::{finding::Check, preconditions::Preconditions};
 pub use self::{
     finding::{Diagnosis, Finding, Layer, Verdict},
     srv::system_nameserver,
@@ -39,7 +39,7 @@ use crate::{
         Plan,
         plan::{Kind, Matrix},
     },
-    conn::{Closed, Fetch, Shown},
+    conn::{Fetch, PeerCertificate, TlsFailure},
 };
 
 /// Bound on a probe as a whole. Each question in it has a bound of its own, which is that of the client handed in.
@@ -49,21 +49,22 @@ const PATIENCE: Duration = Duration::from_secs(45);
 pub type Resolve = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
 /// A client that goes to this address whatever the URL says, or where names lead.
-pub type Via = Arc<dyn Fn(Option<SocketAddr>) -> Fetch + Send + Sync>;
+pub type ClientFactory = Arc<dyn Fn(Option<SocketAddr>) -> Fetch + Send + Sync>;
 
 /// Looks at the certificate that an address shows for a name.
-pub type Look = Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, Result<Shown, Closed>> + Send + Sync>;
+pub type InspectTls =
+    Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, Result<PeerCertificate, TlsFailure>> + Send + Sync>;
 
 /// How the deployment is reached.
-pub struct Reach {
+pub struct ProbeTargets {
     /// Names.
     pub resolve: Resolve,
     /// HTTP.
-    pub via: Via,
+    pub via: ClientFactory,
     /// The same for answers that take a minute.
-    pub patient: Via,
+    pub patient: ClientFactory,
     /// Certificates.
-    pub look: Look,
+    pub look: InspectTls,
     /// Who is asked for SRV records, where anybody is.
     pub nameserver: Option<SocketAddr>,
     /// The services behind the edge.
@@ -83,12 +84,12 @@ pub struct Service {
     /// Its address, as in the configuration.
     pub server: String,
     /// Asks it. The host of the URL becomes the `Host` field.
-    pub ask: Fetch,
+    pub client: Fetch,
 }
 
 /// What is asked for beyond what needs no right.
 #[derive(Debug, Default)]
-pub struct Wanted {
+pub struct ProbeOptions {
     /// An account of the homeserver.
     pub account: Option<Account>,
     /// Also what takes a minute.
@@ -124,27 +125,27 @@ impl std::fmt::Debug for Account {
 pub type Progress<'a> = &'a dyn Fn(&str, usize, usize);
 
 /// What every probe may look at.
-struct Exam<'a> {
+struct ProbeContext<'a> {
     plan: &'a Plan,
-    reach: &'a Reach,
-    wanted: &'a Wanted,
-    ground: Ground,
+    reach: &'a ProbeTargets,
+    wanted: &'a ProbeOptions,
+    preconditions: Preconditions,
 }
 
 /// Looks at everything.
-pub async fn examine(plan: &Plan, reach: &Reach, wanted: &Wanted, progress: Progress<'_>) -> Diagnosis {
-    let (ground, mut findings) = ground::survey(plan, reach, progress).await;
-    let exam = Exam { plan, reach, wanted, ground };
-    findings.extend(side_by_side(exam.probes(), progress).await);
+pub async fn examine(plan: &Plan, reach: &ProbeTargets, wanted: &ProbeOptions, progress: Progress<'_>) -> Diagnosis {
+    let (preconditions, mut findings) = preconditions::establish(plan, reach, progress).await;
+    let context = ProbeContext { plan, reach, wanted, preconditions };
+    findings.extend(side_by_side(context.probes(), progress).await);
     findings.extend(files::read(plan, wanted));
     Diagnosis::of(findings)
 }
 
-impl Exam<'_> {
+impl ProbeContext<'_> {
     fn probes(&self) -> Vec<Probe<'_>> {
         let mut probes = vec![Probe::new(Layer::Tls, "http", tls::redirects(self))];
         let Some(matrix) = &self.plan.matrix else {
-            let nothing = Ask::new(Layer::Homeserver, "homeserver", "[matrix]");
+            let nothing = Check::new(Layer::Homeserver, "homeserver", "[matrix]");
             let findings = vec![nothing.skip("the configuration names no homeserver")];
             probes.push(Probe::new(Layer::Homeserver, "homeserver", async { findings }));
             return probes;
@@ -165,11 +166,11 @@ impl Exam<'_> {
 
     /// The way to a public address, or why there is none that is worth going.
     fn way(&self, url: &str) -> Result<Fetch, String> {
-        Ok((self.reach.via)(self.ground.way(url)?))
+        Ok((self.reach.via)(self.preconditions.way(url)?))
     }
 
     /// The service behind a public address: the route with the longest prefix of those that lead to one.
-    fn service(&self, kind: Kind, url: &str) -> Option<Straight<'_>> {
+    fn service(&self, kind: Kind, url: &str) -> Option<DirectProbe<'_>> {
         let (host, _) = names::authority(url)?;
         let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])).unwrap_or("/");
         let leads = |service: &&Service| {
@@ -178,26 +179,26 @@ impl Exam<'_> {
             service.kind == kind && service.host == host && rest.is_some_and(|r| r.is_empty() || r.starts_with('/'))
         };
         let service = self.reach.services.iter().filter(leads).max_by_key(|service| service.prefix.len())?;
-        Some(Straight { service, down: self.ground.down(&service.server) })
+        Some(DirectProbe { service, down: self.preconditions.down(&service.server) })
     }
 
     /// The way to the homeserver, and why there is none.
-    fn homeserver(&self, matrix: &Matrix) -> Result<(Fetch, Option<Straight<'_>>), String> {
-        let straight = self.service(Kind::Synapse, &matrix.homeserver);
-        if let Some(down) = straight.as_ref().and_then(|straight| straight.down) {
+    fn homeserver(&self, matrix: &Matrix) -> Result<(Fetch, Option<DirectProbe<'_>>), String> {
+        let direct = self.service(Kind::Synapse, &matrix.homeserver);
+        if let Some(down) = direct.as_ref().and_then(|direct| direct.down) {
             return Err(down.to_owned());
         }
-        Ok((self.way(&matrix.homeserver)?, straight))
+        Ok((self.way(&matrix.homeserver)?, direct))
     }
 }
 
 /// A service, and why it need not be asked anything.
-struct Straight<'a> {
+struct DirectProbe<'a> {
     service: &'a Service,
     down: Option<&'a str>,
 }
 
-impl Straight<'_> {
+impl DirectProbe<'_> {
     /// The address of a path of the service.
     fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.service.host)
@@ -206,7 +207,7 @@ impl Straight<'_> {
 
 /// One of those that run side by side.
 struct Probe<'a> {
-    ask: Ask,
+    check: Check,
     name: &'static str,
     limit: Duration,
     run: BoxFuture<'a, Vec<Finding>>,
@@ -214,13 +215,13 @@ struct Probe<'a> {
 
 impl<'a> Probe<'a> {
     fn new(layer: Layer, name: &'static str, run: impl Future<Output = Vec<Finding>> + Send + 'a) -> Self {
-        Self { ask: Ask::new(layer, name, "probe"), name, limit: PATIENCE, run: Box::pin(run) }
+        Self { check: Check::new(layer, name, "probe"), name, limit: PATIENCE, run: Box::pin(run) }
     }
 }
 
-fn slow(ask: &Ask, limit: Duration) -> Finding {
+fn slow(check: &Check, limit: Duration) -> Finding {
     let fact = format!("it did not end within {} s", limit.as_secs());
-    ask.fail("timeout", fact, "see whether the machine or the network is overloaded")
+    check.fail("timeout", fact, "see whether the machine or the network is overloaded")
 }
 
 async fn side_by_side(probes: Vec<Probe<'_>>, progress: Progress<'_>) -> Vec<Finding> {
@@ -229,7 +230,7 @@ async fn side_by_side(probes: Vec<Probe<'_>>, progress: Progress<'_>) -> Vec<Fin
         .into_iter()
         .map(|probe| async move {
             let found = timeout(probe.limit, probe.run).await;
-            (probe.name, found.unwrap_or_else(|_| vec![slow(&probe.ask, probe.limit)]))
+            (probe.name, found.unwrap_or_else(|_| vec![slow(&probe.check, probe.limit)]))
         })
         .collect();
     let (mut findings, mut done) = (Vec::new(), 0);

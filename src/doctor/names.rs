@@ -6,12 +6,12 @@ use http::Uri;
 
 use crate::{
     config::Plan,
-    conn::{Closed, Shown},
+    conn::{PeerCertificate, TlsFailure},
 };
 
 /// How a public name can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum Reachability {
     /// There.
     At(SocketAddr),
     /// Not in a way that is worth trying, and why.
@@ -19,7 +19,7 @@ pub enum Standing {
 }
 
 /// What was seen of a name.
-pub struct Seen {
+pub struct NameReport {
     /// The name.
     pub host: String,
     /// The port that clients use.
@@ -27,9 +27,9 @@ pub struct Seen {
     /// Where the name leads.
     pub addresses: Result<Vec<SocketAddr>, String>,
     /// What each address shows.
-    pub outside: Vec<(SocketAddr, Result<Shown, Closed>)>,
+    pub outside: Vec<(SocketAddr, Result<PeerCertificate, TlsFailure>)>,
     /// What the edge itself shows, where the name is one of its own and it could be asked.
-    pub inside: Option<(SocketAddr, Result<Shown, Closed>)>,
+    pub inside: Option<(SocketAddr, Result<PeerCertificate, TlsFailure>)>,
 }
 
 /// The host and the port of a URL.

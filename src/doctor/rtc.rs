@@ -5,9 +5,9 @@ use http::Method;
 use serde_json::json;
 
 use super::{
-    Exam, Straight,
-    ask::{Answer, Cors, Question},
-    finding::{Ask, Finding, Layer},
+    DirectProbe, ProbeContext,
+    ask::{Cors, ProbeRequest, ProbeResponse},
+    finding::{Check, Finding, Layer},
     names::origin,
 };
 use crate::{
@@ -18,22 +18,22 @@ use crate::{
 pub const TRANSPORTS: &str = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
 
 /// What may be seen of the transports endpoint without an account.
-pub async fn transports(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
-    let ask = Ask::new(Layer::Rtc, "rtc.transports", &matrix.homeserver);
-    if exam.wanted.account.is_some() {
+pub async fn transports(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
+    let check = Check::new(Layer::Rtc, "rtc.transports", &matrix.homeserver);
+    if context.wanted.account.is_some() {
         // With an account the list itself is read.
         return Vec::new();
     }
     if matrix.rtc_services.is_empty() {
-        return vec![ask.skip("the configuration has no call service to lead to (rtc.foci)")];
+        return vec![check.skip("the configuration has no call service to lead to (rtc.foci)")];
     }
-    let (way, straight) = match exam.homeserver(matrix) {
+    let (way, direct) = match context.homeserver(matrix) {
         Ok(way) => way,
-        Err(reason) => return vec![ask.skip(reason)],
+        Err(reason) => return vec![check.skip(reason)],
     };
-    let answer = Question::get(format!("{}{TRANSPORTS}", matrix.homeserver)).ask(&way).await;
-    let own = match straight {
-        Some(straight) => Question::get(straight.url(TRANSPORTS)).ask(&straight.service.ask).await.ok(),
+    let response = ProbeRequest::get(format!("{}{TRANSPORTS}", matrix.homeserver)).ask(&way).await;
+    let own = match direct {
+        Some(direct) => ProbeRequest::get(direct.url(TRANSPORTS)).ask(&direct.service.client).await.ok(),
         None => None,
     };
     let who = match own {
@@ -41,65 +41,71 @@ pub async fn transports(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
         Some(_) => "the edge answers in Synapse's place",
         None => "it is answered",
     };
-    vec![match answer {
-        Ok(answer) => without_token(&ask, &answer, who),
-        Err(error) => ask.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+    vec![match response {
+        Ok(response) => without_token(&check, &response, who),
+        Err(error) => check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
     }]
 }
 
-fn without_token(ask: &Ask, answer: &Answer, who: &str) -> Finding {
-    if answer.is(401, "M_MISSING_TOKEN") {
-        return ask.ok(format!("{who}; its list needs --token or --user to be seen"));
+fn without_token(check: &Check, response: &ProbeResponse, who: &str) -> Finding {
+    if response.is(401, "M_MISSING_TOKEN") {
+        return check.ok(format!("{who}; its list needs --token or --user to be seen"));
     }
-    off(ask, answer)
+    off(check, response)
 }
 
 /// The endpoint is not there.
-pub fn off(ask: &Ask, answer: &Answer) -> Finding {
+pub fn off(check: &Check, response: &ProbeResponse) -> Finding {
     let fix = "set matrix.rtc_transports = \"fill\" and a site of kind `lk-jwt`, or `msc4143_enabled: true` and `matrix_rtc: {transports: …}` in homeserver.yaml";
     let fact = format!(
         "clients since August 2026 learn nothing of calls here ({}): MISSING_MATRIX_RTC_TRANSPORT",
-        answer.words()
+        response.words()
     );
-    ask.fail(if answer.status == 404 { "off" } else { "other" }, fact, fix)
+    check.fail(if response.status == 404 { "off" } else { "other" }, fact, fix)
 }
 
 /// Each service that lets clients into calls (rows 3 and 12).
-pub async fn jwt(exam: &Exam<'_>, matrix: &Matrix) -> Vec<Finding> {
+pub async fn jwt(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     if matrix.rtc_services.is_empty() {
-        return vec![Ask::new(Layer::Rtc, "rtc.jwt", "[matrix]").skip("the configuration has no call service")];
+        return vec![Check::new(Layer::Rtc, "rtc.jwt", "[matrix]").skip("the configuration has no call service")];
     }
-    join_all(matrix.rtc_services.iter().map(|url| jwt_at(exam, url))).await
+    join_all(matrix.rtc_services.iter().map(|url| jwt_at(context, url))).await
 }
 
-async fn jwt_at(exam: &Exam<'_>, url: &str) -> Finding {
-    let ask = Ask::new(Layer::Rtc, "rtc.jwt", url);
+async fn jwt_at(context: &ProbeContext<'_>, url: &str) -> Finding {
+    let check = Check::new(Layer::Rtc, "rtc.jwt", url);
     if url.ends_with('/') {
-        return ask.fail(
+        return check.fail(
             "slash",
             "the address ends in a slash, and clients append /sfu/get to it",
             "take the slash off",
         );
     }
-    let straight = exam.service(Kind::LkJwt, url);
-    if let Some(down) = straight.as_ref().and_then(|straight| straight.down) {
-        return ask.skip(down);
+    let direct = context.service(Kind::LkJwt, url);
+    if let Some(down) = direct.as_ref().and_then(|direct| direct.down) {
+        return check.skip(down);
     }
-    let way = match exam.way(url) {
+    let way = match context.way(url) {
         Ok(way) => way,
-        Err(reason) => return ask.skip(reason),
+        Err(reason) => return check.skip(reason),
     };
-    match jwt_answers(&ask, url, &way, straight.as_ref()).await {
+    match jwt_answers(&check, url, &way, direct.as_ref()).await {
         Ok(finding) | Err(finding) => finding,
     }
 }
 
-async fn jwt_answers(ask: &Ask, url: &str, way: &Fetch, straight: Option<&Straight<'_>>) -> Result<Finding, Finding> {
-    let silent =
-        |error: String| ask.fail("silent", format!("there is no answer ({error})"), "let the address lead to the edge");
+async fn jwt_answers(
+    check: &Check,
+    url: &str,
+    way: &Fetch,
+    direct: Option<&DirectProbe<'_>>,
+) -> Result<Finding, Finding> {
+    let silent = |error: String| {
+        check.fail("silent", format!("there is no answer ({error})"), "let the address lead to the edge")
+    };
     let put = |method: Method, path: &str| {
-        let question = Question::get(format!("{url}{path}")).method(method);
-        async move { question.ask(way).await.map_err(silent) }
+        let request = ProbeRequest::get(format!("{url}{path}")).method(method);
+        async move { request.ask(way).await.map_err(silent) }
     };
     let health = put(Method::GET, "/healthz").await?;
     let old = put(Method::GET, "/sfu/get").await?;
@@ -109,7 +115,7 @@ async fn jwt_answers(ask: &Ask, url: &str, way: &Fetch, straight: Option<&Straig
             health.words(),
             old.words()
         );
-        return Err(ask.fail(
+        return Err(check.fail(
             "prefix",
             fact,
             "take the prefix off before lk-jwt-service (strip_prefix = true) and let it have all of its paths",
@@ -121,52 +127,52 @@ async fn jwt_answers(ask: &Ask, url: &str, way: &Fetch, straight: Option<&Straig
             health.words(),
             old.words()
         );
-        return Err(ask.fail("other", fact, "let the address lead to lk-jwt-service and nothing else"));
+        return Err(check.fail("other", fact, "let the address lead to lk-jwt-service and nothing else"));
     }
-    let preflight = Question::preflight(format!("{url}/sfu/get"), "POST").ask(way).await.map_err(silent)?;
+    let preflight = ProbeRequest::preflight(format!("{url}/sfu/get"), "POST").ask(way).await.map_err(silent)?;
     if !preflight.status.is_success() || preflight.cors() != Cors::Open {
         let fact =
             format!("the preflight of /sfu/get is answered with {}: web clients cannot call it", preflight.words());
-        return Err(ask.fail(
+        return Err(check.fail(
             "preflight",
             fact,
             "let OPTIONS pass, and let nobody add a second Access-Control-Allow-Origin",
         ));
     }
-    let new = Question::post(format!("{url}/get_token"), &json!({})).ask(way).await.map_err(silent)?;
+    let new = ProbeRequest::post(format!("{url}/get_token"), &json!({})).ask(way).await.map_err(silent)?;
     if new.status == 404 {
-        return Err(no_get_token(ask, straight).await);
+        return Err(no_get_token(check, direct).await);
     }
     if new.status != 400 || new.cors() != Cors::Open {
         let fact =
             format!("an empty request to /get_token is answered with {}, where 400 with CORS is right", new.words());
-        return Err(ask.fail("other", fact, "let the address lead to lk-jwt-service and nothing else"));
+        return Err(check.fail("other", fact, "let the address lead to lk-jwt-service and nothing else"));
     }
-    Ok(ask.ok("lets clients in, by the old way (/sfu/get) and the new one (/get_token)"))
+    Ok(check.ok("lets clients in, by the old way (/sfu/get) and the new one (/get_token)"))
 }
 
-async fn no_get_token(ask: &Ask, straight: Option<&Straight<'_>>) -> Finding {
-    let own = match straight {
-        Some(straight) => Question::post(straight.url("/get_token"), &json!({})).ask(&straight.service.ask).await.ok(),
+async fn no_get_token(check: &Check, direct: Option<&DirectProbe<'_>>) -> Finding {
+    let own = match direct {
+        Some(direct) => ProbeRequest::post(direct.url("/get_token"), &json!({})).ask(&direct.service.client).await.ok(),
         None => None,
     };
-    if own.is_some_and(|answer| answer.status != 404) {
+    if own.is_some_and(|response| response.status != 404) {
         let fact = "/get_token does not get through, although lk-jwt-service has it";
-        return ask.fail("paths", fact, "let /get_token and /delegate_delayed_leave pass beside /sfu/get");
+        return check.fail("paths", fact, "let /get_token and /delegate_delayed_leave pass beside /sfu/get");
     }
-    ask.fail("old", "lk-jwt-service is older than 0.4: it has no /get_token", "update lk-jwt-service to 0.6")
+    check.fail("old", "lk-jwt-service is older than 0.4: it has no /get_token", "update lk-jwt-service to 0.6")
 }
 
 /// Each SFU of the configuration (rows 5 and 6).
-pub async fn sfu(exam: &Exam<'_>) -> Vec<Finding> {
-    let probes = sfus(exam).into_iter().map(|url| async move {
-        let ask = Ask::new(Layer::Rtc, "rtc.sfu", &url);
-        if let Some(down) = exam.service(Kind::Livekit, &url).and_then(|straight| straight.down.map(str::to_owned)) {
-            return ask.skip(down);
+pub async fn sfu(context: &ProbeContext<'_>) -> Vec<Finding> {
+    let probes = sfus(context).into_iter().map(|url| async move {
+        let check = Check::new(Layer::Rtc, "rtc.sfu", &url);
+        if let Some(down) = context.service(Kind::Livekit, &url).and_then(|direct| direct.down.map(str::to_owned)) {
+            return check.skip(down);
         }
-        match exam.way(&url) {
-            Err(reason) => ask.skip(reason),
-            Ok(way) => match sfu_answers(&ask, &url, &way).await {
+        match context.way(&url) {
+            Err(reason) => check.skip(reason),
+            Ok(way) => match sfu_answers(&check, &url, &way).await {
                 Ok(finding) | Err(finding) => finding,
             },
         }
@@ -174,19 +180,19 @@ pub async fn sfu(exam: &Exam<'_>) -> Vec<Finding> {
     let found = join_all(probes).await;
     if found.is_empty() {
         return vec![
-            Ask::new(Layer::Rtc, "rtc.sfu", "[sites]").skip("the configuration has no site of kind `livekit`"),
+            Check::new(Layer::Rtc, "rtc.sfu", "[sites]").skip("the configuration has no site of kind `livekit`"),
         ];
     }
     found
 }
 
 /// The public address of each SFU, without a trailing slash. The root `/twirp` of a mounted SFU is only a side door.
-pub fn sfus(exam: &Exam<'_>) -> Vec<String> {
+pub fn sfus(context: &ProbeContext<'_>) -> Vec<String> {
     let mut urls: Vec<String> = Vec::new();
     for service in
-        exam.reach.services.iter().filter(|service| service.kind == Kind::Livekit && service.prefix != "/twirp")
+        context.reach.services.iter().filter(|service| service.kind == Kind::Livekit && service.prefix != "/twirp")
     {
-        let url = format!("{}{}", origin(exam.plan, &service.host), service.prefix.trim_end_matches('/'));
+        let url = format!("{}{}", origin(context.plan, &service.host), service.prefix.trim_end_matches('/'));
         if !urls.contains(&url) {
             urls.push(url);
         }
@@ -194,18 +200,19 @@ pub fn sfus(exam: &Exam<'_>) -> Vec<String> {
     urls
 }
 
-async fn sfu_answers(ask: &Ask, url: &str, way: &Fetch) -> Result<Finding, Finding> {
-    let silent =
-        |error: String| ask.fail("silent", format!("there is no answer ({error})"), "let the address lead to the edge");
+async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, Finding> {
+    let silent = |error: String| {
+        check.fail("silent", format!("there is no answer ({error})"), "let the address lead to the edge")
+    };
     let get = |path: &str| {
-        let question = Question::get(format!("{url}{path}"));
-        async move { question.ask(way).await.map_err(silent) }
+        let request = ProbeRequest::get(format!("{url}{path}"));
+        async move { request.ask(way).await.map_err(silent) }
     };
     let root = get("/").await?;
     let new = get("/rtc/v1/validate").await?;
     if root.status != 200 || !root.body.trim_ascii().eq_ignore_ascii_case(b"OK") {
         let fact = format!("{url}/ is answered with {}, where LiveKit says OK", root.words());
-        return Err(ask.fail(
+        return Err(check.fail(
             "other",
             fact,
             "let the address lead to LiveKit's port 7880, without its prefix (strip_prefix = true)",
@@ -225,33 +232,33 @@ async fn sfu_answers(ask: &Ask, url: &str, way: &Fetch) -> Result<Finding, Findi
                 "take the prefix off before LiveKit (strip_prefix = true)",
             ),
         };
-        return Err(ask.fail(what, fact, fix));
+        return Err(check.fail(what, fact, fix));
     }
-    let upgrade = Question::websocket(format!("{url}/rtc/v1")).ask(way).await.map_err(silent)?;
+    let upgrade = ProbeRequest::websocket(format!("{url}/rtc/v1")).ask(way).await.map_err(silent)?;
     match (new.status.as_u16(), upgrade.status.as_u16()) {
         (401, 401) => {}
         (401, 404) => {
             let fact = "a WebSocket arrives at LiveKit as a plain request: Upgrade is lost on the way";
-            return Err(ask.fail("upgrade", fact, "let what stands before the edge pass Upgrade and Connection"));
+            return Err(check.fail("upgrade", fact, "let what stands before the edge pass Upgrade and Connection"));
         }
         (validate, upgrade) => {
             let fact = format!(
                 "without a token /rtc/v1/validate is answered with {validate} and a WebSocket with {upgrade}, where 401 is right"
             );
-            return Err(ask.fail("other", fact, "let the address lead to LiveKit's port 7880 and nothing else"));
+            return Err(check.fail("other", fact, "let the address lead to LiveKit's port 7880 and nothing else"));
         }
     }
-    let rooms = Question::post(format!("{url}/twirp/livekit.RoomService/ListRooms"), &json!({}))
+    let rooms = ProbeRequest::post(format!("{url}/twirp/livekit.RoomService/ListRooms"), &json!({}))
         .ask(way)
         .await
         .map_err(silent)?;
     if !matches!(rooms.status.as_u16(), 401 | 403) {
         let fact = format!("/twirp/ is answered with {}, so that lk-jwt-service cannot make rooms", rooms.words());
-        return Err(ask.fail("twirp", fact, "let /twirp/ pass to LiveKit as well"));
+        return Err(check.fail("twirp", fact, "let /twirp/ pass to LiveKit as well"));
     }
     if get("/debug/rooms").await?.status == 200 {
         let fact = "LiveKit's /debug is open to the internet";
-        return Err(ask.fail("debug", fact, "run LiveKit without --dev, and let /debug not pass"));
+        return Err(check.fail("debug", fact, "run LiveKit without --dev, and let /debug not pass"));
     }
-    Ok(ask.ok("opens WebSockets, speaks /rtc/v1, and keeps /debug closed"))
+    Ok(check.ok("opens WebSockets, speaks /rtc/v1, and keeps /debug closed"))
 }

@@ -5,14 +5,14 @@ use std::collections::{HashMap, HashSet};
 use futures_util::future::join_all;
 
 use super::{
-    Reach, Service, Straight,
-    ask::{Answer, Question},
-    finding::{Ask, Finding, Layer},
+    DirectProbe, ProbeTargets, Service,
+    ask::{ProbeRequest, ProbeResponse},
+    finding::{Check, Finding, Layer},
 };
 use crate::config::plan::Kind;
 
 /// Asks each service once; which are down and why, and what was found.
-pub async fn probe(reach: &Reach) -> (HashMap<String, String>, Vec<Finding>) {
+pub async fn probe(reach: &ProbeTargets) -> (HashMap<String, String>, Vec<Finding>) {
     let mut seen = HashSet::new();
     let once: Vec<_> = reach.services.iter().filter(|service| seen.insert((service.kind, &service.server))).collect();
     let asked = join_all(once.iter().map(|service| greet(service))).await;
@@ -41,29 +41,32 @@ async fn greet(service: &Service) -> (Finding, Option<&'static str>) {
         Kind::Livekit => ("services.livekit", "/"),
         Kind::Http => ("services.http", "/"),
     };
-    let ask = Ask::new(Layer::Services, id, &service.server);
-    let straight = Straight { service, down: None };
-    match Question::get(straight.url(path)).ask(&service.ask).await {
-        Ok(answer) => judge(&ask, service.kind, path, &answer),
+    let check = Check::new(Layer::Services, id, &service.server);
+    let direct = DirectProbe { service, down: None };
+    match ProbeRequest::get(direct.url(path)).ask(&service.client).await {
+        Ok(response) => assess(&check, service.kind, path, &response),
         Err(error) => {
             let fact = format!("{} does not answer ({error})", name(service.kind));
-            (ask.fail("down", fact, advice(service)), Some("does not answer"))
+            (check.fail("down", fact, advice(service)), Some("does not answer"))
         }
     }
 }
 
-fn judge(ask: &Ask, kind: Kind, path: &str, answer: &Answer) -> (Finding, Option<&'static str>) {
+fn assess(check: &Check, kind: Kind, path: &str, response: &ProbeResponse) -> (Finding, Option<&'static str>) {
     let name = name(kind);
-    match (kind, answer.status.as_u16()) {
-        (Kind::Http, _) | (_, 200) => (ask.ok(format!("{name} answers")), None),
+    match (kind, response.status.as_u16()) {
+        (Kind::Http, _) | (_, 200) => (check.ok(format!("{name} answers")), None),
         (Kind::Livekit, 406) => {
             let fact = "LiveKit says that its node is not ready";
-            (ask.fail("not_ready", fact, "see LiveKit's log: its Redis or its own load stops it"), Some("is not ready"))
+            (
+                check.fail("not_ready", fact, "see LiveKit's log: its Redis or its own load stops it"),
+                Some("is not ready"),
+            )
         }
         _ => {
-            let fact = format!("{path} is answered with {}, which {name} never does", answer.words());
+            let fact = format!("{path} is answered with {}, which {name} never does", response.words());
             let fix = format!("let the site's upstream be the address of {name}");
-            (ask.fail("other", fact, fix), Some("is not what answers at its address"))
+            (check.fail("other", fact, fix), Some("is not what answers at its address"))
         }
     }
 }

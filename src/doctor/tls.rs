@@ -7,25 +7,27 @@ use http::header;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::{
-    Exam, Reach, Verdict,
-    ask::Question,
-    finding::{Ask, Finding, Layer},
-    names::{Seen, Standing, authority, origin},
+    ProbeContext, ProbeTargets, Verdict,
+    ask::ProbeRequest,
+    finding::{Check, Finding, Layer},
+    names::{NameReport, Reachability, authority, origin},
 };
 use crate::{
     config::{
         Plan,
         plan::{Challenge, Site, SiteTls},
     },
-    conn::{Closed, Distrust, Shown},
+    conn::{PeerCertificate, TlsFailure, VerifyError},
 };
 
 /// With less than this much of its life left a certificate should have been renewed long ago: the edge begins at a third.
 const ENDING: f64 = 0.1;
 
 /// Whether the edge answers neither itself nor from outside: then nothing that it serves is worth looking at.
-pub fn edge_is_down(seen: &[Seen]) -> bool {
-    let deaf = |shown: &Result<Shown, Closed>| matches!(shown, Err(Closed::Refused | Closed::Silent | Closed::NoRoute));
+pub fn edge_is_down(seen: &[NameReport]) -> bool {
+    let deaf = |shown: &Result<PeerCertificate, TlsFailure>| {
+        matches!(shown, Err(TlsFailure::Refused | TlsFailure::Silent | TlsFailure::NoRoute))
+    };
     let mut inside = seen.iter().filter_map(|seen| Some((seen, seen.inside.as_ref()?))).peekable();
     inside.peek().is_some()
         && inside.all(|(seen, (_, shown))| deaf(shown) && seen.outside.iter().all(|(_, shown)| deaf(shown)))
@@ -35,7 +37,7 @@ pub fn edge_is_down(seen: &[Seen]) -> bool {
 pub fn down(plan: &Plan) -> Finding {
     let addresses: Vec<_> = plan.listen.https.iter().map(ToString::to_string).collect();
     let fix = "start `vestibule run`; if it ends again, its log says why";
-    Ask::new(Layer::Tls, "edge", addresses.join(", ")).fail(
+    Check::new(Layer::Tls, "edge", addresses.join(", ")).fail(
         "down",
         "nothing listens there, and no name leads to an edge",
         fix,
@@ -43,7 +45,12 @@ pub fn down(plan: &Plan) -> Finding {
 }
 
 /// Judges what a name shows, and says by which address it may be asked more.
-pub fn judge(seen: &Seen, resolved: &Finding, plan: &Plan, reach: &Reach) -> (Standing, Vec<Finding>) {
+pub fn assess(
+    seen: &NameReport,
+    resolved: &Finding,
+    plan: &Plan,
+    reach: &ProbeTargets,
+) -> (Reachability, Vec<Finding>) {
     let inside = match &seen.inside {
         Some((at, Ok(shown))) => Some((*at, shown)),
         _ => None,
@@ -61,9 +68,9 @@ pub fn judge(seen: &Seen, resolved: &Finding, plan: &Plan, reach: &Reach) -> (St
     }
     let inside = match &seen.inside {
         // From a machine that is not the edge's, only the outside can be seen.
-        Some((at, Err(Closed::Refused))) if good.is_some() => {
-            let ask = Ask::new(Layer::Tls, "tls.inside", &seen.host);
-            findings.push(ask.skip(format!("nothing listens on {at} here: this is not the edge's machine")));
+        Some((at, Err(TlsFailure::Refused))) if good.is_some() => {
+            let check = Check::new(Layer::Tls, "tls.inside", &seen.host);
+            findings.push(check.skip(format!("nothing listens on {at} here: this is not the edge's machine")));
             None
         }
         Some((at, shown)) => {
@@ -80,121 +87,130 @@ pub fn judge(seen: &Seen, resolved: &Finding, plan: &Plan, reach: &Reach) -> (St
         None => None,
     };
     let standing = match (good, inside) {
-        (Some(address), _) | (None, Some(address)) => Standing::At(address),
+        (Some(address), _) | (None, Some(address)) => Reachability::At(address),
         (None, None) => {
             let cause = findings.iter().chain([resolved]).find(|finding| finding.verdict == Verdict::Fail);
-            Standing::Broken(format!("{} cannot be reached ({})", seen.host, cause.map_or("tls", |cause| &cause.id)))
+            Reachability::Broken(format!(
+                "{} cannot be reached ({})",
+                seen.host,
+                cause.map_or("tls", |cause| &cause.id)
+            ))
         }
     };
     (standing, findings)
 }
 
 fn address_shows(
-    seen: &Seen,
+    seen: &NameReport,
     address: std::net::SocketAddr,
-    shown: &Result<Shown, Closed>,
-    own: Option<&Shown>,
-    reach: &Reach,
+    shown: &Result<PeerCertificate, TlsFailure>,
+    own: Option<&PeerCertificate>,
+    reach: &ProbeTargets,
 ) -> Finding {
-    let ask = Ask::new(Layer::Tls, "tls", format!("{} at {}", seen.host, address.ip()));
+    let check = Check::new(Layer::Tls, "tls", format!("{} at {}", seen.host, address.ip()));
     let port = seen.port;
     let way = "open it in the firewall and forward it to the edge";
     match shown {
-        Err(Closed::Refused) => ask.fail(
+        Err(TlsFailure::Refused) => check.fail(
             "closed",
             format!("port {port} refuses connections"),
             format!("{way}; if the address is another machine's, change the record"),
         ),
-        Err(Closed::Silent) => ask.fail(
+        Err(TlsFailure::Silent) => check.fail(
             "silent",
             format!("port {port} does not answer"),
             format!(
                 "{way}; if only this machine cannot reach it, let the name lead to the edge inside the network as well"
             ),
         ),
-        Err(Closed::NoRoute) => ask.skip("this machine has no way to such an address (no IPv6?)"),
-        Err(Closed::NoSuchName) => {
-            ask.fail("missing", "no certificate is shown for the name", "see `vestibule status` for what the CA said")
+        Err(TlsFailure::NoRoute) => check.skip("this machine has no way to such an address (no IPv6?)"),
+        Err(TlsFailure::NoSuchName) => {
+            check.fail("missing", "no certificate is shown for the name", "see `vestibule status` for what the CA said")
         }
-        Err(Closed::Other(error)) => ask.fail(
+        Err(TlsFailure::Other(error)) => check.fail(
             "handshake",
             format!("the handshake fails ({error})"),
             "see what listens on that port instead of the edge",
         ),
         Ok(shown) => match (&shown.trust, own) {
-            (Err(_), Some(own)) if own.trust.is_ok() && own.leaf != shown.leaf => ask.fail(
+            (Err(_), Some(own)) if own.trust.is_ok() && own.leaf != shown.leaf => check.fail(
                 "elsewhere",
                 format!("another machine answers, with a certificate {}", describe(shown)),
                 "let the A and AAAA records of the name lead to the edge, and only there",
             ),
-            (Ok(()), Some(own)) if own.leaf != shown.leaf => ask.warn(
+            (Ok(()), Some(own)) if own.leaf != shown.leaf => check.warn(
                 "front",
                 format!("something in front of the edge answers, with a certificate {}", describe(shown)),
                 "a CDN or proxy in front must pass WebSockets, long requests and the client's address",
             ),
-            (Err(distrust), _) => distrusted(&ask, distrust, shown),
-            (Ok(()), _) => trusted(&ask, shown, reach),
+            (Err(distrust), _) => distrusted(&check, distrust, shown),
+            (Ok(()), _) => trusted(&check, shown, reach),
         },
     }
 }
 
-fn edge_shows(seen: &Seen, shown: &Result<Shown, Closed>, plan: &Plan, reach: &Reach) -> Finding {
-    let ask = Ask::new(Layer::Tls, "tls.inside", &seen.host);
+fn edge_shows(
+    seen: &NameReport,
+    shown: &Result<PeerCertificate, TlsFailure>,
+    plan: &Plan,
+    reach: &ProbeTargets,
+) -> Finding {
+    let check = Check::new(Layer::Tls, "tls.inside", &seen.host);
     let status = "see `vestibule status` for what the CA said";
     match shown {
-        Err(Closed::NoSuchName) => ask.fail("missing", "the edge has no certificate for the name yet", status),
-        Err(Closed::Refused | Closed::Silent | Closed::NoRoute) => {
+        Err(TlsFailure::NoSuchName) => check.fail("missing", "the edge has no certificate for the name yet", status),
+        Err(TlsFailure::Refused | TlsFailure::Silent | TlsFailure::NoRoute) => {
             let fact = format!("the edge does not answer on {}", plan.listen.https[0]);
-            ask.fail("closed", fact, "start `vestibule run` with this file")
+            check.fail("closed", fact, "start `vestibule run` with this file")
         }
-        Err(Closed::Other(error)) => {
+        Err(TlsFailure::Other(error)) => {
             let fact = format!("the handshake with the edge fails ({error})");
-            ask.fail("handshake", fact, "see what listens on that port instead of the edge")
+            check.fail("handshake", fact, "see what listens on that port instead of the edge")
         }
         Ok(shown) => match &shown.trust {
-            Ok(()) => trusted(&ask, shown, reach),
-            Err(distrust) => distrusted(&ask, distrust, shown),
+            Ok(()) => trusted(&check, shown, reach),
+            Err(distrust) => distrusted(&check, distrust, shown),
         },
     }
 }
 
-fn distrusted(ask: &Ask, distrust: &Distrust, shown: &Shown) -> Finding {
+fn distrusted(check: &Check, distrust: &VerifyError, shown: &PeerCertificate) -> Finding {
     let is = describe(shown);
     match distrust {
-        Distrust::Expired => ask.fail(
+        VerifyError::Expired => check.fail(
             "expired",
             format!("the certificate has ended: {is}"),
             "see `vestibule status` for why it was not renewed, or replace the file",
         ),
-        Distrust::NotYet => {
-            ask.fail("not_yet", format!("the certificate has not begun: {is}"), "set the clock of this machine")
+        VerifyError::NotYet => {
+            check.fail("not_yet", format!("the certificate has not begun: {is}"), "set the clock of this machine")
         }
-        Distrust::WrongName => ask.fail(
+        VerifyError::WrongName => check.fail(
             "name",
             format!("the certificate is for other names: {is}"),
             "use a certificate that names this host, or let the edge order one (tls = \"acme\")",
         ),
-        Distrust::Unknown => ask.fail(
+        VerifyError::Unknown => check.fail(
             "unknown",
             format!("no CA that clients know has signed the certificate: {is}"),
             "order from a public CA and not from its staging, or tell doctor of yours with --ca-file",
         ),
-        Distrust::Other(error) => {
-            ask.fail("invalid", format!("clients refuse the certificate ({error}): {is}"), "replace it")
+        VerifyError::Other(error) => {
+            check.fail("invalid", format!("clients refuse the certificate ({error}): {is}"), "replace it")
         }
     }
 }
 
-fn trusted(ask: &Ask, shown: &Shown, reach: &Reach) -> Finding {
-    let Some(leaf) = Leaf::read(shown) else { return ask.ok("the certificate is good") };
+fn trusted(check: &Check, shown: &PeerCertificate, reach: &ProbeTargets) -> Finding {
+    let Some(leaf) = Leaf::read(shown) else { return check.ok("the certificate is good") };
     let now = reach.clock.now();
     let left = leaf.not_after.duration_since(now).unwrap_or_default();
     let life = leaf.not_after.duration_since(leaf.not_before).unwrap_or_default();
     let words = format!("certificate by {}, {} left", leaf.issuer, days(left));
     if left.as_secs_f64() < life.as_secs_f64() * ENDING {
-        return ask.warn("ending", words, "see `vestibule status` for why it was not renewed");
+        return check.warn("ending", words, "see `vestibule status` for why it was not renewed");
     }
-    ask.ok(words)
+    check.ok(words)
 }
 
 /// What a person wants to know of a certificate.
@@ -206,7 +222,7 @@ struct Leaf {
 }
 
 impl Leaf {
-    fn read(shown: &Shown) -> Option<Self> {
+    fn read(shown: &PeerCertificate) -> Option<Self> {
         let (_, leaf) = X509Certificate::from_der(&shown.leaf).ok()?;
         let time = |at: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(at).unwrap_or(0));
         let common_name = leaf.issuer().iter_common_name().next().and_then(|name| name.as_str().ok());
@@ -224,7 +240,7 @@ impl Leaf {
     }
 }
 
-fn describe(shown: &Shown) -> String {
+fn describe(shown: &PeerCertificate) -> String {
     Leaf::read(shown).map_or_else(
         || "that cannot be read".to_owned(),
         |leaf| format!("for {} by {}", leaf.names.join(", "), leaf.issuer),
@@ -239,46 +255,46 @@ fn days(left: Duration) -> String {
 }
 
 /// Port 80 of every site: it sends people to https, and is one of the two ways to a certificate.
-pub async fn redirects(exam: &Exam<'_>) -> Vec<Finding> {
-    let sites = exam.plan.sites.iter().filter(|site| site.tls != SiteTls::Off);
-    join_all(sites.map(|site| redirect(exam, site))).await
+pub async fn redirects(context: &ProbeContext<'_>) -> Vec<Finding> {
+    let sites = context.plan.sites.iter().filter(|site| site.tls != SiteTls::Off);
+    join_all(sites.map(|site| redirect(context, site))).await
 }
 
-async fn redirect(exam: &Exam<'_>, site: &Site) -> Finding {
+async fn redirect(context: &ProbeContext<'_>, site: &Site) -> Finding {
     let host = site.host.as_str();
-    let ask = Ask::new(Layer::Tls, "http", host);
-    if exam.plan.listen.http.is_empty() {
-        return ask.skip("listen.http is off");
+    let check = Check::new(Layer::Tls, "http", host);
+    if context.plan.listen.http.is_empty() {
+        return check.skip("listen.http is off");
     }
-    if let Err(reason) = exam.ground.way(&origin(exam.plan, host)) {
-        return ask.skip(reason);
+    if let Err(reason) = context.preconditions.way(&origin(context.plan, host)) {
+        return check.skip(reason);
     }
     // The edge's own sockets may have stood in for a name that leads nowhere, which is said where names are.
-    if (exam.reach.resolve)(host.to_owned(), 80).await.is_err() {
-        return ask.skip("the name does not resolve (dns.missing)");
+    if (context.reach.resolve)(host.to_owned(), 80).await.is_err() {
+        return check.skip("the name does not resolve (dns.missing)");
     }
-    match Question::get(format!("http://{host}/")).ask(&(exam.reach.via)(None)).await {
+    match ProbeRequest::get(format!("http://{host}/")).ask(&(context.reach.via)(None)).await {
         Err(error) => {
             let fact = format!("port 80 does not answer ({error})");
             let fix = "forward port 80 to the edge: people who type the name come there";
-            let only = site.tls == SiteTls::Acme && exam.plan.acme.challenges == [Challenge::Http01];
+            let only = site.tls == SiteTls::Acme && context.plan.acme.challenges == [Challenge::Http01];
             if only {
-                return ask.fail(
+                return check.fail(
                     "closed",
                     fact,
                     "forward port 80 to the edge: the CA validates there, and nowhere else",
                 );
             }
-            ask.warn("closed", fact, fix)
+            check.warn("closed", fact, fix)
         }
-        Ok(answer) => {
-            let to = answer.field(header::LOCATION);
-            let home = answer.status.is_redirection() && authority(to) == authority(&origin(exam.plan, host));
+        Ok(response) => {
+            let to = response.field(header::LOCATION);
+            let home = response.status.is_redirection() && authority(to) == authority(&origin(context.plan, host));
             if home {
-                return ask.ok(format!("port 80 sends to {to}"));
+                return check.ok(format!("port 80 sends to {to}"));
             }
-            let fact = format!("port 80 answers {} instead of sending to https", answer.words());
-            ask.warn("other", fact, "let the edge have port 80 as well")
+            let fact = format!("port 80 answers {} instead of sending to https", response.words());
+            check.warn("other", fact, "let the edge have port 80 as well")
         }
     }
 }

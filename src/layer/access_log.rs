@@ -21,7 +21,7 @@ use crate::{
     config::plan::ClientIpLog,
     conn::{ConnInfo, Phase, Phases, TunnelEnd},
     error::{Fault, Kind, ProxyError},
-    message::{Body, BodyError, Request, Response, Takeover},
+    message::{Body, BodyError, Request, Response, UpgradeHandler},
     telemetry::{Metrics, SiteNumbers, redact_target},
 };
 
@@ -161,7 +161,7 @@ impl Exchange {
         };
         let bytes_out = entry.bytes_out.clone();
         if let Some(tunnel) = response.takeover.take() {
-            response.takeover = Some(Takeover::new(move |io, early| {
+            response.takeover = Some(UpgradeHandler::new(move |io, early| {
                 Box::pin(async move {
                     // Named, so that the whole record moves in here and is written when the tunnel ends.
                     let mut open = open;
@@ -182,7 +182,7 @@ impl Exchange {
             Some(_) => open.complete(),
             None => {
                 let inner = std::mem::take(&mut response.body);
-                response.body = Body::stream(Watched { inner, open });
+                response.body = Body::stream(LoggedBody { inner, open });
             }
         }
         response
@@ -293,12 +293,12 @@ impl Drop for Open {
 }
 
 /// An answer whose end is awaited.
-struct Watched {
+struct LoggedBody {
     inner: Body,
     open: Open,
 }
 
-impl HttpBody for Watched {
+impl HttpBody for LoggedBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -333,16 +333,16 @@ impl HttpBody for Watched {
 fn count(body: &mut Body, total: &Arc<AtomicU64>) {
     if !body.is_empty() {
         let inner = std::mem::take(body);
-        *body = Body::stream(Counted { inner, total: total.clone() });
+        *body = Body::stream(CountedBody { inner, total: total.clone() });
     }
 }
 
-struct Counted {
+struct CountedBody {
     inner: Body,
     total: Arc<AtomicU64>,
 }
 
-impl HttpBody for Counted {
+impl HttpBody for CountedBody {
     type Data = Bytes;
     type Error = BodyError;
 

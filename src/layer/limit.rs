@@ -42,7 +42,7 @@ pub fn bound_body(request: &mut Request, rules: &[BodyRule], kind: SiteKind) -> 
         Some(_) => Ok(()),
         None => {
             let inner = std::mem::take(&mut request.body);
-            request.body = Body::stream(Bounded { inner, left: limit });
+            request.body = Body::stream(LimitedBody { inner, left: limit });
             Ok(())
         }
     }
@@ -91,12 +91,12 @@ fn is_media_upload(path: &str) -> bool {
 }
 
 /// A body that may not pass a length which it did not announce.
-struct Bounded {
+struct LimitedBody {
     inner: Body,
     left: u64,
 }
 
-impl HttpBody for Bounded {
+impl HttpBody for LimitedBody {
     type Data = Bytes;
     type Error = BodyError;
 

@@ -38,8 +38,8 @@ const REMEMBERED: usize = 1024;
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// How Synapse is asked. Boxed, because the compiler cannot yet see that the future of an `AsyncFn` may change threads.
-pub trait Ask<'a>: Fn(Request) -> BoxFuture<'a, Result<Response, ProxyError>> {}
-impl<'a, F: Fn(Request) -> BoxFuture<'a, Result<Response, ProxyError>>> Ask<'a> for F {}
+pub trait SendRequest<'a>: Fn(Request) -> BoxFuture<'a, Result<Response, ProxyError>> {}
+impl<'a, F: Fn(Request) -> BoxFuture<'a, Result<Response, ProxyError>>> SendRequest<'a> for F {}
 
 /// Completes what Synapse says about transports.
 pub struct RtcTransports {
@@ -65,7 +65,11 @@ impl RtcTransports {
     ///
     /// # Errors
     /// Those of `send`.
-    pub async fn answer<'a>(&self, mut request: Request, send: impl Ask<'a> + Send) -> Result<Response, ProxyError> {
+    pub async fn answer<'a>(
+        &self,
+        mut request: Request,
+        send: impl SendRequest<'a> + Send,
+    ) -> Result<Response, ProxyError> {
         if request.method != Method::GET {
             return send(request).await;
         }
@@ -83,7 +87,9 @@ impl RtcTransports {
         let lists = says["rtc_transports"].as_array().is_some_and(|list| !list.is_empty());
         match (answer.status, lists) {
             (StatusCode::OK, false) if says.is_object() => Ok(self.ours()),
-            (StatusCode::NOT_FOUND, _) if says["errcode"] == "M_UNRECOGNIZED" => self.vouch(fields, query, send).await,
+            (StatusCode::NOT_FOUND, _) if says["errcode"] == "M_UNRECOGNIZED" => {
+                self.verify_token(fields, query, send).await
+            }
             _ => {
                 answer.body = Body::full(bytes);
                 Ok(answer)
@@ -92,11 +98,11 @@ impl RtcTransports {
     }
 
     /// Answers a client whose token Synapse knows; any other gets what Synapse says of it.
-    async fn vouch<'a>(
+    async fn verify_token<'a>(
         &self,
         mut fields: Fields,
         query: Option<String>,
-        send: impl Ask<'a> + Send,
+        send: impl SendRequest<'a> + Send,
     ) -> Result<Response, ProxyError> {
         let token = fields.get(header::AUTHORIZATION).map(|token| self.hasher.hash_one(token.as_bytes()));
         if token.is_some_and(|token| self.is_good(token)) {

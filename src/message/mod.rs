@@ -6,7 +6,7 @@ mod upgrade;
 
 pub use body::{Body, BodyError};
 pub use fields::{Fields, InvalidValue, Value};
-pub use upgrade::{BoxIo, Io, Takeover};
+pub use upgrade::{BoxIo, Io, UpgradeHandler};
 
 use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
@@ -49,7 +49,7 @@ pub struct Response {
     /// Its body.
     pub body: Body,
     /// What is to become of the byte stream, where this is the 101 of an upgrade.
-    pub takeover: Option<Takeover>,
+    pub takeover: Option<UpgradeHandler>,
 }
 
 impl Response {

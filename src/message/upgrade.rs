@@ -17,11 +17,11 @@ pub type BoxIo = Box<dyn Io>;
 ///
 /// The upstream puts it beside a 101; the server side takes it out, writes the head (101 on HTTP/1.1, 200 on an extended
 /// CONNECT) and calls it with the stream and the bytes that it has already read.
-pub struct Takeover(TakeoverFn);
+pub struct UpgradeHandler(UpgradeFn);
 
-type TakeoverFn = Box<dyn FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send>;
+type UpgradeFn = Box<dyn FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send>;
 
-impl Takeover {
+impl UpgradeHandler {
     /// Wraps the tunnel that waits for its client side.
     pub fn new(run: impl FnOnce(BoxIo, Bytes) -> BoxFuture<'static, ()> + Send + 'static) -> Self {
         Self(Box::new(run))
@@ -33,7 +33,7 @@ impl Takeover {
     }
 }
 
-impl fmt::Debug for Takeover {
+impl fmt::Debug for UpgradeHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Takeover")
     }

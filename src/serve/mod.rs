@@ -37,7 +37,7 @@ use crate::{
 /// `Transfer-Encoding` is gone and the body knows its length or not; a WebSocket of HTTP/2 is the GET that it
 /// is in HTTP/1.1.
 ///
-/// The future is dropped when the client leaves. A 101 with a [`Takeover`](crate::message::Takeover) gets the byte stream.
+/// The future is dropped when the client leaves. A 101 with a [`UpgradeHandler`](crate::message::Takeover) gets the byte stream.
 pub trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request; `interim` is there where the protocol can carry interim responses.
     fn handle(

@@ -12,14 +12,14 @@ use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt as _, reload,
 pub use self::{
     metrics::{Certificate, Class, Metrics, SiteNumbers, Snapshot, classic},
     redact::redact_target,
-    writer::{Dropped, Flush},
+    writer::{DroppedLines, Flush},
 };
 use crate::config::plan::{Log, LogFormat};
 
 /// The running log. Dropping it writes out what is queued.
 pub struct Logging {
     filter: reload::Handle<EnvFilter, Registry>,
-    dropped: Dropped,
+    dropped: DroppedLines,
     _flush: Flush,
 }
 

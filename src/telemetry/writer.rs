@@ -29,16 +29,16 @@ const LAST: Duration = Duration::from_secs(1);
 
 /// Makes a writer for each line.
 #[derive(Clone)]
-pub struct Lines {
+pub struct BatchedLogWriter {
     queue: SyncSender<Vec<u8>>,
-    dropped: Dropped,
+    dropped: DroppedLines,
 }
 
 /// Counts lines that found the queue full.
 #[derive(Debug, Clone, Default)]
-pub struct Dropped(Arc<AtomicU64>);
+pub struct DroppedLines(Arc<AtomicU64>);
 
-impl Dropped {
+impl DroppedLines {
     /// How many so far.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -66,12 +66,12 @@ impl Drop for Flush {
 }
 
 /// Starts the thread that writes to `out`.
-pub fn start(out: impl Write + Send + 'static) -> (Lines, Flush, Dropped) {
+pub fn start(out: impl Write + Send + 'static) -> (BatchedLogWriter, Flush, DroppedLines) {
     let (queue, lines) = sync_channel(QUEUE);
-    let dropped = Dropped::default();
+    let dropped = DroppedLines::default();
     let thread = thread::Builder::new().name("log".into()).spawn(move || write_out(out, &lines)).ok();
     let flush = Flush { queue: Some(queue.clone()), thread };
-    (Lines { queue, dropped: dropped.clone() }, flush, dropped)
+    (BatchedLogWriter { queue, dropped: dropped.clone() }, flush, dropped)
 }
 
 fn write_out(mut out: impl Write, lines: &Receiver<Vec<u8>>) {
@@ -96,7 +96,7 @@ fn write_out(mut out: impl Write, lines: &Receiver<Vec<u8>>) {
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for BatchedLogWriter {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
@@ -107,7 +107,7 @@ impl<'a> MakeWriter<'a> for Lines {
 /// One line in the making.
 pub struct Line {
     bytes: Vec<u8>,
-    lines: Lines,
+    lines: BatchedLogWriter,
 }
 
 impl Write for Line {
@@ -139,9 +139,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Slow(Arc<Mutex<Vec<u8>>>);
+    struct SlowWriter(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Slow {
+    impl Write for SlowWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_dropped_and_counted() {
-        let out = Slow::default();
+        let out = SlowWriter::default();
         let blocked = out.0.lock().unwrap();
         let (lines, flush, dropped) = start(out.clone());
         let more = 2 * QUEUE;
@@ -169,9 +169,9 @@ mod tests {
 
     /// Counts writes.
     #[derive(Clone, Default)]
-    struct Counted(Slow, Arc<AtomicU64>);
+    struct CountingWriter(SlowWriter, Arc<AtomicU64>);
 
-    impl Write for Counted {
+    impl Write for CountingWriter {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.1.fetch_add(1, Ordering::Relaxed);
             self.0.write(bytes)
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn lines_that_come_together_are_written_together() {
-        let out = Counted::default();
+        let out = CountingWriter::default();
         let (lines, flush, dropped) = start(out.clone());
         for n in 0..1000 {
             writeln!(lines.make_writer(), "{n}").unwrap();
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_long_for_a_reader_that_does_not_read() {
-        let out = Slow::default();
+        let out = SlowWriter::default();
         let _blocked = out.0.lock().unwrap();
         let (lines, flush, _) = start(out.clone());
         for n in 0..2 * QUEUE {

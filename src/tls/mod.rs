@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_rustls::LazyConfigAcceptor;
 
-use self::{config::Configs, stream::Remembering};
+use self::{config::Configs, stream::ReplayStream};
 pub use self::{config::TlsError, stream::TlsStream};
 use crate::{
     config::plan::TlsVersion,
@@ -36,13 +36,13 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Says whether a name has a certificate now.
-pub type Knows = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+pub type HasCertificate = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Makes TLS of a byte stream. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
     configs: Arc<Configs>,
-    knows: Knows,
+    knows: HasCertificate,
 }
 
 /// What a handshake led to.
@@ -77,7 +77,11 @@ impl Acceptor {
     ///
     /// # Errors
     /// The system gives no randomness for the ticket keys.
-    pub fn new(resolver: Arc<dyn ResolvesServerCert>, knows: Knows, min: TlsVersion) -> Result<Self, TlsError> {
+    pub fn new(
+        resolver: Arc<dyn ResolvesServerCert>,
+        knows: HasCertificate,
+        min: TlsVersion,
+    ) -> Result<Self, TlsError> {
         Ok(Self { configs: Arc::new(Configs::new(resolver, min)?), knows })
     }
 
@@ -89,19 +93,19 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = Box::pin(self.shake(io));
+        let handshake = Box::pin(self.handshake(io));
         match deadline {
             Some(deadline) => timeout_at(deadline, handshake).await.map_err(|_| AcceptError::TimedOut)?,
             None => handshake.await,
         }
     }
 
-    async fn shake<IO>(&self, io: IO) -> Result<Accepted<IO>, AcceptError>
+    async fn handshake<IO>(&self, io: IO) -> Result<Accepted<IO>, AcceptError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let mut acceptor =
-            LazyConfigAcceptor::new(rustls::server::Acceptor::default(), Remembering { io, read: Vec::new() });
+            LazyConfigAcceptor::new(rustls::server::Acceptor::default(), ReplayStream { io, read: Vec::new() });
         let start = match (&mut acceptor).await {
             Ok(start) => start,
             Err(error) => return Err(refuse_garbage(acceptor.take_io(), error).await),
@@ -111,7 +115,7 @@ impl Acceptor {
         let validation = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME_TLS));
         if !validation && !name.as_deref().is_some_and(|name| (self.knows)(name)) {
             let mut io = start.io.io;
-            say(&mut io, &UNRECOGNIZED_NAME).await;
+            send_record(&mut io, &UNRECOGNIZED_NAME).await;
             return Err(AcceptError::UnknownName(name.unwrap_or_default()));
         }
         if validation {
@@ -120,7 +124,7 @@ impl Acceptor {
             let _ = timeout(FAREWELL, stream.shutdown()).await;
             return Ok(Accepted::AcmeChallenge);
         }
-        let Remembering { io, read } = start.io;
+        let ReplayStream { io, read } = start.io;
         let connection = UnbufferedServerConnection::new(self.configs.http.clone())
             .map_err(|error| AcceptError::Handshake(io::Error::other(error)))?;
         let mut stream = Box::new(TlsStream::new(io, connection, read));
@@ -153,12 +157,12 @@ async fn refuse_garbage<IO: AsyncRead + AsyncWrite + Unpin>(io: Option<IO>, erro
         "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
         text.len()
     );
-    say(&mut io, answer.as_bytes()).await;
+    send_record(&mut io, answer.as_bytes()).await;
     AcceptError::PlainHttp
 }
 
 /// Writes a last word and waits until the client has read it or left.
-async fn say<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, word: &[u8]) {
+async fn send_record<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO, word: &[u8]) {
     let farewell = async {
         io.write_all(word).await?;
         io.shutdown().await?;

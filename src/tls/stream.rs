@@ -338,12 +338,12 @@ impl<IO> fmt::Debug for TlsStream<IO> {
 
 /// A byte stream that remembers what has been read of it, so that a ClientHello can be read twice: once to choose a
 /// configuration, and once by the connection that is made with it.
-pub struct Remembering<IO> {
+pub struct ReplayStream<IO> {
     pub io: IO,
     pub read: Vec<u8>,
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Remembering<IO> {
+impl<IO: AsyncRead + Unpin> AsyncRead for ReplayStream<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
@@ -353,7 +353,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Remembering<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Remembering<IO> {
+impl<IO: AsyncWrite + Unpin> AsyncWrite for ReplayStream<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }

@@ -20,14 +20,14 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{Env, Lease, connect::Link, tunnel};
+use super::{Env, Lease, connect::UpstreamConnection, tunnel};
 use crate::{
-    clock::Patience,
+    clock::IdleTimer,
     config::plan,
-    conn::{Onlookers, Phases},
+    conn::{Phases, RequestObservers},
     error::{BoxError, Kind, ProxyError},
-    message::{Body, BodyError, Fields, Request, Response, Takeover, Value},
-    wire::{self, BodyDecoder, Framing, HeadLimits, Piece, ResponseHead, WireError, head_len},
+    message::{Body, BodyError, Fields, Request, Response, UpgradeHandler, Value},
+    wire::{self, BodyDecoder, BodyFrame, Framing, HeadLimits, ResponseHead, WireError, head_len},
 };
 
 /// What an answer's head may weigh: as much as a request's could, and more fields than any of our services sends.
@@ -64,14 +64,14 @@ pub struct Outgoing {
     framing: Framing,
     websocket: bool,
     expects_continue: bool,
-    onlookers: Onlookers,
+    onlookers: RequestObservers,
 }
 
 /// The answer.
-pub struct Answered(pub Response);
+pub struct ReceivedResponse(pub Response);
 
 /// There is no answer.
-pub struct Failed {
+pub struct SendError {
     /// Why.
     pub error: ProxyError,
     /// Whether the service cannot have seen more than a head, so that the request may be sent again elsewhere.
@@ -80,7 +80,7 @@ pub struct Failed {
 
 impl Outgoing {
     /// A request that is ready to go.
-    pub fn new(request: Request, onlookers: Onlookers) -> Self {
+    pub fn new(request: Request, onlookers: RequestObservers) -> Self {
         let Request { method, uri, mut fields, body, .. } = request;
         let framing = match body.size_hint().exact() {
             Some(0) if fields.contains(header::CONTENT_LENGTH) => Framing::Length(0),
@@ -109,7 +109,7 @@ impl Outgoing {
 
     /// What stands in for a request whose body is with its upload already.
     fn nothing() -> Self {
-        Self::new(Request::new(Body::empty()), Onlookers::default())
+        Self::new(Request::new(Body::empty()), RequestObservers::default())
     }
 
     fn head(&self) -> Vec<u8> {
@@ -127,12 +127,12 @@ impl Outgoing {
 
 /// Sends a request and waits for the head of its answer.
 pub fn exchange<'a>(
-    mut link: Link,
+    mut link: UpstreamConnection,
     outgoing: &'a mut Outgoing,
     plan: &'a plan::Upstream,
     env: &'a Env,
     lease: Lease,
-) -> impl Future<Output = Result<Answered, Failed>> + Send + 'a {
+) -> impl Future<Output = Result<ReceivedResponse, SendError>> + Send + 'a {
     let upload = Upload::new(outgoing, env.body_stall);
     link.patience.begin(plan.response_timeout);
     let mut exchange = Exchange { link, upload, scanned: 0, saw_bytes: false, heads: 0 };
@@ -142,10 +142,10 @@ pub fn exchange<'a>(
             Ok(head) => head,
             Err(error) => {
                 let may_repeat = error.kind == Kind::Reset && !exchange.saw_bytes && outgoing.is_untouched();
-                return Err(Failed { error, may_repeat });
+                return Err(SendError { error, may_repeat });
             }
         };
-        Ok(Answered(match head.status {
+        Ok(ReceivedResponse(match head.status {
             StatusCode::SWITCHING_PROTOCOLS => {
                 upgraded(head, exchange.link, env, lease, outgoing.onlookers.phases.clone())
             }
@@ -156,7 +156,7 @@ pub fn exchange<'a>(
 
 /// The state between a request and the head of its answer.
 struct Exchange {
-    link: Link,
+    link: UpstreamConnection,
     upload: Upload,
     scanned: usize,
     saw_bytes: bool,
@@ -253,7 +253,7 @@ impl Exchange {
                 end: Some((self.link, lease)),
                 upload,
                 keep,
-                patience: Patience::new(env.body_stall),
+                patience: IdleTimer::new(env.body_stall),
             }),
         };
         Response { status: head.status, fields: head.fields, body, takeover: None }
@@ -261,12 +261,18 @@ impl Exchange {
 }
 
 /// The answer to an upgrade, with the tunnel that waits for its client side.
-fn upgraded(head: ResponseHead, mut link: Link, env: &Env, lease: Lease, phases: Option<Arc<Phases>>) -> Response {
+fn upgraded(
+    head: ResponseHead,
+    mut link: UpstreamConnection,
+    env: &Env,
+    lease: Lease,
+    phases: Option<Arc<Phases>>,
+) -> Response {
     let settings =
         tunnel::Settings { idle: env.tunnel_idle, drain: env.drain.clone(), open: env.tunnels.clone(), phases };
     link.give_back();
     let early = std::mem::take(&mut link.read).freeze();
-    let takeover = Takeover::new(move |client, from_client| {
+    let takeover = UpgradeHandler::new(move |client, from_client| {
         Box::pin(async move {
             tunnel::run(client, from_client, link.socket, early, settings).await;
             drop(lease);
@@ -286,7 +292,7 @@ struct Upload {
     body: Option<Body>,
     chunked: bool,
     moved: bool,
-    patience: Patience,
+    patience: IdleTimer,
 }
 
 enum Stage {
@@ -294,7 +300,7 @@ enum Stage {
     Held(Pin<Box<Sleep>>),
     Body,
     Done,
-    Failed,
+    SendError,
 }
 
 enum UploadError {
@@ -322,7 +328,7 @@ impl Upload {
             body: None,
             chunked: outgoing.framing == Framing::Chunked,
             moved: false,
-            patience: Patience::new(stall),
+            patience: IdleTimer::new(stall),
         }
     }
 
@@ -355,7 +361,7 @@ impl Upload {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        link: &mut Link,
+        link: &mut UpstreamConnection,
         outgoing: &mut Outgoing,
     ) -> Poll<Result<(), UploadError>> {
         loop {
@@ -376,7 +382,7 @@ impl Upload {
                 let _ = Pin::new(&mut link.socket).poll_flush(cx);
                 return match self.stage {
                     Stage::Done => Poll::Ready(Ok(())),
-                    Stage::Failed => Poll::Ready(Err(UploadError::Refused)),
+                    Stage::SendError => Poll::Ready(Err(UploadError::Refused)),
                     Stage::Held(_) | Stage::Body => Poll::Pending,
                 };
             }
@@ -421,7 +427,7 @@ impl Upload {
         }
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<Result<(), UploadError>> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, link: &mut UpstreamConnection) -> Poll<Result<(), UploadError>> {
         while !self.is_written() {
             let small = &self.small[self.written..];
             let mut socket = Pin::new(&mut link.socket);
@@ -463,7 +469,7 @@ impl Upload {
 
     /// Forgets what is left.
     fn give_up(&mut self) {
-        self.stage = Stage::Failed;
+        self.stage = Stage::SendError;
         self.body = None;
         self.data = Bytes::new();
         self.tail = b"";
@@ -477,11 +483,11 @@ struct Incoming {
     decoder: BodyDecoder,
     left: Option<u64>,
     /// The connection, until the body ends; then it goes back to the pool or is closed.
-    end: Option<(Link, Lease)>,
+    end: Option<(UpstreamConnection, Lease)>,
     /// What the request still has to say, where the service answers while it listens.
     upload: Option<Upload>,
     keep: bool,
-    patience: Patience,
+    patience: IdleTimer,
 }
 
 impl Incoming {
@@ -496,8 +502,8 @@ impl Incoming {
         }
     }
 
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, BodyError>> {
-        let Some((link, _)) = &mut self.end else { return Poll::Ready(Ok(Piece::End)) };
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<BodyFrame, BodyError>> {
+        let Some((link, _)) = &mut self.end else { return Poll::Ready(Ok(BodyFrame::End)) };
         if let Some(upload) = &mut self.upload {
             // Its errors are not the answer's: whatever the service still says is passed on.
             let _ = upload.poll(cx, link, &mut Outgoing::nothing());
@@ -511,7 +517,7 @@ impl Incoming {
             let wanted = self.decoder.remaining().unwrap_or(0);
             match link.poll_fill(cx, wanted) {
                 Poll::Ready(Ok(n)) if n > 0 => self.patience.moved(),
-                Poll::Ready(Ok(_)) if self.decoder.may_end_here() => return Poll::Ready(Ok(Piece::End)),
+                Poll::Ready(Ok(_)) if self.decoder.may_end_here() => return Poll::Ready(Ok(BodyFrame::End)),
                 Poll::Ready(_) => return Poll::Ready(Err(BodyError::Truncated)),
                 Poll::Pending => return self.patience.poll(cx).map(|()| Err(BodyError::Stalled)),
             }
@@ -525,7 +531,7 @@ impl HttpBody for Incoming {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         Poll::Ready(match ready!(self.poll_piece(cx)) {
-            Ok(Piece::Data(data)) => {
+            Ok(BodyFrame::Data(data)) => {
                 if let Some(left) = &mut self.left {
                     *left -= data.len() as u64;
                 }
@@ -534,11 +540,11 @@ impl HttpBody for Incoming {
                 }
                 Some(Ok(Frame::data(data)))
             }
-            Ok(Piece::Trailers(trailers)) => {
+            Ok(BodyFrame::Trailers(trailers)) => {
                 self.finish();
                 Some(Ok(Frame::trailers(trailers)))
             }
-            Ok(Piece::End) => {
+            Ok(BodyFrame::End) => {
                 self.finish();
                 None
             }
@@ -558,7 +564,7 @@ impl HttpBody for Incoming {
     }
 }
 
-impl Link {
+impl UpstreamConnection {
     /// Reads more. With at least [`BULK`] bytes of a body `wanted` they go into room of the link's own, which is used again
     /// once its last bytes have been passed on; else they come through the thread's buffer, so that a link which waits
     /// owns nothing.
@@ -635,8 +641,8 @@ impl Link {
         }
         let mut rest = self.read.clone();
         let mut decoder = BodyDecoder::new(Framing::Chunked);
-        let Ok(Some(Piece::Data(data))) = decoder.decode(&mut rest) else { return None };
-        let Ok(Some(Piece::End)) = decoder.decode(&mut rest) else { return None };
+        let Ok(Some(BodyFrame::Data(data))) = decoder.decode(&mut rest) else { return None };
+        let Ok(Some(BodyFrame::End)) = decoder.decode(&mut rest) else { return None };
         self.read.clear();
         self.give_back();
         self.read = rest;

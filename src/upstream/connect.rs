@@ -30,7 +30,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    clock::Patience,
+    clock::IdleTimer,
     config::plan::Server,
     conn::{Phase, Phases},
 };
@@ -166,7 +166,7 @@ impl DialError {
 }
 
 /// A connection to an endpoint, and what has been read of it ahead.
-pub struct Link {
+pub struct UpstreamConnection {
     /// The byte stream.
     pub socket: Socket,
     /// Bytes of an answer that nobody has taken yet.
@@ -174,13 +174,13 @@ pub struct Link {
     /// Whether `read` is the thread's buffer, on loan for as long as one poll takes.
     pub lent: bool,
     /// With the answer that is awaited. It stays with the connection, so that its timer is made once.
-    pub patience: Patience,
+    pub patience: IdleTimer,
 }
 
-impl Link {
+impl UpstreamConnection {
     /// A fresh connection.
     pub fn new(socket: Socket) -> Self {
-        Self { socket, read: BytesMut::new(), lent: false, patience: Patience::new(None) }
+        Self { socket, read: BytesMut::new(), lent: false, patience: IdleTimer::new(None) }
     }
 
     /// Whether the other side has neither closed nor said anything that nobody asked for. Costs no system call unless
@@ -207,8 +207,13 @@ pub enum Socket {
 ///
 /// # Errors
 /// See [`DialError`].
-pub async fn dial(server: &Server, limit: Duration, roots: &Roots, phases: &Phases) -> Result<Link, DialError> {
-    timeout(limit, open(server, roots, phases)).await.map_err(|_| DialError::TimedOut)?.map(Link::new)
+pub async fn dial(
+    server: &Server,
+    limit: Duration,
+    roots: &Roots,
+    phases: &Phases,
+) -> Result<UpstreamConnection, DialError> {
+    timeout(limit, open(server, roots, phases)).await.map_err(|_| DialError::TimedOut)?.map(UpstreamConnection::new)
 }
 
 async fn open(server: &Server, roots: &Roots, phases: &Phases) -> Result<Socket, DialError> {

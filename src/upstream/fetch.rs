@@ -7,11 +7,11 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     Env, Lease, Roots, Upstream, client,
-    connect::{self, Link, Socket},
+    connect::{self, Socket, UpstreamConnection},
 };
 use crate::{
     config::plan,
-    conn::{Fetch, Onlookers, Phases},
+    conn::{Fetch, Phases, RequestObservers},
     error::{Kind, ProxyError},
     message::{Request, Response, Value},
 };
@@ -55,9 +55,9 @@ async fn fetch(mut request: Request, limit: Duration, at: Option<Override>, env:
     };
     let upstream = Upstream::new(&plan, &env);
     let lease = Lease::new(upstream.0.clone(), 0);
-    let mut outgoing = client::Outgoing::new(request, Onlookers::default());
+    let mut outgoing = client::Outgoing::new(request, RequestObservers::default());
     match client::exchange(link, &mut outgoing, &plan, &env, lease).await {
-        Ok(client::Answered(response)) => Ok(response),
+        Ok(client::ReceivedResponse(response)) => Ok(response),
         Err(failed) => Err(failed.error),
     }
 }
@@ -67,7 +67,7 @@ async fn dial(
     limit: Duration,
     at: Option<&Override>,
     roots: &Roots,
-) -> Result<Link, ProxyError> {
+) -> Result<UpstreamConnection, ProxyError> {
     let (host, port, secure) = match server {
         plan::Server::Http { host, port } => (host, *port, false),
         plan::Server::Https { host, port } => (host, *port, true),
@@ -78,7 +78,7 @@ async fn dial(
     };
     let tcp: TcpStream = connect::tcp_to(address).await.map_err(connect::DialError::Io)?;
     let socket = if secure { connect::tls(tcp, host, roots).await? } else { Socket::Tcp(tcp) };
-    Ok(Link::new(socket))
+    Ok(UpstreamConnection::new(socket))
 }
 
 fn server(uri: &Uri) -> Result<plan::Server, ProxyError> {

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{Lease, Upstream, client, connect};
 use crate::{
     config::plan::{self, Server},
-    conn::{Onlookers, Phases},
+    conn::{Phases, RequestObservers},
     message::{Body, Request, Value},
 };
 
@@ -23,7 +23,7 @@ const SEEK: Duration = Duration::from_secs(10);
 /// An answer to a probe that is none.
 #[derive(Debug, thiserror::Error)]
 #[error("it does not answer its probe well")]
-struct Unwell;
+struct UnhealthyStatus;
 
 /// Probes the endpoints of an upstream until it is told to stop. Where no probe is configured, only those are looked for
 /// that a request could not reach, so that their return is known although nobody asks.
@@ -34,15 +34,15 @@ pub async fn probe(upstream: Upstream, stop: CancellationToken) {
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         for index in 0..upstream.0.endpoints.len() {
             match &health {
-                Some(health) => look(&upstream, index, health).await,
+                Some(health) => probe_server(&upstream, index, health).await,
                 None => seek(&upstream, index).await,
             }
         }
     }
 }
 
-async fn look(upstream: &Upstream, index: usize, health: &plan::Health) {
-    let answers = timeout(PATIENCE, ask(upstream, index, health)).await.unwrap_or(false);
+async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) {
+    let answers = timeout(PATIENCE, send_probe(upstream, index, health)).await.unwrap_or(false);
     let endpoint = &upstream.0.endpoints[index];
     let before = endpoint.healthy.swap(answers, Ordering::Relaxed);
     if answers {
@@ -57,7 +57,7 @@ async fn look(upstream: &Upstream, index: usize, health: &plan::Health) {
         (false, true) if is_one_of_several => {
             info!(upstream = %upstream.name(), server = %endpoint.server, "probe succeeds again");
         }
-        (true, false) => upstream.is_away(Unwell),
+        (true, false) => upstream.is_away(UnhealthyStatus),
         (_, true) => upstream.answers(endpoint),
         (false, false) => {}
     }
@@ -74,7 +74,7 @@ async fn seek(upstream: &Upstream, index: usize) {
     }
 }
 
-async fn ask(upstream: &Upstream, index: usize, health: &plan::Health) -> bool {
+async fn send_probe(upstream: &Upstream, index: usize, health: &plan::Health) -> bool {
     let inner = &upstream.0;
     let server = &inner.endpoints[index].server;
     let Ok(link) = connect::dial(server, inner.plan.connect_timeout, &inner.env.roots, &Phases::default()).await else {
@@ -84,10 +84,10 @@ async fn ask(upstream: &Upstream, index: usize, health: &plan::Health) -> bool {
     request.uri = health.path.clone();
     request.fields.insert(header::HOST, (&host(server)).into());
     request.fields.insert(header::CONNECTION, Value::from_static("close"));
-    let mut outgoing = client::Outgoing::new(request, Onlookers::default());
+    let mut outgoing = client::Outgoing::new(request, RequestObservers::default());
     let lease = Lease::new(inner.clone(), index);
     match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
-        Ok(client::Answered(response)) => response.status.is_success(),
+        Ok(client::ReceivedResponse(response)) => response.status.is_success(),
         Err(_) => false,
     }
 }

@@ -21,23 +21,28 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::connect::{self, Roots};
-use crate::conn::{Closed, Distrust, Shown};
+use crate::conn::{PeerCertificate, TlsFailure, VerifyError};
 
 /// Shakes hands with an address for a name.
 ///
 /// # Errors
 /// There is no certificate to look at.
-pub async fn inspect(address: SocketAddr, host: &str, roots: &Roots, limit: Duration) -> Result<Shown, Closed> {
-    timeout(limit, shake(address, host, roots)).await.unwrap_or(Err(Closed::Silent))
+pub async fn inspect(
+    address: SocketAddr,
+    host: &str,
+    roots: &Roots,
+    limit: Duration,
+) -> Result<PeerCertificate, TlsFailure> {
+    timeout(limit, handshake(address, host, roots)).await.unwrap_or(Err(TlsFailure::Silent))
 }
 
-async fn shake(address: SocketAddr, host: &str, roots: &Roots) -> Result<Shown, Closed> {
-    let other = |error: &dyn std::error::Error| Closed::Other(error.to_string());
+async fn handshake(address: SocketAddr, host: &str, roots: &Roots) -> Result<PeerCertificate, TlsFailure> {
+    let other = |error: &dyn std::error::Error| TlsFailure::Other(error.to_string());
     let tcp = connect::tcp_to(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => Closed::Refused,
+        io::ErrorKind::ConnectionRefused => TlsFailure::Refused,
         // A firewall that says so, or a router that gave up.
-        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => Closed::Silent,
-        io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable => Closed::NoRoute,
+        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => TlsFailure::Silent,
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable => TlsFailure::NoRoute,
         _ => other(&error),
     })?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| other(&error))?;
@@ -45,7 +50,7 @@ async fn shake(address: SocketAddr, host: &str, roots: &Roots) -> Result<Shown, 
     let inner = WebPkiServerVerifier::builder_with_provider(roots.store().clone(), provider.clone())
         .build()
         .map_err(|error| other(&error))?;
-    let witness = Arc::new(Witness { inner, seen: Mutex::default() });
+    let witness = Arc::new(RecordingVerifier { inner, seen: Mutex::default() });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| other(&error))?
@@ -53,25 +58,25 @@ async fn shake(address: SocketAddr, host: &str, roots: &Roots) -> Result<Shown, 
         .with_custom_certificate_verifier(witness.clone())
         .with_no_client_auth();
     match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
-        Ok(_) => witness.seen().ok_or_else(|| Closed::Other("no certificate was shown".into())),
+        Ok(_) => witness.seen().ok_or_else(|| TlsFailure::Other("no certificate was shown".into())),
         Err(error) => Err(closed(&error)),
     }
 }
 
 /// Takes down what is shown and what the verifier of every other client thinks of it.
 #[derive(Debug)]
-struct Witness {
+struct RecordingVerifier {
     inner: Arc<WebPkiServerVerifier>,
-    seen: Mutex<Option<Shown>>,
+    seen: Mutex<Option<PeerCertificate>>,
 }
 
-impl Witness {
-    fn seen(&self) -> Option<Shown> {
+impl RecordingVerifier {
+    fn seen(&self) -> Option<PeerCertificate> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-impl ServerCertVerifier for Witness {
+impl ServerCertVerifier for RecordingVerifier {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -82,7 +87,7 @@ impl ServerCertVerifier for Witness {
     ) -> Result<ServerCertVerified, Error> {
         let trust =
             self.inner.verify_server_cert(leaf, chain, name, ocsp, now).map(drop).map_err(|error| distrust(&error));
-        let shown = Shown { leaf: Bytes::copy_from_slice(leaf), trust };
+        let shown = PeerCertificate { leaf: Bytes::copy_from_slice(leaf), trust };
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
         Ok(ServerCertVerified::assertion())
     }
@@ -110,26 +115,26 @@ impl ServerCertVerifier for Witness {
     }
 }
 
-fn distrust(error: &Error) -> Distrust {
+fn distrust(error: &Error) -> VerifyError {
     match error {
         Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
-            Distrust::Expired
+            VerifyError::Expired
         }
         Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
-            Distrust::NotYet
+            VerifyError::NotYet
         }
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => Distrust::WrongName,
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => Distrust::Unknown,
-        other => Distrust::Other(other.to_string()),
+        ) => VerifyError::WrongName,
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => VerifyError::Unknown,
+        other => VerifyError::Other(other.to_string()),
     }
 }
 
-fn closed(error: &io::Error) -> Closed {
+fn closed(error: &io::Error) -> TlsFailure {
     match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
-        Some(Error::AlertReceived(AlertDescription::UnrecognisedName)) => Closed::NoSuchName,
-        Some(cause) => Closed::Other(cause.to_string()),
-        None => Closed::Other(error.to_string()),
+        Some(Error::AlertReceived(AlertDescription::UnrecognisedName)) => TlsFailure::NoSuchName,
+        Some(cause) => TlsFailure::Other(cause.to_string()),
+        None => TlsFailure::Other(error.to_string()),
     }
 }

@@ -32,13 +32,13 @@ use tracing::{info, warn};
 
 use self::{
     balance::{Candidate, pick},
-    client::{Answered, Failed, Outgoing},
-    connect::{DialError, Link},
+    client::{Outgoing, ReceivedResponse, SendError},
+    connect::{DialError, UpstreamConnection},
     pool::Pool,
 };
 use crate::{
     config::plan,
-    conn::{Onlookers, Phases},
+    conn::{Phases, RequestObservers},
     error::{Kind, ProxyError},
     message::{Request, Response},
 };
@@ -140,13 +140,17 @@ impl Upstream {
     /// Sends a request and returns the head of its answer, with a body that reads on.
     ///
     /// The request is ready to go: fields of one hop are gone, the target is in origin-form. A WebSocket keeps
-    /// `Connection` and `Upgrade`, and its 101 comes back with a [`Takeover`](crate::message::Takeover). Dropping the future
+    /// `Connection` and `Upgrade`, and its 101 comes back with a [`UpgradeHandler`](crate::message::Takeover). Dropping the future
     /// or the body closes the connection to the service, which is how a request is cancelled.
     ///
     /// # Errors
     /// No connection ([`Kind::Connect`], [`Kind::ConnectTimeout`]), no answer ([`Kind::Reset`],
     /// [`Kind::ResponseTimeout`], [`Kind::BadResponse`]), or a body that its client did not finish.
-    pub fn send(&self, request: Request, onlookers: Onlookers) -> BoxFuture<'static, Result<Response, ProxyError>> {
+    pub fn send(
+        &self,
+        request: Request,
+        onlookers: RequestObservers,
+    ) -> BoxFuture<'static, Result<Response, ProxyError>> {
         let upstream = self.clone();
         let mut outgoing = Outgoing::new(request, onlookers);
         // A block, whose captures stay where they are: the future of an async fn keeps its arguments twice. Boxed here,
@@ -158,9 +162,9 @@ impl Upstream {
                 let (index, link, reused) = upstream.link(may_reuse, outgoing.phases()).await?;
                 let lease = Lease::new(inner.clone(), index);
                 match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
-                    Ok(Answered(response)) => return Ok(response),
+                    Ok(ReceivedResponse(response)) => return Ok(response),
                     // The service closed a connection that we had kept; on a new one the request has its first chance.
-                    Err(Failed { may_repeat: true, .. }) if reused => {
+                    Err(SendError { may_repeat: true, .. }) if reused => {
                         inner.retries.fetch_add(1, Ordering::Relaxed);
                         may_reuse = false;
                     }
@@ -193,7 +197,7 @@ impl Upstream {
     }
 
     /// A connection to the endpoint whose turn it is, and whether it has been used before.
-    async fn link(&self, may_reuse: bool, phases: &Phases) -> Result<(usize, Link, bool), ProxyError> {
+    async fn link(&self, may_reuse: bool, phases: &Phases) -> Result<(usize, UpstreamConnection, bool), ProxyError> {
         let first = (!self.0.endpoints.is_empty()).then(|| self.pick());
         if may_reuse
             && let Some(index) = first
@@ -212,7 +216,7 @@ impl Upstream {
         mut first: Option<usize>,
         may_reuse: bool,
         phases: &Phases,
-    ) -> Result<(usize, Link, bool), ProxyError> {
+    ) -> Result<(usize, UpstreamConnection, bool), ProxyError> {
         let give_up = Instant::now() + self.0.plan.retry_connect;
         let mut pauses = DIAL_PAUSES.into_iter();
         loop {
@@ -320,8 +324,8 @@ impl Lease {
         Self { upstream, index }
     }
 
-    fn give_back(&self, link: Link) {
-        self.upstream.endpoints[self.index].pool.put(link);
+    fn give_back(&self, link: UpstreamConnection) {
+        self.upstream.endpoints[self.index].pool.insert(link);
     }
 }
 

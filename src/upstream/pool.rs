@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::connect::Link;
+use super::connect::UpstreamConnection;
 use crate::conn::worker;
 
 /// How long a connection waits at most, give or take the time between two looks at the pool. Synapse keeps one open for more than 200 s (measured), Go's servers for ever;
@@ -21,9 +21,9 @@ const MAX_IDLE: Duration = Duration::from_secs(90);
 const MAX_WAITING: usize = 1024;
 
 /// The idle connections of one endpoint.
-pub struct Pool(Box<[Mutex<Shelf>]>);
+pub struct Pool(Box<[Mutex<IdleQueue>]>);
 
-struct Shelf {
+struct IdleQueue {
     /// The longest unused first.
     idle: VecDeque<Idle>,
     /// When somebody tidied up last: exact enough, and nobody has to ask the clock for each request.
@@ -31,19 +31,19 @@ struct Shelf {
 }
 
 struct Idle {
-    link: Link,
+    link: UpstreamConnection,
     since: Instant,
 }
 
 impl Pool {
     /// A pool with a shelf for each worker.
     pub fn new(workers: usize) -> Self {
-        let shelf = || Mutex::new(Shelf { idle: VecDeque::new(), now: Instant::now() });
+        let shelf = || Mutex::new(IdleQueue { idle: VecDeque::new(), now: Instant::now() });
         Self((0..workers.max(1)).map(|_| shelf()).collect())
     }
 
     /// The connection that was used last and is still open.
-    pub fn take(&self) -> Option<Link> {
+    pub fn take(&self) -> Option<UpstreamConnection> {
         let mut shelf = lock(&self.0[worker() % self.0.len()]);
         while let Some(Idle { mut link, .. }) = shelf.idle.pop_back() {
             if link.is_quiet() {
@@ -54,7 +54,7 @@ impl Pool {
     }
 
     /// Keeps a connection on which nothing is in flight.
-    pub fn put(&self, link: Link) {
+    pub fn insert(&self, link: UpstreamConnection) {
         let mut shelf = lock(&self.0[worker() % self.0.len()]);
         if shelf.idle.len() >= MAX_WAITING {
             shelf.idle.pop_front();
@@ -81,6 +81,6 @@ impl Pool {
     }
 }
 
-fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
+fn lock(shelf: &Mutex<IdleQueue>) -> MutexGuard<'_, IdleQueue> {
     shelf.lock().unwrap_or_else(PoisonError::into_inner)
 }

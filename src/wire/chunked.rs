@@ -3,7 +3,7 @@
 use bytes::{Buf, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{Piece, WireError};
+use super::{BodyFrame, WireError};
 
 /// Longest chunk-size line, extensions included. Nobody uses extensions; long ones are an attack on the reader
 /// (CVE-2023-39326).
@@ -37,7 +37,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The coding is malformed, or its overhead is over the limits of this file.
-    pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Piece>, WireError> {
+    pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<BodyFrame>, WireError> {
         loop {
             match self.state {
                 State::Size => {
@@ -57,7 +57,7 @@ impl Decoder {
                     let take = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                     let left = left - take as u64;
                     self.state = if left == 0 { State::DataEnd } else { State::Data(left) };
-                    return Ok(Some(Piece::Data(buf.split_to(take).freeze())));
+                    return Ok(Some(BodyFrame::Data(buf.split_to(take).freeze())));
                 }
                 State::DataEnd => match buf.get(..2) {
                     Some(b"\r\n") => {
@@ -110,10 +110,10 @@ const fn hex(digit: u8) -> u8 {
     }
 }
 
-fn trailers(buf: &mut BytesMut) -> Result<Option<Piece>, WireError> {
+fn trailers(buf: &mut BytesMut) -> Result<Option<BodyFrame>, WireError> {
     if buf.starts_with(b"\r\n") {
         buf.advance(2);
-        return Ok(Some(Piece::End));
+        return Ok(Some(BodyFrame::End));
     }
     let Some(end) = memchr::memmem::find(buf, b"\r\n\r\n") else {
         if buf.len() > MAX_TRAILER_BYTES {
@@ -140,7 +140,7 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Piece>, WireError> {
         };
         map.append(name, value);
     }
-    Ok(Some(Piece::Trailers(map)))
+    Ok(Some(BodyFrame::Trailers(map)))
 }
 
 #[cfg(test)]
@@ -155,9 +155,9 @@ mod tests {
         let mut rest = wire;
         loop {
             match decoder.decode(&mut buf)? {
-                Some(Piece::Data(bytes)) => content.extend_from_slice(&bytes),
-                Some(Piece::Trailers(map)) => return Ok((content, Some(map), buf.len() + rest.len())),
-                Some(Piece::End) => return Ok((content, None, buf.len() + rest.len())),
+                Some(BodyFrame::Data(bytes)) => content.extend_from_slice(&bytes),
+                Some(BodyFrame::Trailers(map)) => return Ok((content, Some(map), buf.len() + rest.len())),
+                Some(BodyFrame::End) => return Ok((content, None, buf.len() + rest.len())),
                 None if rest.is_empty() => return Err(WireError::Malformed("unfinished")),
                 None => {
                     let (now, later) = rest.split_at(step.min(rest.len()));

@@ -182,7 +182,7 @@ enum Underscores {
 
 /// What a walk over the fields notes by the way, so that nobody looks up what is not there.
 #[derive(Default)]
-struct Seen {
+struct HeaderScan {
     dropped: usize,
     /// `Content-Length` or `Transfer-Encoding`.
     framing: bool,
@@ -191,9 +191,9 @@ struct Seen {
 }
 
 /// Copies the fields.
-fn collect(parsed: &[httparse::Header<'_>], underscores: Underscores) -> Result<(Fields, Seen), WireError> {
+fn collect(parsed: &[httparse::Header<'_>], underscores: Underscores) -> Result<(Fields, HeaderScan), WireError> {
     let mut fields = Fields::new();
-    let mut seen = Seen::default();
+    let mut seen = HeaderScan::default();
     for field in parsed {
         if underscores == Underscores::Drop && field.name.contains('_') {
             seen.dropped += 1;

@@ -61,7 +61,7 @@ impl Framing {
 
 /// A piece of a body.
 #[derive(Debug)]
-pub enum Piece {
+pub enum BodyFrame {
     /// Content.
     Data(Bytes),
     /// The trailer section of a chunked body; nothing follows.
@@ -98,22 +98,22 @@ impl BodyDecoder {
     ///
     /// # Errors
     /// The chunked coding is malformed.
-    pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Piece>, WireError> {
+    pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<BodyFrame>, WireError> {
         match &mut self.0 {
-            State::Done => Ok(Some(Piece::End)),
+            State::Done => Ok(Some(BodyFrame::End)),
             _ if buf.is_empty() => Ok(None),
-            State::UntilClose => Ok(Some(Piece::Data(buf.split().freeze()))),
+            State::UntilClose => Ok(Some(BodyFrame::Data(buf.split().freeze()))),
             State::Length(left) => {
                 let take = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= take as u64;
                 if *left == 0 {
                     self.0 = State::Done;
                 }
-                Ok(Some(Piece::Data(buf.split_to(take).freeze())))
+                Ok(Some(BodyFrame::Data(buf.split_to(take).freeze())))
             }
             State::Chunked(decoder) => {
                 let piece = decoder.decode(buf)?;
-                if matches!(piece, Some(Piece::Trailers(_) | Piece::End)) {
+                if matches!(piece, Some(BodyFrame::Trailers(_) | BodyFrame::End)) {
                     self.0 = State::Done;
                 }
                 Ok(piece)

@@ -12,10 +12,10 @@ const PLACES: usize = 128;
 const LONGEST: usize = 40;
 
 thread_local! {
-    static SEEN: RefCell<[Option<Seen>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
+    static SEEN: RefCell<[Option<HeaderScan>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
 }
 
-struct Seen {
+struct HeaderScan {
     /// As it was sent: capitals are another name here.
     bytes: Box<[u8]>,
     name: HeaderName,
@@ -37,7 +37,7 @@ pub fn name(bytes: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
             return Ok(seen.name.clone());
         }
         let name = HeaderName::from_bytes(bytes)?;
-        *place = Some(Seen { bytes: bytes.into(), name: name.clone() });
+        *place = Some(HeaderScan { bytes: bytes.into(), name: name.clone() });
         Ok(name)
     })
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use divan::{Bencher, counter::BytesCount};
 use http::{Method, StatusCode, Version, header};
 use vestibule::{
-    cert::schedule::{self, Facts},
+    cert::schedule::{self, ScheduleInput},
     config::plan::Encoding,
     conn::ConnInfo,
     layer::{compress, forwarded::Client, hop},
@@ -123,6 +123,6 @@ fn encoding(bencher: Bencher<'_, '_>, encoding: Encoding) {
 fn certificate_schedule(bencher: Bencher<'_, '_>) {
     let day = Duration::from_secs(24 * 3600);
     let now = SystemTime::UNIX_EPOCH + 20_000 * day;
-    let facts = Facts { validity: Some((now - 30 * day, now + 60 * day)), ..Facts::default() };
+    let facts = ScheduleInput { validity: Some((now - 30 * day, now + 60 * day)), ..ScheduleInput::default() };
     bencher.bench(|| schedule::next(black_box(&facts), now));
 }

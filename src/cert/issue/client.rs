@@ -28,7 +28,7 @@ const ASK_AGAIN: Value<'static> = Value::from_static("21600");
 
 /// What the last answer of the CA said beside its body.
 #[derive(Clone, Default)]
-pub struct Seen(Arc<Mutex<Last>>);
+pub struct LastResponse(Arc<Mutex<Last>>);
 
 #[derive(Default)]
 struct Last {
@@ -38,7 +38,7 @@ struct Last {
     problem: Option<String>,
 }
 
-impl Seen {
+impl LastResponse {
     /// What a problem document said.
     pub fn problem(&self) -> Option<String> {
         lock(&self.0).problem.clone()
@@ -64,7 +64,7 @@ impl Seen {
 /// The library's way out.
 pub struct Client {
     pub fetch: Fetch,
-    pub seen: Seen,
+    pub seen: LastResponse,
 }
 
 impl HttpClient for Client {

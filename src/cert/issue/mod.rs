@@ -16,7 +16,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
 use tracing::{debug, info, warn};
 
-use self::client::{Client, Seen};
+use self::client::{Client, LastResponse};
 use super::{CertError, Store, StoreError, challenge::Challenges, lock};
 use crate::{
     clock::Clock,
@@ -161,7 +161,7 @@ impl Issuer {
         pending: Option<Pending>,
         keep: &mut (dyn FnMut(Pending) + Send),
     ) -> Result<Issued, IssueError> {
-        let seen = Seen::default();
+        let seen = LastResponse::default();
         let (mut account, mut text) = self.account(directory, &seen).await?;
         self.check_profile(&account)?;
         let mut failures: Vec<Failure> = Vec::new();
@@ -195,7 +195,7 @@ impl Issuer {
     /// The window in which the CA wants a certificate renewed (RFC 9773); nothing where it does not say.
     /// Beside it, when to ask again.
     pub async fn suggestion(&self, directory: &str, leaf: &[u8]) -> Option<((SystemTime, SystemTime), Duration)> {
-        let (account, _) = self.account(directory, &Seen::default()).await.ok()?;
+        let (account, _) = self.account(directory, &LastResponse::default()).await.ok()?;
         let leaf = CertificateDer::from(leaf);
         let id = CertificateIdentifier::try_from(&leaf).ok()?;
         let asked = account.renewal_info(&id).await;
@@ -204,7 +204,7 @@ impl Issuer {
     }
 
     /// Our account at a CA, made if there is none, with what is stored of it.
-    async fn account(&self, directory: &str, seen: &Seen) -> Result<(Account, String), IssueError> {
+    async fn account(&self, directory: &str, seen: &LastResponse) -> Result<(Account, String), IssueError> {
         let file = account_file(directory);
         let stored = match self.stored_account(&file)? {
             Some(stored) => stored,
@@ -232,7 +232,7 @@ impl Issuer {
         directory: &str,
         file: &str,
         began: Instant,
-        seen: &Seen,
+        seen: &LastResponse,
     ) -> Result<(Account, String), IssueError> {
         if let Some((at, error)) = lock(&self.refused).get(directory)
             && *at > began
@@ -254,11 +254,11 @@ impl Issuer {
         Ok((account, text))
     }
 
-    fn builder(&self, seen: &Seen) -> AccountBuilder {
+    fn builder(&self, seen: &LastResponse) -> AccountBuilder {
         Account::builder_with_http(Box::new(Client { fetch: self.fetch.clone(), seen: seen.clone() }))
     }
 
-    fn no_account(&self, what: &str, directory: &str, error: &Error, seen: &Seen) -> IssueError {
+    fn no_account(&self, what: &str, directory: &str, error: &Error, seen: &LastResponse) -> IssueError {
         self.failed(describe(directory, what, error, seen), blame(error, seen), seen)
     }
 
@@ -292,7 +292,7 @@ impl Issuer {
             return Ok(());
         }
         let text = format!("the CA has no profile `{wanted}`; it has: {}", offered.join(", "));
-        Err(self.failed(text, Cause::Refused, &Seen::default()))
+        Err(self.failed(text, Cause::Refused, &LastResponse::default()))
     }
 
     /// Goes on with an order of an earlier run; `None` where the CA has nothing of it that is of use.
@@ -301,7 +301,7 @@ impl Issuer {
         account: &Account,
         host: &Arc<str>,
         pending: &Pending,
-        seen: &Seen,
+        seen: &LastResponse,
     ) -> Option<Result<Issued, Failure>> {
         let key = KeyPair::from_pem(&pending.key).ok()?;
         let mut order = patiently!(account.order(pending.url.clone()).await).ok()?;
@@ -322,7 +322,7 @@ impl Issuer {
         challenge: Challenge,
         replaces: Option<&[u8]>,
         keep: &mut (dyn FnMut(Pending) + Send),
-        seen: &Seen,
+        seen: &LastResponse,
     ) -> Result<Issued, Failure> {
         let key = KeyPair::generate().map_err(|error| Failure::of(Cause::Ca, error.to_string()))?;
         let mut order = self.place(account, host, replaces, seen).await?;
@@ -338,7 +338,7 @@ impl Issuer {
         key: &KeyPair,
         host: &Arc<str>,
         challenge: Challenge,
-        seen: &Seen,
+        seen: &LastResponse,
     ) -> Result<Issued, Failure> {
         let fails = |what: &str, error: &Error| Failure::of(blame(error, seen), describe(host, what, error, seen));
         if order.state().status == OrderStatus::Pending {
@@ -371,7 +371,7 @@ impl Issuer {
         account: &Account,
         host: &Arc<str>,
         replaces: Option<&[u8]>,
-        seen: &Seen,
+        seen: &LastResponse,
     ) -> Result<Order, Failure> {
         let names = [Identifier::Dns(host.to_string())];
         let leaf = replaces.map(CertificateDer::from);
@@ -405,7 +405,7 @@ impl Issuer {
         order: &mut Order,
         host: &Arc<str>,
         challenge: Challenge,
-        seen: &Seen,
+        seen: &LastResponse,
     ) -> Result<(), Failure> {
         let fail = |what: &str, error: &Error| Failure::of(blame(error, seen), describe(host, what, error, seen));
         patiently!(fetch_authorizations(order).await).map_err(|error| fail("the CA has no authorization", &error))?;
@@ -456,12 +456,12 @@ impl Issuer {
         }
     }
 
-    fn failed(&self, text: String, cause: Cause, seen: &Seen) -> IssueError {
+    fn failed(&self, text: String, cause: Cause, seen: &LastResponse) -> IssueError {
         IssueError { text, cause, retry_at: seen.retry_after().map(|wait| self.clock.now() + wait) }
     }
 
     fn kept_badly(&self, error: &CertError) -> IssueError {
-        self.failed(chain(error), Cause::Storage, &Seen::default())
+        self.failed(chain(error), Cause::Storage, &LastResponse::default())
     }
 }
 
@@ -480,7 +480,7 @@ impl Failure {
 }
 
 /// Whose fault an error is that is not about a proof.
-fn blame(error: &Error, seen: &Seen) -> Cause {
+fn blame(error: &Error, seen: &LastResponse) -> Cause {
     match error {
         _ if seen.is_limited() || is_problem(error, "rateLimited") => Cause::RateLimit,
         Error::Api(problem) if problem.status.is_none_or(|status| status < 500) => Cause::Refused,
@@ -530,7 +530,7 @@ async fn refusal(order: &mut Order) -> Option<String> {
     None
 }
 
-fn describe(about: &str, what: &str, error: &Error, seen: &Seen) -> String {
+fn describe(about: &str, what: &str, error: &Error, seen: &LastResponse) -> String {
     let status = seen.last_status().map_or_else(String::new, |status| format!(" (HTTP {status})"));
     match error {
         // The library expects something else where the CA refuses to answer at all, as with a limit on requests.

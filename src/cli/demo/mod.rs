@@ -16,9 +16,9 @@ use tokio::signal::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::standins::StandIn;
-use super::{FAILED, Failure, Outcome, say};
+use super::{FAILED, Failure, Outcome, print};
 use crate::{
-    app::{Door, Edge},
+    app::{Edge, ListenerKind},
     cert,
     clock::Clock,
     config::{
@@ -55,7 +55,7 @@ async fn demo(check: bool) -> Result<bool, Failure> {
     let metrics = Metrics::new(clock.now());
     let edge = Edge::start(plan, metrics.clone(), clock.clone()).await.context("the edge does not start")?;
     let address = |wanted| edge.addresses().find(|(door, _)| *door == wanted).map(|(_, addr)| addr);
-    let (Some(plain), Some(secure)) = (address(Door::Plain), address(Door::Tls)) else {
+    let (Some(plain), Some(secure)) = (address(ListenerKind::Plain), address(ListenerKind::Tls)) else {
         return Err(anyhow::anyhow!("the edge does not listen").into());
     };
     let root = cert::root_pem(&cert::Store::new(storage.clone()), &clock)?;
@@ -67,7 +67,7 @@ async fn demo(check: bool) -> Result<bool, Failure> {
             interrupted = ctrl_c() => interrupted?,
             _ = ended.recv() => {}
         }
-        say("\nstopping\n")?;
+        print("\nstopping\n")?;
     }
     edge.drain().await;
     stop.cancel();
@@ -82,7 +82,7 @@ fn invite(secure: SocketAddr, storage: &Path, root: &str) -> Outcome {
     std::fs::write(&file, root)?;
     let port = secure.port();
     let file = file.display();
-    say(format_args!(
+    print(format_args!(
         "\nServing until Ctrl-C. Try:\n  \
          curl --cacert {file} https://matrix.localhost:{port}/_matrix/client/versions\n  \
          curl --cacert {file} https://example.localhost:{port}/.well-known/matrix/client\n\

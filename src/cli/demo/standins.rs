@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     conn::{ConnInfo, Interim},
     error::ProxyError,
-    message::{Body, BoxIo, Request, Response, Takeover, Value},
+    message::{Body, BoxIo, Request, Response, UpgradeHandler, Value},
     serve,
 };
 
@@ -118,7 +118,7 @@ fn echo(request: &Request) -> Response {
     fields.insert(header::CONNECTION, Value::from_static("upgrade"));
     fields.insert(header::UPGRADE, Value::from_static("websocket"));
     fields.insert(header::SEC_WEBSOCKET_ACCEPT, (&accept).into());
-    response.takeover = Some(Takeover::new(|io, early| {
+    response.takeover = Some(UpgradeHandler::new(|io, early| {
         Box::pin(async move {
             // The client may be gone at any point; there is nobody to tell.
             let _ = echo_frames(io, early).await;

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    cert::{self, Foreign, Store},
+    cert::{self, ImportedCertificate, Store},
     clock::Clock,
     config::{Plan, plan::SiteTls},
 };
@@ -18,7 +18,7 @@ use crate::{
 ///
 /// # Errors
 /// The folder is none of Caddy's.
-pub fn take_over(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyhow::Result<Vec<String>> {
+pub fn import(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyhow::Result<Vec<String>> {
     // `/data` of its container, or the folder in it.
     let mut places = [dir.to_owned(), dir.join("caddy"), dir.join("data/caddy")].into_iter();
     let Some(dir) = places.find(|dir| dir.join("certificates").is_dir() || dir.join("acme").is_dir()) else {
@@ -37,14 +37,15 @@ pub fn take_over(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyho
             said.push(format!("{host}: Caddy has no certificate of a CA; one will be ordered"));
         }
         // What another CA has signed, a staging for one, is of use only where there is nothing better.
-        let wanted = |one: &Foreign| plan.acme.directories.iter().any(|directory| directory.url == one.directory);
+        let wanted =
+            |one: &ImportedCertificate| plan.acme.directories.iter().any(|directory| directory.url == one.directory);
         if found.iter().any(wanted) {
             found.retain(wanted);
         }
         directories.extend(found.iter().map(|one| one.directory.clone()));
         for foreign in found {
             let directory = foreign.directory.clone();
-            said.push(match cert::take_over(store, foreign, clock.now()) {
+            said.push(match cert::import(store, foreign, clock.now()) {
                 Ok(until) => format!("{host}: certificate taken over, good until {}", httpdate::fmt_http_date(until)),
                 Err(error) => format!("{host}: the certificate of {directory} was not taken over: {}", words(error)),
             });
@@ -52,7 +53,7 @@ pub fn take_over(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyho
     }
     for directory in directories {
         if let Some((url, key)) = account(&dir, &directory, plan.acme.email.as_deref()) {
-            said.push(match cert::take_over_account(store, &directory, &url, &key) {
+            said.push(match cert::import_account(store, &directory, &url, &key) {
                 Ok(()) => format!("{directory}: account taken over"),
                 Err(error) => format!("{directory}: the account was not taken over: {}", words(error)),
             });
@@ -61,17 +62,17 @@ pub fn take_over(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyho
     Ok(said)
 }
 
-fn words(error: cert::TakeOverError) -> String {
+fn words(error: cert::ImportError) -> String {
     format!("{:#}", anyhow::Error::from(error))
 }
 
-fn certificates(dir: &Path, host: &str) -> Vec<Foreign> {
+fn certificates(dir: &Path, host: &str) -> Vec<ImportedCertificate> {
     let read = |issuer: PathBuf| {
         let file = |kind: &str| fs::read_to_string(issuer.join(host).join(format!("{host}.{kind}"))).ok();
         let facts: Value = serde_json::from_str(&file("json")?).ok()?;
         // Caddy's internal CA has no directory; devices trust ours by its own root.
         let directory = facts["issuer_data"]["ca"].as_str()?.to_owned();
-        Some(Foreign { host: host.to_owned(), directory, chain: file("crt")?, key: file("key")? })
+        Some(ImportedCertificate { host: host.to_owned(), directory, chain: file("crt")?, key: file("key")? })
     };
     folders(&dir.join("certificates")).into_iter().filter_map(read).collect()
 }
@@ -132,7 +133,7 @@ mod tests {
         let text = format!("[sites.\"{host}\"]\nupstream = \"http://a:1\"\n");
         let (plan, _) = crate::config::parse("a", &text, PathBuf::new(), &|_| None).unwrap();
         let store = Store::new(folder.path().join("state"));
-        let said = take_over(folder.path(), &plan, &store, &Clock::system()).unwrap();
+        let said = import(folder.path(), &plan, &store, &Clock::system()).unwrap();
         assert_eq!(said, ["a.example.org: certificate taken over, good until Sun, 01 Jan 2040 00:00:00 GMT"]);
     }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{
     lexer::{ENV, ENV_DEFAULT, ENV_END},
-    model::{Action, Model, Site, Upstream},
+    model::{Action, Site, TargetConfig, Upstream},
 };
 use crate::config::plan::Kind;
 
@@ -15,7 +15,7 @@ const TABLES: [&str; 7] = ["listen", "acme", "storage", "tls", "timeouts", "log"
 pub type Matrix = Vec<(&'static str, String)>;
 
 /// Writes the file.
-pub fn write(name: &str, model: &Model, matrix: &Matrix) -> String {
+pub fn write(name: &str, model: &TargetConfig, matrix: &Matrix) -> String {
     let mut text = format!("# From {name}, by `vestibule import-caddy`. Every key: `vestibule reference`.\n");
     for table in TABLES {
         let keys: Vec<_> = model.settings.iter().filter(|(of, _, _)| *of == table).collect();

@@ -22,8 +22,8 @@ use std::{env, fmt, fs, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 
-use self::model::Model;
-use super::{FAILED, Outcome, remark, say};
+use self::model::TargetConfig;
+use super::{FAILED, Outcome, print, warn};
 use crate::{cert, clock::Clock, config};
 
 /// What `import-caddy` may be told.
@@ -54,12 +54,12 @@ pub(super) fn run(args: &Args) -> Outcome {
         // Before anything is printed: who pipes the output into a file wants the whole of it or nothing.
         let (plan, _) = config::parse("what came of it", &imported.toml, PathBuf::new(), &|name| env::var(name).ok())?;
         let store = cert::Store::new(plan.storage.clone());
-        for line in data::take_over(dir, &plan, &store, &Clock::system())? {
-            remark(format_args!("{line}\n"));
+        for line in data::import(dir, &plan, &store, &Clock::system())? {
+            warn(format_args!("{line}\n"));
         }
     }
-    say(&imported.toml)?;
-    remark(imported.words(&name));
+    print(&imported.toml)?;
+    warn(imported.words(&name));
     Ok(if imported.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
@@ -91,7 +91,7 @@ impl Imported {
     /// Whether nothing was lost that changes what is served.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        !self.remarks.iter().any(|remark| remark.what == What::Lost)
+        !self.remarks.iter().any(|remark| remark.what == RemarkKind::Lost)
     }
 
     /// The remarks, one a line.
@@ -107,14 +107,14 @@ pub struct Remark {
     /// The line, from 1.
     pub line: usize,
     /// What sort of thing.
-    pub what: What,
+    pub what: RemarkKind,
     /// In words.
     pub text: String,
 }
 
 /// What a remark is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum What {
+pub enum RemarkKind {
     /// It could not be carried over, and something that was served is not, or otherwise.
     Lost,
     /// It was wrong in the original, and is right now.
@@ -125,24 +125,24 @@ pub enum What {
 
 impl Remark {
     fn lost(line: usize, text: impl Into<String>) -> Self {
-        Self { line, what: What::Lost, text: text.into() }
+        Self { line, what: RemarkKind::Lost, text: text.into() }
     }
 
     fn mended(line: usize, text: impl Into<String>) -> Self {
-        Self { line, what: What::Mended, text: text.into() }
+        Self { line, what: RemarkKind::Mended, text: text.into() }
     }
 
     fn note(line: usize, text: impl Into<String>) -> Self {
-        Self { line, what: What::Note, text: text.into() }
+        Self { line, what: RemarkKind::Note, text: text.into() }
     }
 }
 
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.what {
-            What::Lost => "not carried over",
-            What::Mended => "mended",
-            What::Note => "note",
+            RemarkKind::Lost => "not carried over",
+            RemarkKind::Mended => "mended",
+            RemarkKind::Note => "note",
         };
         // Variables of the environment, as the file had them.
         let text = self.text.replace(lexer::ENV, "{$").replace(lexer::ENV_DEFAULT, ":").replace(lexer::ENV_END, "}");
@@ -169,7 +169,7 @@ fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported
         return Err(SyntaxError::new(1, "this is Caddy's JSON, and only Caddyfiles are read"));
     }
     let mut file = parser::parse(&lexer::lex(text)?)?;
-    let mut model = Model::default();
+    let mut model = TargetConfig::default();
     if let Some(storage) = storage {
         model.set("storage", "path", emit::quote(storage));
     }

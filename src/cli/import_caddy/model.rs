@@ -6,7 +6,7 @@ use crate::config::plan::Kind;
 
 /// The file to be.
 #[derive(Debug, Default)]
-pub struct Model {
+pub struct TargetConfig {
     /// Keys of tables other than `matrix` and `sites`: table, key, value as TOML.
     pub settings: Vec<(&'static str, &'static str, String)>,
     /// Ports of `http://` addresses.
@@ -19,7 +19,7 @@ pub struct Model {
     pub documents: Documents,
 }
 
-impl Model {
+impl TargetConfig {
     /// Sets a key, unless an earlier line of the file has.
     pub fn set(&mut self, table: &'static str, key: &'static str, value: String) -> bool {
         let known = self.settings.iter().find(|(t, k, _)| (*t, *k) == (table, key));

@@ -4,7 +4,7 @@ use super::{
     Remark,
     emit::{list, quote},
     lexer::Token,
-    model::{Model, Site},
+    model::{Site, TargetConfig},
     parser::Directive,
     proxy::seconds,
 };
@@ -32,7 +32,7 @@ fn first(line: &Directive) -> &str {
 }
 
 /// Takes the block of global options in.
-pub fn read(options: &[Directive], model: &mut Model, remarks: &mut Vec<Remark>) -> Ports {
+pub fn read(options: &[Directive], model: &mut TargetConfig, remarks: &mut Vec<Remark>) -> Ports {
     let mut ports = Ports { http: 80, https: 443 };
     for line in options {
         let value = first(line);
@@ -77,7 +77,7 @@ pub fn read(options: &[Directive], model: &mut Model, remarks: &mut Vec<Remark>)
 }
 
 /// What stands in the global options, in `tls` and in `issuer`; whether it was one of these.
-fn acme(line: &Directive, model: &mut Model, remarks: &mut Vec<Remark>) -> bool {
+fn acme(line: &Directive, model: &mut TargetConfig, remarks: &mut Vec<Remark>) -> bool {
     let value = first(line);
     let agrees = match line.name.as_str() {
         "email" => model.set("acme", "email", quote(value)),
@@ -103,7 +103,7 @@ fn directory(url: &str) -> String {
     quote(known.map_or(url, |(_, name)| name))
 }
 
-fn server(line: &Directive, model: &mut Model, remarks: &mut Vec<Remark>) {
+fn server(line: &Directive, model: &mut TargetConfig, remarks: &mut Vec<Remark>) {
     match line.name.as_str() {
         "trusted_proxies" if first(line) == "static" => {
             model.set("listen", "trusted_proxies", networks(&line.args[1..]));
@@ -150,7 +150,7 @@ fn networks(args: &[Token]) -> String {
 }
 
 /// `tls` of a site.
-pub fn tls(line: &Directive, site: &mut Site, model: &mut Model, remarks: &mut Vec<Remark>) {
+pub fn tls(line: &Directive, site: &mut Site, model: &mut TargetConfig, remarks: &mut Vec<Remark>) {
     match line.args.as_slice() {
         [] => {}
         [one] if one.text == "internal" => site.tls = Some(quote("internal")),
@@ -194,7 +194,13 @@ pub fn tls(line: &Directive, site: &mut Site, model: &mut Model, remarks: &mut V
     }
 }
 
-fn issuer(args: &[Token], line: &Directive, model: &mut Model, site: Option<&mut Site>, remarks: &mut Vec<Remark>) {
+fn issuer(
+    args: &[Token],
+    line: &Directive,
+    model: &mut TargetConfig,
+    site: Option<&mut Site>,
+    remarks: &mut Vec<Remark>,
+) {
     match (args.first().map_or("", |token| token.text.as_str()), site) {
         ("internal", Some(site)) => site.tls = Some(quote("internal")),
         ("internal", None) => drop(model.set("tls", "certificates", quote("internal"))),

@@ -4,7 +4,7 @@
 use super::{
     Remark,
     emit::{Matrix, list, quote},
-    model::{Action, Model, Site},
+    model::{Action, Site, TargetConfig},
     options::Ports,
 };
 use crate::config::plan::Kind;
@@ -13,7 +13,7 @@ use crate::config::plan::Kind;
 const LABELS: [&str; 6] = ["matrix.", "synapse.", "homeserver.", "hs.", "chat.", "m."];
 
 /// Settles the model.
-pub fn settle(model: &mut Model, ports: Ports, remarks: &mut Vec<Remark>) -> Matrix {
+pub fn settle(model: &mut TargetConfig, ports: Ports, remarks: &mut Vec<Remark>) -> Matrix {
     listen(model, ports);
     serve_something(model);
     let matrix = matrix(model, remarks);
@@ -25,7 +25,7 @@ pub fn settle(model: &mut Model, ports: Ports, remarks: &mut Vec<Remark>) -> Mat
     matrix
 }
 
-fn listen(model: &mut Model, ports: Ports) {
+fn listen(model: &mut TargetConfig, ports: Ports) {
     let any = |ports: &[u16]| list(&ports.iter().map(|port| format!("[::]:{port}")).collect::<Vec<_>>());
     let mut http = std::mem::take(&mut model.http);
     if !http.contains(&ports.http) {
@@ -51,7 +51,7 @@ fn listen(model: &mut Model, ports: Ports) {
 }
 
 /// Every site needs something to serve: where Caddy had an empty answer, we have one.
-fn serve_something(model: &mut Model) {
+fn serve_something(model: &mut TargetConfig) {
     for site in &mut model.sites {
         if site.root.is_none() && site.routes.is_empty() && !site.well_known {
             site.root = Some(Action::Respond { status: 404, content_type: None, body: String::new() });
@@ -63,7 +63,7 @@ fn is_homeserver(site: &Site) -> bool {
     matches!(&site.root, Some(Action::Proxy(Kind::Synapse, _)))
 }
 
-fn matrix(model: &Model, remarks: &mut Vec<Remark>) -> Matrix {
+fn matrix(model: &TargetConfig, remarks: &mut Vec<Remark>) -> Matrix {
     let homeservers: Vec<&Site> = model.sites.iter().filter(|site| is_homeserver(site)).collect();
     let routed =
         |site: &&Site| site.routes.iter().any(|route| matches!(&route.action, Action::Proxy(Kind::Synapse, _)));
@@ -96,7 +96,7 @@ fn matrix(model: &Model, remarks: &mut Vec<Remark>) -> Matrix {
 }
 
 /// What the client document said; else where lk-jwt-service is.
-fn rtc_services(model: &Model) -> Vec<String> {
+fn rtc_services(model: &TargetConfig) -> Vec<String> {
     if !model.documents.rtc_services.is_empty() {
         return model.documents.rtc_services.clone();
     }
@@ -117,11 +117,11 @@ fn rtc_services(model: &Model) -> Vec<String> {
 }
 
 /// What our configuration derives by itself: one address for each site or route.
-fn derived_services(model: &Model) -> Vec<String> {
+fn derived_services(model: &TargetConfig) -> Vec<String> {
     jwt_places(model).into_iter().map(|(host, at)| format!("https://{host}{at}")).collect()
 }
 
-fn jwt_places(model: &Model) -> Vec<(String, String)> {
+fn jwt_places(model: &TargetConfig) -> Vec<(String, String)> {
     let is_jwt = |action: &Action| matches!(action, Action::Proxy(Kind::LkJwt, _));
     let mut found = Vec::new();
     for site in &model.sites {
@@ -135,7 +135,7 @@ fn jwt_places(model: &Model) -> Vec<(String, String)> {
 }
 
 /// The host that serves the documents and is not the homeserver; else what the homeserver's name suggests.
-fn server_name(model: &Model, homeserver: &str, remarks: &mut Vec<Remark>) -> String {
+fn server_name(model: &TargetConfig, homeserver: &str, remarks: &mut Vec<Remark>) -> String {
     let (server, client) = &model.documents.hosts;
     let others = server.iter().chain(client);
     if let Some(host) =

@@ -5,7 +5,7 @@ use super::{
     Remark,
     lexer::{ENV, Token},
     matcher::{self, Matcher, Named, is_under, prefix},
-    model::{Action, Model, Route, Site, Upstream},
+    model::{Action, Route, Site, TargetConfig, Upstream},
     options::{self, Ports},
     parser::{Directive, SiteBlock},
     proxy::{self, JWT_PATHS, SFU_PATHS},
@@ -36,7 +36,7 @@ struct Address {
 }
 
 /// Takes a site in, under each of its names.
-pub fn site(block: &SiteBlock, ports: Ports, model: &mut Model, remarks: &mut Vec<Remark>) {
+pub fn site(block: &SiteBlock, ports: Ports, model: &mut TargetConfig, remarks: &mut Vec<Remark>) {
     let mut hosts: Vec<(String, bool, usize)> = Vec::new();
     for token in &block.addresses {
         let address = match address(&token.text) {
@@ -86,7 +86,7 @@ pub fn site(block: &SiteBlock, ports: Ports, model: &mut Model, remarks: &mut Ve
 }
 
 /// Puts a site beside the others, or together with one of the same name.
-fn add(site: Site, plain: bool, model: &mut Model, remarks: &mut Vec<Remark>) {
+fn add(site: Site, plain: bool, model: &mut TargetConfig, remarks: &mut Vec<Remark>) {
     let redirects_itself = site.root == Some(Action::Redirect(format!("https://{}", site.host)));
     let known = model.sites.iter().position(|other| other.host == site.host);
     if plain && redirects_itself {
@@ -157,7 +157,7 @@ fn address(text: &str) -> Result<Address, &'static str> {
 struct Walk<'w> {
     site: Site,
     named: &'w Named,
-    model: &'w mut Model,
+    model: &'w mut TargetConfig,
     remarks: &'w mut Vec<Remark>,
     /// A homeserver of which only its own paths are passed on.
     pending: Option<(Vec<String>, Upstream)>,

@@ -6,9 +6,9 @@ use std::{fs, io, path::Path, process::ExitCode};
 use anyhow::Context as _;
 
 use super::{
-    Outcome, judge,
+    Outcome,
     render::{Addresses, Deployment, File, LIVEKIT_KEY, Secrets, env, homeserver_lines, livekit, vestibule_toml},
-    write_new,
+    validate, write_new,
 };
 
 /// Where the services of one container are for each other; PostgreSQL by the folder of its socket.
@@ -52,7 +52,7 @@ pub fn secrets(dir: &Path) -> anyhow::Result<Secrets> {
 /// The names cannot be served together, or the folder cannot be written.
 pub fn write(dir: &Path, deployment: &Deployment) -> Outcome {
     let files = render(deployment);
-    judge(&files)?;
+    validate(&files)?;
     for file in &files {
         replace(dir, file)?;
     }

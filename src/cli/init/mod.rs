@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context as _;
 
 pub use self::render::{Addresses, Deployment, File, Layout, Secrets, render};
-use super::{Outcome, say};
+use super::{Outcome, print};
 use crate::config::{self, plan::Hostname};
 
 /// What `init` may be told.
@@ -64,9 +64,9 @@ pub(super) fn run(args: &Args) -> Outcome {
         return appliance::write(&args.dir, &deployment);
     }
     let files = render(&deployment);
-    judge(&files)?;
+    validate(&files)?;
     write(&args.dir, &files)?;
-    say(next_steps(&args.dir, &deployment, &files))
+    print(next_steps(&args.dir, &deployment, &files))
 }
 
 /// A name that the whole world can look up, and that YAML takes for a string without quotes.
@@ -86,7 +86,7 @@ fn mail_address(text: &str) -> Result<String, String> {
 }
 
 /// What we write is what `check` accepts, whatever the names.
-fn judge(files: &[File]) -> anyhow::Result<()> {
+fn validate(files: &[File]) -> anyhow::Result<()> {
     let Some(file) = files.iter().find(|file| file.name == "vestibule.toml") else { return Ok(()) };
     match config::parse(file.name, &file.text, PathBuf::new(), &|_| None) {
         Ok(_) => Ok(()),

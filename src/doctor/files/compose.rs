@@ -1,6 +1,6 @@
 //! `compose.yaml`: images and the environment of lk-jwt-service.
 
-use super::{Sheet, yaml::Node};
+use super::{FileUnderTest, yaml::Node};
 use crate::{config::plan::Kind, doctor::names::origin};
 
 /// The first LiveKit with `/rtc/v1`.
@@ -54,7 +54,7 @@ impl Service {
 }
 
 /// Judges the file.
-pub fn judge(sheet: &mut Sheet<'_>, root: &Node) {
+pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
     let services: Vec<Service> = root
         .at(&["services"])
         .into_iter()
@@ -66,49 +66,48 @@ pub fn judge(sheet: &mut Sheet<'_>, root: &Node) {
         let is_livekit = service.image.contains("livekit-server");
         if (is_jwt || is_livekit) && service.floats() {
             let fact = format!("{} changes under you: its settings have changed with every release", service.image);
-            sheet.warn(service.image_line, "floating", fact, "pin it: lk-jwt-service 0.6.0, livekit-server v1.13.5");
+            file.warn(service.image_line, "floating", fact, "pin it: lk-jwt-service 0.6.0, livekit-server v1.13.5");
         }
         if is_jwt {
-            jwt(sheet, service);
+            jwt(file, service);
         }
         if is_livekit && service.version().is_some_and(|version| version < LIVEKIT) {
             let fact = format!("{} has no /rtc/v1, which today's clients ask for", service.image);
-            sheet.fail(service.image_line, "livekit_old", fact, "use livekit/livekit-server:v1.13.5");
+            file.fail(service.image_line, "livekit_old", fact, "use livekit/livekit-server:v1.13.5");
         }
     }
 }
 
-fn jwt(sheet: &mut Sheet<'_>, service: &Service) {
+fn jwt(file: &mut FileUnderTest<'_>, service: &Service) {
     if let Some((_, line)) = service.variable("LK_JWT_PORT") {
         let fix = "remove it, or write LIVEKIT_JWT_BIND=:8080";
-        sheet.warn(line, "jwt_port", "LK_JWT_PORT is read by nothing since 0.2", fix);
+        file.warn(line, "jwt_port", "LK_JWT_PORT is read by nothing since 0.2", fix);
     }
     if let Some((_, line)) = service.variable("LIVEKIT_LOCAL_HOMESERVERS") {
         let fact = "LIVEKIT_LOCAL_HOMESERVERS is read by nothing since 0.5";
-        sheet.warn(line, "local_homeservers", fact, "write LIVEKIT_FULL_ACCESS_HOMESERVERS in its place");
+        file.warn(line, "local_homeservers", fact, "write LIVEKIT_FULL_ACCESS_HOMESERVERS in its place");
     }
     if service.variable("LIVEKIT_FULL_ACCESS_HOMESERVERS").is_none() && service.version().is_none_or(|v| v >= (0, 5, 0))
     {
-        let name = sheet.plan.matrix.as_ref().map_or("example.org", |matrix| matrix.server_name.as_str());
+        let name = file.plan.matrix.as_ref().map_or("example.org", |matrix| matrix.server_name.as_str());
         let fix = format!("set LIVEKIT_FULL_ACCESS_HOMESERVERS: {name}");
         let fact = "lk-jwt-service ends at once: LIVEKIT_FULL_ACCESS_HOMESERVERS is not set";
-        sheet.fail(service.line, "full_access", fact, fix);
+        file.fail(service.line, "full_access", fact, fix);
     }
     let Some((url, line)) = service.variable("LIVEKIT_URL").filter(|(url, _)| !url.contains('$')) else { return };
-    let served: Vec<String> = sheet
+    let served: Vec<String> = file
         .plan
         .sites
         .iter()
         .flat_map(|site| {
             let mounted = site.routes.iter().filter(|route| route.kind == Kind::Livekit && route.prefix != "/twirp");
-            mounted.map(|route| {
-                format!("{}{}", origin(sheet.plan, site.host.as_str()), route.prefix.trim_end_matches('/'))
-            })
+            mounted
+                .map(|route| format!("{}{}", origin(file.plan, site.host.as_str()), route.prefix.trim_end_matches('/')))
         })
         .collect();
     if !url.starts_with("wss://") && !url.starts_with("https://") {
         let fact = format!("LIVEKIT_URL is {url}, which a page on https may not open");
-        sheet.fail(line, "livekit_url", fact, "write the public address with wss://");
+        file.fail(line, "livekit_url", fact, "write the public address with wss://");
     } else if let Some(first) = served.first()
         && !served.iter().any(|own| {
             own.split_once("://").map(|(_, rest)| rest)
@@ -117,6 +116,6 @@ fn jwt(sheet: &mut Sheet<'_>, service: &Service) {
     {
         let fact =
             format!("LIVEKIT_URL is {url}, and the edge serves LiveKit at {}", first.replacen("https", "wss", 1));
-        sheet.fail(line, "livekit_url", fact, "let both be the same address");
+        file.fail(line, "livekit_url", fact, "let both be the same address");
     }
 }

@@ -1,39 +1,39 @@
 //! `homeserver.yaml`: what Element Call needs of Synapse.
 
-use super::{Sheet, yaml::Node};
+use super::{FileUnderTest, yaml::Node};
 
 /// Judges the file.
-pub fn judge(sheet: &mut Sheet<'_>, root: &Node) {
-    server_name(sheet, root);
-    listeners(sheet, root);
-    features(sheet, root);
+pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
+    server_name(file, root);
+    listeners(file, root);
+    features(file, root);
     if root.at(&["max_event_delay_duration"]).is_none() {
         let fact = "delayed events are off: who leaves a call badly stays in it as a ghost";
-        sheet.fail(1, "delayed_events", fact, "set `max_event_delay_duration: 24h`");
+        file.fail(1, "delayed_events", fact, "set `max_event_delay_duration: 24h`");
     }
-    transports(sheet, root);
+    transports(file, root);
     let missing: Vec<&str> =
         ["rc_message", "rc_delayed_event_mgmt"].into_iter().filter(|key| root.at(&[key]).is_none()).collect();
     if !missing.is_empty() {
         let fact = format!("{} as Synapse has it by itself is too low for calls", missing.join(" and "));
         let fix = "set `rc_message: {per_second: 0.5, burst_count: 30}` and `rc_delayed_event_mgmt: {per_second: 1, burst_count: 20}`";
-        sheet.warn(1, "limits", fact, fix);
+        file.warn(1, "limits", fact, fix);
     }
 }
 
-fn server_name(sheet: &mut Sheet<'_>, root: &Node) {
-    let Some(matrix) = &sheet.plan.matrix else { return };
+fn server_name(file: &mut FileUnderTest<'_>, root: &Node) {
+    let Some(matrix) = &file.plan.matrix else { return };
     let wrong = root.at(&["server_name"]).filter(|name| name.text() != Some(&matrix.server_name));
     if let Some(name) = wrong {
         let fact =
             format!("server_name is {:?}, and matrix.server_name {:?}", name.text().unwrap_or("?"), matrix.server_name);
         let line = name.line;
-        sheet.fail(line, "server_name", fact, "set matrix.server_name in vestibule.toml: Synapse's cannot be changed");
+        file.fail(line, "server_name", fact, "set matrix.server_name in vestibule.toml: Synapse's cannot be changed");
     }
 }
 
 /// The listeners that clients could come by.
-fn listeners(sheet: &mut Sheet<'_>, root: &Node) {
+fn listeners(file: &mut FileUnderTest<'_>, root: &Node) {
     let listeners = root.at(&["listeners"]).map(Node::list).unwrap_or_default();
     let names = |listener: &Node| -> Vec<String> {
         let resources = listener.at(&["resources"]).map(Node::list).unwrap_or_default();
@@ -48,18 +48,18 @@ fn listeners(sheet: &mut Sheet<'_>, root: &Node) {
     for (line, forwarded, _) in &public {
         if !forwarded {
             let fact = "Synapse takes every client for the edge, and limits and bans them together";
-            sheet.fail(*line, "x_forwarded", fact, "set `x_forwarded: true` on this listener");
+            file.fail(*line, "x_forwarded", fact, "set `x_forwarded: true` on this listener");
         }
     }
     let federates =
         listeners.iter().any(|listener| names(listener).iter().any(|name| name == "federation" || name == "openid"));
     if let (Some((line, ..)), false) = (public.first(), federates) {
         let fact = "no listener has `federation` or `openid`, so that lk-jwt-service cannot ask who a user is";
-        sheet.fail(*line, "federation", fact, "set `resources: [{names: [client, federation]}]`");
+        file.fail(*line, "federation", fact, "set `resources: [{names: [client, federation]}]`");
     }
 }
 
-fn features(sheet: &mut Sheet<'_>, root: &Node) {
+fn features(file: &mut FileUnderTest<'_>, root: &Node) {
     let features = root.at(&["experimental_features"]);
     let line = features.map_or(1, |features| features.line);
     let obsolete: Vec<(String, usize)> = features
@@ -70,11 +70,11 @@ fn features(sheet: &mut Sheet<'_>, root: &Node) {
         .collect();
     for (key, line) in obsolete {
         let instead = if key == "msc4140_enabled" { ": max_event_delay_duration is the switch" } else { "" };
-        sheet.warn(line, "obsolete", format!("{key} does nothing{instead}"), "remove the line");
+        file.warn(line, "obsolete", format!("{key} does nothing{instead}"), "remove the line");
     }
     if !flag(root, "msc4222_enabled") {
         let fact = "state_after in /sync is off: clients may see call members late";
-        sheet.warn(line, "msc4222", fact, "set `experimental_features: {msc4222_enabled: true}`");
+        file.warn(line, "msc4222", fact, "set `experimental_features: {msc4222_enabled: true}`");
     }
 }
 
@@ -83,9 +83,9 @@ fn flag(root: &Node, name: &str) -> bool {
 }
 
 /// Where calls go, by the homeserver's own word. What it does not say, the edge does, unless it is told not to.
-fn transports(sheet: &mut Sheet<'_>, root: &Node) {
-    let Some(matrix) = &sheet.plan.matrix else { return };
-    let fills = sheet.plan.sites.iter().flat_map(|site| &site.routes).any(|route| route.rtc_transports.is_some());
+fn transports(file: &mut FileUnderTest<'_>, root: &Node) {
+    let Some(matrix) = &file.plan.matrix else { return };
+    let fills = file.plan.sites.iter().flat_map(|site| &site.routes).any(|route| route.rtc_transports.is_some());
     let list = root.at(&["matrix_rtc", "transports"]);
     let line = list.or_else(|| root.at(&["experimental_features"])).map_or(1, |node| node.line);
     let urls: Vec<&str> =
@@ -98,12 +98,12 @@ fn transports(sheet: &mut Sheet<'_>, root: &Node) {
         Some(url) if flag(root, "msc4143_enabled") => {
             if let Some(ours) = matrix.rtc_services.first().filter(|ours| ours != url) {
                 let fact = format!("it leads to {url}, and the edge to {ours}");
-                sheet.fail(line, "transports_differ", fact, "let both name the same address");
+                file.fail(line, "transports_differ", fact, "let both name the same address");
             }
         }
         _ if fills => {
-            sheet.warn(line, "transports", "Synapse does not say where calls go; the edge answers in its place", fix);
+            file.warn(line, "transports", "Synapse does not say where calls go; the edge answers in its place", fix);
         }
-        _ => sheet.fail(line, "transports", "Synapse does not say where calls go, and the edge is told not to", fix),
+        _ => file.fail(line, "transports", "Synapse does not say where calls go, and the edge is told not to", fix),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::Path};
 
-use super::{Sheet, parse, yaml::Node};
+use super::{FileUnderTest, parse, yaml::Node};
 use crate::doctor::dns::is_public;
 
 /// LiveKit warns of a shorter one.
@@ -31,25 +31,25 @@ pub fn media_ports(path: &Path) -> Result<MediaPorts, String> {
 }
 
 /// Judges the file.
-pub fn judge(sheet: &mut Sheet<'_>, root: &Node) {
-    secrets(sheet, root);
-    address(sheet, root);
+pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
+    secrets(file, root);
+    address(file, root);
     let room = root.at(&["room"]).map_or(1, |room| room.line);
     let creates = root.at(&["room", "auto_create"]);
     if creates.and_then(|creates| creates.text()) != Some("false") {
         let line = creates.map_or(room, |creates| creates.line);
         let fact = "anyone with a token makes rooms, whatever LIVEKIT_FULL_ACCESS_HOMESERVERS says";
-        sheet.warn(line, "auto_create", fact, "set `room: {auto_create: false}`");
+        file.warn(line, "auto_create", fact, "set `room: {auto_create: false}`");
     }
     if root.at(&["webhook", "urls"]).is_none_or(|urls| urls.list().is_empty()) {
         let line = root.at(&["webhook"]).map_or(1, |webhook| webhook.line);
         let fact = "lk-jwt-service never learns who has left, so that members who crash stay in calls";
         let fix = "set `webhook: {api_key: YOUR_KEY, urls: [\"http://lk-jwt-service:8080/sfu_webhook\"]}`";
-        sheet.warn(line, "webhook", fact, fix);
+        file.warn(line, "webhook", fact, fix);
     }
 }
 
-fn secrets(sheet: &mut Sheet<'_>, root: &Node) {
+fn secrets(file: &mut FileUnderTest<'_>, root: &Node) {
     let keys = root.at(&["keys"]);
     let short: Vec<usize> = keys
         .iter()
@@ -59,12 +59,12 @@ fn secrets(sheet: &mut Sheet<'_>, root: &Node) {
         .collect();
     for line in short {
         let fact = format!("the secret has fewer than {SECRET} characters");
-        sheet.warn(line, "secret", fact, "make one with `openssl rand -hex 32`, here and for lk-jwt-service");
+        file.warn(line, "secret", fact, "make one with `openssl rand -hex 32`, here and for lk-jwt-service");
     }
 }
 
 /// A container's own address leads nobody to it.
-fn address(sheet: &mut Sheet<'_>, root: &Node) {
+fn address(file: &mut FileUnderTest<'_>, root: &Node) {
     let external = root.at(&["rtc", "use_external_ip"]);
     let node_ip = root.at(&["rtc", "node_ip"]);
     let parsed = node_ip.and_then(|ip| ip.text()?.parse::<IpAddr>().ok());
@@ -72,7 +72,7 @@ fn address(sheet: &mut Sheet<'_>, root: &Node) {
         (Some(ip), Some(node), _) if !is_public(ip) => {
             let fact = format!("clients are told to send media to {ip}, which the internet cannot reach");
             let line = node.line;
-            sheet.fail(
+            file.fail(
                 line,
                 "node_ip",
                 fact,
@@ -84,7 +84,7 @@ fn address(sheet: &mut Sheet<'_>, root: &Node) {
         (_, None, external) => {
             let line = external.or_else(|| root.at(&["rtc"])).map_or(1, |node| node.line);
             let fact = "LiveKit tells clients its own address, which in a container leads nowhere: calls without sound";
-            sheet.warn(line, "address", fact, "set `use_external_ip: true` or `node_ip` under `rtc`");
+            file.warn(line, "address", fact, "set `use_external_ip: true` or `node_ip` under `rtc`");
         }
     }
 }

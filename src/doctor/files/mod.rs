@@ -13,23 +13,23 @@ use std::{
 pub use self::livekit::{MediaPorts, media_ports};
 use self::yaml::Node;
 use super::{
-    Wanted,
-    finding::{Ask, Finding, Layer},
+    ProbeOptions,
+    finding::{Check, Finding, Layer},
 };
 use crate::config::Plan;
 
 /// One of the files, while it is judged.
-struct Sheet<'a> {
+struct FileUnderTest<'a> {
     plan: &'a Plan,
     id: &'static str,
     path: String,
     found: Vec<Finding>,
 }
 
-impl Sheet<'_> {
+impl FileUnderTest<'_> {
     /// A question about a line.
-    fn at(&self, line: usize) -> Ask {
-        Ask::new(Layer::Files, self.id, format!("{}:{line}", self.path))
+    fn at(&self, line: usize) -> Check {
+        Check::new(Layer::Files, self.id, format!("{}:{line}", self.path))
     }
 
     fn warn(&mut self, line: usize, what: &str, fact: impl Into<String>, fix: impl Into<String>) {
@@ -44,32 +44,34 @@ impl Sheet<'_> {
 }
 
 /// What judges one kind of file.
-type Judge = fn(&mut Sheet<'_>, &Node);
+type FileCheck = fn(&mut FileUnderTest<'_>, &Node);
 
 /// Judges the files that were named.
-pub fn read(plan: &Plan, wanted: &Wanted) -> Vec<Finding> {
-    let files: [(&Option<PathBuf>, &'static str, Judge); 3] = [
-        (&wanted.livekit, "files.livekit", livekit::judge),
-        (&wanted.homeserver, "files.homeserver", homeserver::judge),
-        (&wanted.compose, "files.compose", compose::judge),
+pub fn read(plan: &Plan, wanted: &ProbeOptions) -> Vec<Finding> {
+    let files: [(&Option<PathBuf>, &'static str, FileCheck); 3] = [
+        (&wanted.livekit, "files.livekit", livekit::assess),
+        (&wanted.homeserver, "files.homeserver", homeserver::assess),
+        (&wanted.compose, "files.compose", compose::assess),
     ];
-    let named = files.into_iter().filter_map(|(path, id, judge)| Some((path.as_deref()?, id, judge)));
-    named.flat_map(|(path, id, judge)| one(plan, path, id, judge)).collect()
+    let named = files.into_iter().filter_map(|(path, id, assess)| Some((path.as_deref()?, id, assess)));
+    named.flat_map(|(path, id, assess)| one(plan, path, id, assess)).collect()
 }
 
-fn one(plan: &Plan, path: &Path, id: &'static str, judge: Judge) -> Vec<Finding> {
+fn one(plan: &Plan, path: &Path, id: &'static str, assess: FileCheck) -> Vec<Finding> {
     let name = path.display().to_string();
-    let ask = Ask::new(Layer::Files, id, &name);
+    let check = Check::new(Layer::Files, id, &name);
     let root = match parse(path) {
         Ok(root) => root,
-        Err(error) => return vec![ask.fail("unreadable", error, "name the file that the service reads, and mend it")],
+        Err(error) => {
+            return vec![check.fail("unreadable", error, "name the file that the service reads, and mend it")];
+        }
     };
-    let mut sheet = Sheet { plan, id, path: name, found: Vec::new() };
-    judge(&mut sheet, &root);
-    if sheet.found.is_empty() {
-        sheet.found.push(ask.ok("nothing in it is obsolete, and nothing missing"));
+    let mut file = FileUnderTest { plan, id, path: name, found: Vec::new() };
+    assess(&mut file, &root);
+    if file.found.is_empty() {
+        file.found.push(check.ok("nothing in it is obsolete, and nothing missing"));
     }
-    sheet.found
+    file.found
 }
 
 fn parse(path: &Path) -> Result<Node, String> {
@@ -96,14 +98,14 @@ kind = "livekit"
 upstream = "http://livekit:7880"
 "#;
 
-    fn judged(id: &'static str, judge: Judge, text: &str) -> Vec<(String, String)> {
+    fn judged(id: &'static str, assess: FileCheck, text: &str) -> Vec<(String, String)> {
         let (plan, _) = crate::config::parse("t", PLAN, ".".into(), &|_| None).unwrap();
         let root = Node::parse(text).unwrap();
-        let mut sheet = Sheet { plan: &plan, id, path: "f".into(), found: Vec::new() };
-        judge(&mut sheet, &root);
+        let mut file = FileUnderTest { plan: &plan, id, path: "f".into(), found: Vec::new() };
+        assess(&mut file, &root);
         let short = |finding: Finding| (finding.id, finding.subject);
-        assert!(sheet.found.iter().all(|finding| matches!(finding.verdict, Verdict::Warn | Verdict::Fail)));
-        sheet.found.into_iter().map(short).collect()
+        assert!(file.found.iter().all(|finding| matches!(finding.verdict, Verdict::Warn | Verdict::Fail)));
+        file.found.into_iter().map(short).collect()
     }
 
     fn expect(found: &[(String, String)], wanted: &[(&str, &str)]) {
@@ -115,7 +117,7 @@ upstream = "http://livekit:7880"
     fn a_livekit_file_of_the_guide() {
         let text =
             "port: 7880\nkeys:\n  devkey: too-short-a-secret\nrtc:\n  tcp_port: 7881\n  use_external_ip: false\n";
-        let found = judged("files.livekit", livekit::judge, text);
+        let found = judged("files.livekit", livekit::assess, text);
         expect(
             &found,
             &[
@@ -126,16 +128,16 @@ upstream = "http://livekit:7880"
             ],
         );
         let good = "keys: {k: 0123456789abcdef0123456789abcdef}\nrtc: {use_external_ip: true}\nroom: {auto_create: false}\nwebhook: {api_key: k, urls: [http://jwt:8080/sfu_webhook]}\n";
-        expect(&judged("files.livekit", livekit::judge, good), &[]);
+        expect(&judged("files.livekit", livekit::assess, good), &[]);
         let container =
             "rtc: {node_ip: 172.18.0.4}\nroom: {auto_create: false}\nwebhook: {urls: [http://jwt:8080/sfu_webhook]}\n";
-        expect(&judged("files.livekit", livekit::judge, container), &[("files.livekit.node_ip", "f:1")]);
+        expect(&judged("files.livekit", livekit::assess, container), &[("files.livekit.node_ip", "f:1")]);
     }
 
     #[test]
     fn a_homeserver_file_of_the_guide() {
         let text = "server_name: example.org\nlisteners:\n  - port: 8008\n    type: http\n    resources:\n      - names: [client]\nexperimental_features:\n  msc3266_enabled: true\n  msc4140_enabled: true\nmax_event_delay_duration: 24h\n";
-        let found = judged("files.homeserver", homeserver::judge, text);
+        let found = judged("files.homeserver", homeserver::assess, text);
         expect(
             &found,
             &[
@@ -149,13 +151,13 @@ upstream = "http://livekit:7880"
             ],
         );
         let good = include_str!("../../../config/homeserver-lines.yaml").replace("matrixrtc.", "");
-        expect(&judged("files.homeserver", homeserver::judge, &good), &[]);
+        expect(&judged("files.homeserver", homeserver::assess, &good), &[]);
     }
 
     #[test]
     fn a_compose_file_of_the_guide() {
         let text = "services:\n  jwt:\n    image: ghcr.io/element-hq/lk-jwt-service:latest\n    environment:\n      - LK_JWT_PORT=8080\n      - LIVEKIT_LOCAL_HOMESERVERS=example.org\n      - LIVEKIT_URL=wss://other.example.org\n  livekit:\n    image: livekit/livekit-server:v1.8\n";
-        let found = judged("files.compose", compose::judge, text);
+        let found = judged("files.compose", compose::assess, text);
         expect(
             &found,
             &[
@@ -168,6 +170,6 @@ upstream = "http://livekit:7880"
             ],
         );
         let good = "services:\n  jwt:\n    image: ghcr.io/element-hq/lk-jwt-service:0.6.0\n    environment:\n      LIVEKIT_URL: wss://rtc.example.org\n      LIVEKIT_FULL_ACCESS_HOMESERVERS: example.org\n  livekit:\n    image: livekit/livekit-server:v1.13.5\n";
-        expect(&judged("files.compose", compose::judge, good), &[]);
+        expect(&judged("files.compose", compose::assess, good), &[]);
     }
 }

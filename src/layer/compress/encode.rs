@@ -109,7 +109,7 @@ pub struct Encoded {
 
 enum Stage {
     /// Nothing is encoded yet: a long poll waits without an encoder, and a body that comes fast never gets one.
-    Gathering(Gathered),
+    Gathering(BufferedBody),
     /// Encoding bit by bit.
     Streaming {
         encoder: Box<Encoder>,
@@ -122,13 +122,13 @@ enum Stage {
 
 /// What has arrived of a body whose end may be near.
 #[derive(Default)]
-struct Gathered {
+struct BufferedBody {
     bytes: Vec<u8>,
     /// Runs from the first wait for the rest of a body whose length is known.
     patience: Option<Pin<Box<Sleep>>>,
 }
 
-impl Gathered {
+impl BufferedBody {
     /// Whether the source, which has nothing now, may be waited for: only for bodies that will be here in a moment.
     fn may_wait(&mut self, cx: &mut Context<'_>, left: Option<u64>) -> bool {
         let room = (MAX_WHOLE - self.bytes.len()) as u64;
@@ -143,7 +143,7 @@ impl Gathered {
 impl Encoded {
     /// Encodes a body.
     pub fn new(inner: Body, encoding: Encoding, permit: OwnedSemaphorePermit, saved: Arc<AtomicU64>) -> Self {
-        let stage = Stage::Gathering(Gathered::default());
+        let stage = Stage::Gathering(BufferedBody::default());
         Self { inner, encoding, stage, trailers: None, saved, gain: 0, _permit: permit }
     }
 
@@ -454,9 +454,9 @@ pub mod tests {
     }
 
     /// A body that knows its length.
-    struct Known(mpsc::UnboundedReceiver<Bytes>, u64);
+    struct EncodedBytes(mpsc::UnboundedReceiver<Bytes>, u64);
 
-    impl HttpBody for Known {
+    impl HttpBody for EncodedBytes {
         type Data = Bytes;
         type Error = BodyError;
 
@@ -475,7 +475,7 @@ pub mod tests {
     async fn the_rest_of_a_body_is_waited_for_no_longer_than_a_moment() {
         for encoding in ALL {
             let (pieces, source) = mpsc::unbounded_channel();
-            let mut body = Box::pin(encoded(Body::stream(Known(source, 18)), encoding));
+            let mut body = Box::pin(encoded(Body::stream(EncodedBytes(source, 18)), encoding));
             assert!(body.frame().now_or_never().is_none(), "no byte, nothing to say");
             pieces.send(Bytes::from_static(b"part and ")).unwrap();
             assert!(body.frame().now_or_never().is_none(), "the rest may be here in a moment");
@@ -495,7 +495,7 @@ pub mod tests {
     async fn a_body_that_comes_in_time_is_encoded_in_one_go() {
         for encoding in ALL {
             let (pieces, source) = mpsc::unbounded_channel();
-            let mut body = Box::pin(encoded(Body::stream(Known(source, 18)), encoding));
+            let mut body = Box::pin(encoded(Body::stream(EncodedBytes(source, 18)), encoding));
             pieces.send(Bytes::from_static(b"part and ")).unwrap();
             assert!(body.frame().now_or_never().is_none());
             pieces.send(Bytes::from_static(b"the rest.")).unwrap();

@@ -34,7 +34,7 @@ pub struct Compress {
 
 /// What a request asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked {
+pub struct AcceptedEncodings {
     encoding: Option<Encoding>,
     is_head: bool,
 }
@@ -53,18 +53,18 @@ impl Compress {
 
     /// Reads what the client takes. Where we will compress, the service is asked not to, and tags that we have weakened
     /// are offered to it in the form that it knows.
-    pub fn request(&self, method: &Method, fields: &mut Fields) -> Asked {
+    pub fn request(&self, method: &Method, fields: &mut Fields) -> AcceptedEncodings {
         let encoding = negotiate(fields, &self.encodings);
         if encoding.is_some() {
             fields.insert(header::ACCEPT_ENCODING, Value::from_static("identity"));
             strengthen(fields);
         }
-        Asked { encoding, is_head: method == Method::HEAD }
+        AcceptedEncodings { encoding, is_head: method == Method::HEAD }
     }
 
     /// Compresses an answer, or at least says that it might have been.
     #[must_use]
-    pub fn response(&self, asked: Asked, mut response: Response) -> Response {
+    pub fn response(&self, asked: AcceptedEncodings, mut response: Response) -> Response {
         if response.status == StatusCode::NOT_MODIFIED && !self.encodings.is_empty() {
             vary(&mut response.fields);
             if asked.encoding.is_some() {

@@ -11,10 +11,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::stream::{ReadError, Shared};
 use crate::{
-    clock::Patience,
+    clock::IdleTimer,
     message::BodyError,
     message::Io,
-    wire::{Framing, Piece},
+    wire::{BodyFrame, Framing},
 };
 
 /// A request body that is still arriving.
@@ -22,7 +22,7 @@ pub struct Incoming<IO> {
     stream: Shared<IO>,
     left: Option<u64>,
     done: bool,
-    stall: Patience,
+    stall: IdleTimer,
 }
 
 impl<IO: Io> Incoming<IO> {
@@ -32,7 +32,7 @@ impl<IO: Io> Incoming<IO> {
             Framing::Length(n) => Some(n),
             _ => None,
         };
-        Self { stream, left, done: left == Some(0), stall: Patience::new(stall) }
+        Self { stream, left, done: left == Some(0), stall: IdleTimer::new(stall) }
     }
 }
 
@@ -56,18 +56,18 @@ impl<IO: Io> HttpBody for Incoming<IO> {
         };
         this.stall.moved();
         Poll::Ready(match piece {
-            Ok(Piece::Data(bytes)) => {
+            Ok(BodyFrame::Data(bytes)) => {
                 if let Some(left) = &mut this.left {
                     *left -= bytes.len() as u64;
                     this.done = *left == 0;
                 }
                 Some(Ok(Frame::data(bytes)))
             }
-            Ok(Piece::Trailers(trailers)) => {
+            Ok(BodyFrame::Trailers(trailers)) => {
                 this.done = true;
                 Some(Ok(Frame::trailers(trailers)))
             }
-            Ok(Piece::End) => {
+            Ok(BodyFrame::End) => {
                 this.done = true;
                 None
             }

@@ -23,15 +23,15 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use self::{
     body::Incoming,
-    stream::{Arrived, Shared, Stream},
-    write::{Answer, Cut, InterimQueue},
+    stream::{ReadEvent, Shared, Stream},
+    write::{InterimQueue, ResponseWriter, Truncated},
 };
 use super::{Handler, Settings, normalize};
 use crate::{
-    clock::Patience,
+    clock::IdleTimer,
     conn::{ConnInfo, Interim},
     error::{Kind, ProxyError},
-    message::{Body, Io, Request, Response, Takeover},
+    message::{Body, Io, Request, Response, UpgradeHandler},
     wire::{self, Framing, RequestHead, WireError},
 };
 
@@ -42,7 +42,7 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 pub struct Upgrade<IO> {
     io: IO,
     early: Bytes,
-    takeover: Takeover,
+    takeover: UpgradeHandler,
 }
 
 impl<IO: Io> Upgrade<IO> {
@@ -70,7 +70,7 @@ pub async fn serve<IO: Io, H: Handler>(
     let server =
         Server { stream: Shared::new(Stream::new(io)), conn, handler, settings, drain, interim: Arc::default() };
     let mut draining = pin!(server.drain.cancelled());
-    let mut idle = Patience::new(None);
+    let mut idle = IdleTimer::new(None);
     let mut first = true;
     loop {
         let head = server.next_head(&mut draining, &mut idle, first).await?;
@@ -104,7 +104,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
     async fn next_head(
         &self,
         draining: &mut Pin<&mut WaitForCancellationFuture<'_>>,
-        idle: &mut Patience,
+        idle: &mut IdleTimer,
         first: bool,
     ) -> Option<Head> {
         if self.stream.lock().is_empty() {
@@ -119,17 +119,17 @@ impl<IO: Io, H: Handler> Server<IO, H> {
                 // What has arrived is served even when the drain begins at the same moment.
                 let read = self.stream.lock().poll_head(cx, &self.settings.head);
                 if let Poll::Ready(read) = read {
-                    return Poll::Ready(read.unwrap_or(Arrived::End));
+                    return Poll::Ready(read.unwrap_or(ReadEvent::End));
                 }
                 if idle.poll(cx).is_ready() {
-                    return Poll::Ready(Arrived::End);
+                    return Poll::Ready(ReadEvent::End);
                 }
-                leaving.as_mut().poll(cx).map(|()| Arrived::End)
+                leaving.as_mut().poll(cx).map(|()| ReadEvent::End)
             });
             match arrived.await {
-                Arrived::Head(head) => return Some(Ok(head)),
-                Arrived::Bytes => {}
-                Arrived::End => {
+                ReadEvent::Head(head) => return Some(Ok(head)),
+                ReadEvent::Bytes => {}
+                ReadEvent::End => {
                     self.stream.shutdown().await;
                     return None;
                 }
@@ -204,7 +204,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
                     match writing.await {
                         Ok(()) => self.next(close).await,
                         // Dropping the stream without a closing handshake is how a cut answer looks cut.
-                        Err(Cut) => Next::Close,
+                        Err(Truncated) => Next::Close,
                     }
                 }
                 None => Next::Close,
@@ -213,13 +213,13 @@ impl<IO: Io, H: Handler> Server<IO, H> {
     }
 
     /// What a head asks for, and what of that matters to the writing of the answer.
-    fn settle(&self, mut head: RequestHead) -> Result<(Request, Asked), Refused> {
+    fn settle(&self, mut head: RequestHead) -> Result<(Request, RequestFacts), Refused> {
         self.settings.count_dropped(head.dropped);
         if let Err(kind) = normalize::http1(&mut head) {
             let target = head.target.path_and_query().map(|target| target.as_str().to_owned());
             return Err((kind.into(), target));
         }
-        let asked = Asked::of(&head);
+        let asked = RequestFacts::of(&head);
         self.stream.lock().begin_body(head.framing, asked.expects_continue);
         Ok((self.request(head), asked))
     }
@@ -237,11 +237,11 @@ impl<IO: Io, H: Handler> Server<IO, H> {
     fn answer(
         &self,
         mut response: Response,
-        asked: &Asked,
-    ) -> (impl Future<Output = Result<(), Cut>> + use<'_, IO, H>, bool) {
+        asked: &RequestFacts,
+    ) -> (impl Future<Output = Result<(), Truncated>> + use<'_, IO, H>, bool) {
         let close = !asked.keep_alive || self.drain.is_cancelled() || !self.stream.lock().may_skip_body();
         self.stream.lock().answers();
-        let answer = Answer::new(&mut response, asked, close, &self.settings);
+        let answer = ResponseWriter::new(&mut response, asked, close, &self.settings);
         let leftover = self.interim.take();
         let close = close || answer.ends_by_close();
         (answer.write(leftover, response.body, &self.stream, &self.settings), close)
@@ -277,8 +277,8 @@ impl<IO: Io, H: Handler> Server<IO, H> {
     /// Answers what is no request, and closes: after a framing error nobody knows where the next request begins.
     async fn refuse(&self, error: ProxyError, target: Option<String>) -> Next<IO> {
         let mut response = self.handler.refuse(error, target.as_deref(), &self.conn);
-        let asked = Asked::nothing();
-        let answer = Answer::new(&mut response, &asked, true, &self.settings);
+        let asked = RequestFacts::nothing();
+        let answer = ResponseWriter::new(&mut response, &asked, true, &self.settings);
         let written = answer.write(Vec::new(), response.body, &self.stream, &self.settings).await;
         if written.is_ok() {
             self.stream.linger().await;
@@ -288,7 +288,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
 }
 
 /// What of a request matters to the writing of its answer.
-pub struct Asked {
+pub struct RequestFacts {
     version: Version,
     head: bool,
     keep_alive: bool,
@@ -296,7 +296,7 @@ pub struct Asked {
     takes_trailers: bool,
 }
 
-impl Asked {
+impl RequestFacts {
     fn of(head: &RequestHead) -> Self {
         let new = head.version == Version::HTTP_11;
         Self {

@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     message::Io,
-    wire::{BodyDecoder, Framing, HeadLimits, Piece, RequestHead, WireError, head_len, parse_request},
+    wire::{BodyDecoder, BodyFrame, Framing, HeadLimits, RequestHead, WireError, head_len, parse_request},
 };
 
 /// What is read at once while no body is awaited. Heads are a few hundred bytes; the buffer belongs to the thread, so
@@ -78,9 +78,9 @@ impl<IO: Io> Stream<IO> {
 
     /// Reads more while nothing is there; a head that is whole with that, which nearly all are, is parsed where it
     /// arrived and not copied. Anything else stays to be looked at by [`Self::take_head`].
-    pub fn poll_head(&mut self, cx: &mut Context<'_>, limits: &HeadLimits) -> Poll<io::Result<Arrived>> {
+    pub fn poll_head(&mut self, cx: &mut Context<'_>, limits: &HeadLimits) -> Poll<io::Result<ReadEvent>> {
         debug_assert!(self.read.is_empty(), "what came before would be behind what comes now");
-        let (Some(io), false) = (&mut self.io, self.ended) else { return Poll::Ready(Ok(Arrived::End)) };
+        let (Some(io), false) = (&mut self.io, self.ended) else { return Poll::Ready(Ok(ReadEvent::End)) };
         BUFFER.with_borrow_mut(|buffer| {
             let mut buf = ReadBuf::new(buffer);
             ready!(Pin::new(io).poll_read(cx, &mut buf))?;
@@ -89,10 +89,10 @@ impl<IO: Io> Stream<IO> {
                 && let Ok(head) = parse_request(&bytes[..len], limits)
             {
                 self.read.extend_from_slice(&bytes[len..]);
-                return Poll::Ready(Ok(Arrived::Head(head)));
+                return Poll::Ready(Ok(ReadEvent::Head(head)));
             }
             self.read.extend_from_slice(bytes);
-            Poll::Ready(Ok(if bytes.is_empty() { Arrived::End } else { Arrived::Bytes }))
+            Poll::Ready(Ok(if bytes.is_empty() { ReadEvent::End } else { ReadEvent::Bytes }))
         })
     }
 
@@ -134,7 +134,7 @@ impl<IO: Io> Stream<IO> {
     }
 
     /// The next piece of the body. Asking for it is what sends the 100 that the client waits for.
-    pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, ReadError>> {
+    pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<BodyFrame, ReadError>> {
         if std::mem::take(&mut self.owes_continue) && self.read.is_empty() {
             // 25 bytes fit into any send buffer that an answer has not been written to; if they do not, the client
             // sends its body after a second of its own (RFC 9110 section 10.1.1).
@@ -250,7 +250,7 @@ impl<IO: Io> Stream<IO> {
 
 /// What has come of a client that was quiet.
 #[derive(Debug)]
-pub enum Arrived {
+pub enum ReadEvent {
     /// A request.
     Head(RequestHead),
     /// Less, more, or none.
@@ -357,7 +357,9 @@ mod tests {
         far.write_all(&vec![7; 1 << 20]).await.unwrap();
         let mut sizes = Vec::new();
         for _ in 0..4 {
-            let Ok(Piece::Data(data)) = poll_fn(|cx| stream.poll_body(cx)).await else { panic!("the body goes on") };
+            let Ok(BodyFrame::Data(data)) = poll_fn(|cx| stream.poll_body(cx)).await else {
+                panic!("the body goes on")
+            };
             sizes.push(data.len());
         }
         assert_eq!(sizes, [64, 128, 256, 256].map(|kib| kib * 1024));
@@ -368,10 +370,10 @@ mod tests {
         .await;
         assert_eq!(stream.read.len(), 256 * 1024, "what the handler does not ask for is read ahead");
         while let Some(piece) = poll_fn(|cx| Poll::Ready(ready_now(stream.poll_body(cx)))).await {
-            assert!(matches!(piece, Ok(Piece::Data(_))));
+            assert!(matches!(piece, Ok(BodyFrame::Data(_))));
         }
         far.write_all(&[7; 100]).await.unwrap();
-        assert!(matches!(poll_fn(|cx| stream.poll_body(cx)).await, Ok(Piece::Data(data)) if data.len() == 100));
+        assert!(matches!(poll_fn(|cx| stream.poll_body(cx)).await, Ok(BodyFrame::Data(data)) if data.len() == 100));
         assert_eq!(stream.stride, BODY_READ);
     }
 

@@ -14,11 +14,11 @@ use http::{HeaderMap, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame};
 
 use super::{
-    Asked,
+    RequestFacts,
     stream::{Shared, Stream},
 };
 use crate::{
-    clock::Patience,
+    clock::IdleTimer,
     conn::InterimSink,
     message::{Body, BodyError, Fields, Io, Response, Value},
     serve::{Date, Settings},
@@ -27,18 +27,18 @@ use crate::{
 
 /// The answer was cut: the connection is to be dropped as it is.
 #[derive(Debug)]
-pub struct Cut;
+pub struct Truncated;
 
 /// How an answer will be written.
-pub struct Answer {
+pub struct ResponseWriter {
     head: Vec<u8>,
     framing: Framing,
     trailers: bool,
 }
 
-impl Answer {
+impl ResponseWriter {
     /// Settles the framing of a response and writes its head down.
-    pub fn new(response: &mut Response, asked: &Asked, close: bool, settings: &Settings) -> Self {
+    pub fn new(response: &mut Response, asked: &RequestFacts, close: bool, settings: &Settings) -> Self {
         let framing = frame(response, asked);
         let status = response.status;
         let fields = &mut response.fields;
@@ -75,10 +75,10 @@ impl Answer {
         mut body: Body,
         stream: &'a Shared<IO>,
         settings: &Settings,
-    ) -> impl Future<Output = Result<(), Cut>> + use<'a, IO> {
+    ) -> impl Future<Output = Result<(), Truncated>> + use<'a, IO> {
         let head = if before.is_empty() { self.head } else { [before, self.head].concat() };
         let mut out =
-            Outgoing { stream, stall: Patience::new(settings.body_stall), small: head, data: Bytes::new(), tail: b"" };
+            Outgoing { stream, stall: IdleTimer::new(settings.body_stall), small: head, data: Bytes::new(), tail: b"" };
         let (framing, passes_trailers) = (self.framing, self.trailers);
         async move {
             let mut left = match framing {
@@ -88,14 +88,14 @@ impl Answer {
             };
             while left != Some(0) {
                 let frame = match out.next(Pin::new(&mut body)).await? {
-                    Some(frame) => frame.map_err(|_cause| Cut)?,
+                    Some(frame) => frame.map_err(|_cause| Truncated)?,
                     None => break,
                 };
                 match frame.into_data() {
                     Ok(data) if data.is_empty() => {}
                     Ok(data) => {
                         if let Some(left) = &mut left {
-                            *left = left.checked_sub(data.len() as u64).ok_or(Cut)?;
+                            *left = left.checked_sub(data.len() as u64).ok_or(Truncated)?;
                         }
                         out.push(data, framing == Framing::Chunked);
                         out.write().await?;
@@ -107,7 +107,7 @@ impl Answer {
                 }
             }
             // A body that is shorter than it said is cut, whatever it says of its end.
-            if left.is_some_and(|left| left > 0) { Err(Cut) } else { out.end(framing, None).await }
+            if left.is_some_and(|left| left > 0) { Err(Truncated) } else { out.end(framing, None).await }
         }
     }
 }
@@ -115,7 +115,7 @@ impl Answer {
 /// Bytes on their way to the client.
 struct Outgoing<'a, IO> {
     stream: &'a Shared<IO>,
-    stall: Patience,
+    stall: IdleTimer,
     /// The head, or the line that opens a chunk.
     small: Vec<u8>,
     data: Bytes,
@@ -125,7 +125,7 @@ struct Outgoing<'a, IO> {
 impl<IO: Io> Outgoing<'_, IO> {
     /// The next frame of the body. Before it is waited for, all that we have goes out, and while it is waited for, the
     /// client is watched.
-    async fn next(&mut self, mut body: Pin<&mut Body>) -> Result<Option<Result<Frame<Bytes>, BodyError>>, Cut> {
+    async fn next(&mut self, mut body: Pin<&mut Body>) -> Result<Option<Result<Frame<Bytes>, BodyError>>, Truncated> {
         if let Some(frame) = poll_fn(|cx| Poll::Ready(ready_now(body.as_mut().poll_frame(cx)))).await {
             return Ok(frame);
         }
@@ -133,7 +133,7 @@ impl<IO: Io> Outgoing<'_, IO> {
         self.flush().await?;
         poll_fn(|cx| match body.as_mut().poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-            Poll::Pending => self.stream.lock().poll_watch(cx).map(|_gone| Err(Cut)),
+            Poll::Pending => self.stream.lock().poll_watch(cx).map(|_gone| Err(Truncated)),
         })
         .await
     }
@@ -146,20 +146,20 @@ impl<IO: Io> Outgoing<'_, IO> {
         self.data = data;
     }
 
-    async fn end(&mut self, framing: Framing, trailers: Option<&HeaderMap>) -> Result<(), Cut> {
+    async fn end(&mut self, framing: Framing, trailers: Option<&HeaderMap>) -> Result<(), Truncated> {
         if framing == Framing::Chunked {
             wire::last_chunk(&mut self.small, trailers);
         }
         self.finish().await
     }
 
-    async fn finish(&mut self) -> Result<(), Cut> {
+    async fn finish(&mut self) -> Result<(), Truncated> {
         self.write().await?;
         self.flush().await
     }
 
     /// Writes all that is here, in as few calls as the stream allows.
-    async fn write(&mut self) -> Result<(), Cut> {
+    async fn write(&mut self) -> Result<(), Truncated> {
         let mut written = 0;
         while written < self.small.len() || self.data.has_remaining() || !self.tail.is_empty() {
             let mut n = poll_fn(|cx| {
@@ -167,8 +167,8 @@ impl<IO: Io> Outgoing<'_, IO> {
                 let written = self.stream.lock().poll_write_vectored(cx, &slices);
                 match written {
                     Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
-                    Poll::Ready(_) => Poll::Ready(Err(Cut)),
-                    Poll::Pending => self.stall.poll(cx).map(|()| Err(Cut)),
+                    Poll::Ready(_) => Poll::Ready(Err(Truncated)),
+                    Poll::Pending => self.stall.poll(cx).map(|()| Err(Truncated)),
                 }
             })
             .await?;
@@ -184,12 +184,12 @@ impl<IO: Io> Outgoing<'_, IO> {
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), Cut> {
+    async fn flush(&mut self) -> Result<(), Truncated> {
         let flushed = poll_fn(|cx| {
             let flushed = self.stream.lock().poll_flush(cx);
             match flushed {
-                Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_gone| Cut)),
-                Poll::Pending => self.stall.poll(cx).map(|()| Err(Cut)),
+                Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_gone| Truncated)),
+                Poll::Pending => self.stall.poll(cx).map(|()| Err(Truncated)),
             }
         });
         flushed.await?;
@@ -202,9 +202,9 @@ impl<IO: Io> Outgoing<'_, IO> {
 ///
 /// # Errors
 /// The client left, or reads nothing.
-pub async fn all<IO: Io>(stream: &Shared<IO>, bytes: &[u8], stall: Option<Duration>) -> Result<(), Cut> {
+pub async fn all<IO: Io>(stream: &Shared<IO>, bytes: &[u8], stall: Option<Duration>) -> Result<(), Truncated> {
     let mut out =
-        Outgoing { stream, stall: Patience::new(stall), small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
+        Outgoing { stream, stall: IdleTimer::new(stall), small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
     out.finish().await
 }
 
@@ -216,7 +216,7 @@ fn ready_now<T>(poll: Poll<T>) -> Option<T> {
 }
 
 /// RFC 9112 section 6, from the side of the sender.
-fn frame(response: &mut Response, asked: &Asked) -> Framing {
+fn frame(response: &mut Response, asked: &RequestFacts) -> Framing {
     let status = response.status;
     let exact = response.body.size_hint().exact();
     let fields = &mut response.fields;

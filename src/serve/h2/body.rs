@@ -10,9 +10,9 @@ use bytes::Bytes;
 use http::header;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::streams::{Piece, Receiver};
+use super::streams::{BodyFrame, Receiver};
 use crate::{
-    clock::Patience,
+    clock::IdleTimer,
     message::{BodyError, Fields},
 };
 
@@ -21,14 +21,14 @@ pub struct Upload {
     arriving: Receiver,
     /// What is to come, where the client has said so; the stream is held to that.
     left: Option<u64>,
-    stall: Patience,
+    stall: IdleTimer,
 }
 
 impl Upload {
     /// The body of the request with these fields.
     pub fn new(arriving: Receiver, fields: &Fields, stall: Option<Duration>) -> Self {
         let left = fields.get(header::CONTENT_LENGTH).and_then(|length| length.to_str()?.parse().ok());
-        Self { arriving, left, stall: Patience::new(stall) }
+        Self { arriving, left, stall: IdleTimer::new(stall) }
     }
 }
 
@@ -42,14 +42,14 @@ impl HttpBody for Upload {
         };
         self.stall.moved();
         Poll::Ready(match piece {
-            Piece::Data(data) => {
+            BodyFrame::Data(data) => {
                 self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                 Some(Ok(Frame::data(data)))
             }
-            Piece::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
-            Piece::End => None,
+            BodyFrame::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+            BodyFrame::End => None,
             // Reset for whatever reason: only END_STREAM says that this was all.
-            Piece::Cut | Piece::Lost => Some(Err(BodyError::Truncated)),
+            BodyFrame::Cut | BodyFrame::Lost => Some(Err(BodyError::Truncated)),
         })
     }
 

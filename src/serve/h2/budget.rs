@@ -32,7 +32,7 @@ pub struct FrameBudget {
 
 /// Nothing is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Spent;
+pub struct BudgetExhausted;
 
 impl FrameBudget {
     /// The budget of a new connection.
@@ -51,7 +51,7 @@ impl FrameBudget {
     ///
     /// # Errors
     /// Its budget is spent.
-    pub fn read(&mut self, header: FrameHeader) -> Result<(), Spent> {
+    pub fn read(&mut self, header: FrameHeader) -> Result<(), BudgetExhausted> {
         match header.kind {
             kind::DATA if header.len > 0 || header.has(flag::END_STREAM) => self.earn(1),
             kind::HEADERS => self.earn(REQUEST),
@@ -65,7 +65,7 @@ impl FrameBudget {
         let seconds = self.since.elapsed().as_secs();
         self.since += Duration::from_secs(seconds);
         self.earn(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(PER_SECOND));
-        if self.left < 0 { Err(Spent) } else { Ok(()) }
+        if self.left < 0 { Err(BudgetExhausted) } else { Ok(()) }
     }
 
     fn earn(&mut self, n: i64) {

@@ -13,7 +13,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::{
     budget::FrameBudget,
-    streams::{Fault, STREAM_WINDOW, Shared, State},
+    streams::{PeerError, STREAM_WINDOW, Shared, State},
 };
 use crate::{
     message::Io,
@@ -53,16 +53,16 @@ pub struct Incoming {
 
 /// A connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Over {
+pub enum ConnectionEnd {
     /// The peer has left, or the way to it is broken.
-    Gone,
+    StreamClosed,
     /// It has been told to leave, for this reason.
     Told(Reason),
 }
 
 /// How far we are on our way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leaving {
+enum Shutdown {
     No,
     /// Streams that are on their way are taken.
     Announced,
@@ -71,7 +71,7 @@ enum Leaving {
 }
 
 /// A block of fields of which a part has come.
-struct Block {
+struct HeaderBlock {
     stream: u32,
     ends: bool,
     bytes: Vec<u8>,
@@ -108,7 +108,7 @@ impl<IO: Io> Connection<IO> {
             budget: FrameBudget::new(),
             resets: 0,
             last: 0,
-            leaving: Leaving::No,
+            leaving: Shutdown::No,
             peer_leaves: false,
             incoming: Vec::new(),
         };
@@ -121,7 +121,7 @@ impl<IO: Io> Connection<IO> {
     }
 
     /// Reads once, and does what the frames ask for; the requests among them wait in [`requests`](Self::requests).
-    pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
+    pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionEnd>> {
         if self.shared.lock().is_full() {
             // Whoever takes nothing asks for nothing: acknowledgements need room too.
             return Poll::Pending;
@@ -134,7 +134,7 @@ impl<IO: Io> Connection<IO> {
         let outcome = match read {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(1..)) => Poll::Ready(self.understand()),
-            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Over::Gone)),
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(ConnectionEnd::StreamClosed)),
         };
         if self.input.is_empty() {
             SPARE.set(std::mem::take(&mut self.input));
@@ -153,19 +153,19 @@ impl<IO: Io> Connection<IO> {
         self.frames.incoming.drain(..)
     }
 
-    fn understand(&mut self) -> Result<(), Over> {
+    fn understand(&mut self) -> Result<(), ConnectionEnd> {
         let mut state = self.shared.lock();
         let understood = self.frames.take(&mut self.input, &mut state);
         understood.map_err(|reason| {
             state.go_away(self.frames.last, reason);
-            Over::Told(reason)
+            ConnectionEnd::Told(reason)
         })
     }
 
     /// Says that no new streams are taken, beyond those that are on their way.
     pub fn leave(&mut self) {
-        if self.frames.leaving == Leaving::No {
-            self.frames.leaving = Leaving::Announced;
+        if self.frames.leaving == Shutdown::No {
+            self.frames.leaving = Shutdown::Announced;
             let mut state = self.shared.lock();
             state.go_away(ANY_STREAM, Reason::NO_ERROR);
             state.frame(kind::PING, 0, 0, &FAREWELL);
@@ -174,21 +174,21 @@ impl<IO: Io> Connection<IO> {
 
     /// Whether nobody has anything to say any more.
     pub fn is_done(&self) -> bool {
-        (self.frames.leaving == Leaving::Decided || self.frames.peer_leaves) && self.shared.lock().open_streams() == 0
+        (self.frames.leaving == Shutdown::Decided || self.frames.peer_leaves) && self.shared.lock().open_streams() == 0
     }
 
     /// Writes what there is. Pending only says that the peer is slow.
-    pub fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Over>> {
+    pub fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionEnd>> {
         let mut state = self.shared.lock();
         while !state.unsent().is_empty() {
             let Ok(n @ 1..) = ready!(Pin::new(&mut self.io).poll_write(cx, state.unsent())) else {
-                return Poll::Ready(Err(Over::Gone));
+                return Poll::Ready(Err(ConnectionEnd::StreamClosed));
             };
             self.written += n as u64;
             self.frames.budget.wrote(n);
             state.sent(n);
         }
-        Pin::new(&mut self.io).poll_flush(cx).map_err(|_| Over::Gone)
+        Pin::new(&mut self.io).poll_flush(cx).map_err(|_| ConnectionEnd::StreamClosed)
     }
 
     /// Says goodbye on the level below.
@@ -223,21 +223,21 @@ struct Frames {
     /// The preface has come, and the SETTINGS behind it.
     began: bool,
     settled: bool,
-    block: Option<Block>,
+    block: Option<HeaderBlock>,
     budget: FrameBudget,
     resets: usize,
     /// The last stream that the client has opened.
     last: u32,
-    leaving: Leaving,
+    leaving: Shutdown,
     peer_leaves: bool,
     /// Requests that nobody has taken yet.
     incoming: Vec<Incoming>,
 }
 
-type Understood = Result<(), Fault>;
+type Understood = Result<(), PeerError>;
 
 const fn broken(reason: Reason) -> Understood {
-    Err(Fault::Connection(reason))
+    Err(PeerError::Connection(reason))
 }
 
 impl Frames {
@@ -278,8 +278,8 @@ impl Frames {
     fn settle(&mut self, understood: Understood, state: &mut State) -> Result<(), Reason> {
         match understood {
             Ok(()) => Ok(()),
-            Err(Fault::Connection(reason)) => Err(reason),
-            Err(Fault::Stream(id, reason)) => {
+            Err(PeerError::Connection(reason)) => Err(reason),
+            Err(PeerError::Stream(id, reason)) => {
                 state.reset(id, reason);
                 // Whoever asks for too much at once did nothing wrong.
                 self.resets += usize::from(reason != Reason::REFUSED_STREAM);
@@ -345,7 +345,7 @@ impl Frames {
         if header.has(flag::END_HEADERS) {
             return self.block(header.stream, ends, block, state);
         }
-        self.block = Some(Block { stream: header.stream, ends, bytes: block.to_vec(), since: Instant::now() });
+        self.block = Some(HeaderBlock { stream: header.stream, ends, bytes: block.to_vec(), since: Instant::now() });
         Ok(())
     }
 
@@ -370,15 +370,15 @@ impl Frames {
         let Ok(mut head) = self.decoder.decode(block) else { return broken(Reason::COMPRESSION_ERROR) };
         if id > self.last {
             self.last = id;
-            if self.leaving == Leaving::Decided {
+            if self.leaving == Shutdown::Decided {
                 return Ok(());
             }
             if state.open_streams() >= self.streams {
-                return Err(Fault::Stream(id, Reason::REFUSED_STREAM));
+                return Err(PeerError::Stream(id, Reason::REFUSED_STREAM));
             }
             let left = head.content_length(ended);
             if !head.is_request() {
-                return Err(Fault::Stream(id, Reason::PROTOCOL_ERROR));
+                return Err(PeerError::Stream(id, Reason::PROTOCOL_ERROR));
             }
             state.open(id, ended, left);
             self.incoming.push(Incoming { id, head, ended });
@@ -386,10 +386,10 @@ impl Frames {
         }
         match state.receives(id) {
             Some(true) if !ended || head.malformed.is_some() || head.too_large || head.has_pseudo_fields() => {
-                Err(Fault::Stream(id, Reason::PROTOCOL_ERROR))
+                Err(PeerError::Stream(id, Reason::PROTOCOL_ERROR))
             }
             Some(true) => state.trails(id, head.fields),
-            Some(false) => Err(Fault::Stream(id, Reason::STREAM_CLOSED)),
+            Some(false) => Err(PeerError::Stream(id, Reason::STREAM_CLOSED)),
             None if state.was_reset_by_us(id) => Ok(()),
             None => broken(Reason::STREAM_CLOSED),
         }
@@ -427,8 +427,8 @@ impl Frames {
         }
         if !header.has(flag::ACK) {
             state.frame(kind::PING, flag::ACK, 0, payload);
-        } else if payload == FAREWELL && self.leaving == Leaving::Announced {
-            self.leaving = Leaving::Decided;
+        } else if payload == FAREWELL && self.leaving == Shutdown::Announced {
+            self.leaving = Shutdown::Decided;
             state.go_away(self.last, Reason::NO_ERROR);
         }
         Ok(())

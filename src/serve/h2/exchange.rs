@@ -13,7 +13,7 @@ use http_body::Body as _;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Gone,
+    StreamClosed,
     body::Upload,
     connection::Incoming,
     streams::{Receiver, Sender, Shared},
@@ -168,18 +168,18 @@ impl<H: Handler> Exchange<H> {
 }
 
 /// Sends a body as it comes and as fast as the peer takes it.
-async fn pipe(mut body: Body, send: &Sender, stream: &mut OpenStream) -> Result<(), Gone> {
+async fn pipe(mut body: Body, send: &Sender, stream: &mut OpenStream) -> Result<(), StreamClosed> {
     loop {
         let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-            Poll::Pending => send.poll_gone(cx).map(|()| Err(Gone)),
+            Poll::Pending => send.poll_gone(cx).map(|()| Err(StreamClosed)),
         });
         let frame = match frame.await? {
             Some(Ok(frame)) => frame,
             Some(Err(_cause)) => {
                 // A cut body never ends cleanly.
                 send.reset(Reason::INTERNAL_ERROR);
-                return Err(Gone);
+                return Err(StreamClosed);
             }
             None => return send.data(&[], true),
         };
@@ -200,7 +200,7 @@ async fn pipe(mut body: Body, send: &Sender, stream: &mut OpenStream) -> Result<
 }
 
 /// Hands a piece over as far as the peer's windows let it leave.
-async fn pass(mut data: &[u8], last: bool, send: &Sender, stream: &mut OpenStream) -> Result<(), Gone> {
+async fn pass(mut data: &[u8], last: bool, send: &Sender, stream: &mut OpenStream) -> Result<(), StreamClosed> {
     if data.is_empty() && last {
         return send.data(&[], true);
     }

@@ -26,9 +26,9 @@ use tokio::task::unconstrained;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    connection::{Connection, Incoming, Over},
+    connection::{Connection, ConnectionEnd, Incoming},
     exchange::Exchange,
-    watch::{Streams, Verdict, Watch},
+    watch::{Streams, Watchdog, WatchdogAction},
 };
 use super::{Handler, Settings};
 use crate::{conn::ConnInfo, message::Io};
@@ -39,7 +39,7 @@ const ROUNDS: usize = 8;
 
 /// A stream is over: reset by the client, or gone with its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gone;
+pub struct StreamClosed;
 
 /// Serves a connection to its end.
 pub async fn serve<IO: Io, H: Handler>(
@@ -53,10 +53,10 @@ pub async fn serve<IO: Io, H: Handler>(
     let streams = Streams::new();
     let mut connection = Connection::new(io, &settings);
     let mut draining = pin!(drain.cancelled());
-    let mut watch = Watch::new(&settings, streams.clone());
+    let mut watch = Watchdog::new(&settings, streams.clone());
     let shared = connection.shared().clone();
     let exchange = Exchange { conn, handler, settings, streams, tasks, shared };
-    let mut turns = Turns { exchanges: FuturesUnordered::new(), is_over: false };
+    let mut turns = ConnectionDriver { exchanges: FuturesUnordered::new(), is_over: false };
     let mut leaving = false;
     poll_fn(|cx| {
         if !leaving && (draining.as_mut().poll(cx).is_ready() || watch.is_idle()) {
@@ -73,10 +73,10 @@ pub async fn serve<IO: Io, H: Handler>(
             watch.leaves();
         }
         match watch.poll(cx, &connection) {
-            Poll::Ready(Verdict::Drop) => Poll::Ready(()),
-            Poll::Ready(Verdict::Tell(reason)) => {
+            Poll::Ready(WatchdogAction::Drop) => Poll::Ready(()),
+            Poll::Ready(WatchdogAction::Tell(reason)) => {
                 connection.tell(reason);
-                turns.end(&connection, Over::Told(reason));
+                turns.end(&connection, ConnectionEnd::Told(reason));
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -87,13 +87,13 @@ pub async fn serve<IO: Io, H: Handler>(
 }
 
 /// The work of a connection: frames, and the exchanges that they begin.
-struct Turns<F> {
+struct ConnectionDriver<F> {
     exchanges: FuturesUnordered<F>,
     /// Nothing is read any more; what has been written may still be on its way.
     is_over: bool,
 }
 
-impl<F: Future<Output = ()>> Turns<F> {
+impl<F: Future<Output = ()>> ConnectionDriver<F> {
     /// One turn. Ready when the connection has ended.
     fn poll<IO: Io>(
         &mut self,
@@ -161,9 +161,9 @@ impl<F: Future<Output = ()>> Turns<F> {
     }
 
     /// Whatever still runs has nobody to answer.
-    fn end<IO: Io>(&mut self, connection: &Connection<IO>, over: Over) {
+    fn end<IO: Io>(&mut self, connection: &Connection<IO>, over: ConnectionEnd) {
         self.is_over = true;
-        connection.shared().lock().end(over == Over::Gone);
+        connection.shared().lock().end(over == ConnectionEnd::StreamClosed);
         self.exchanges.clear();
     }
 

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use super::Gone;
+use super::StreamClosed;
 use crate::{
     message::Fields,
     wire::h2::{
@@ -51,9 +51,9 @@ thread_local! {
 
 /// Multiplies an identifier, which the peer counts up by two.
 #[derive(Default)]
-struct Spread(u64);
+struct StreamIdHasher(u64);
 
-impl Hasher for Spread {
+impl Hasher for StreamIdHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -69,7 +69,7 @@ impl Hasher for Spread {
 
 /// A piece of a body that arrives.
 #[derive(Debug)]
-pub enum Piece {
+pub enum BodyFrame {
     Data(Bytes),
     Trailers(HeaderMap),
     End,
@@ -81,7 +81,7 @@ pub enum Piece {
 
 /// Who reads what arrives on a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reader {
+enum RecvState {
     Reads,
     /// Nobody any more, since then.
     Left(Instant),
@@ -91,7 +91,7 @@ enum Reader {
 
 /// How much of an answer has been written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Said {
+enum SendState {
     Nothing,
     Head,
     All,
@@ -103,14 +103,14 @@ struct Stream {
     trailers: Option<Fields>,
     /// The peer has said that it sends no more.
     ended: bool,
-    reader: Reader,
+    reader: RecvState,
     reading: Option<Waker>,
     /// What the peer may send, and what was read since it was told so.
     credit: i64,
     uncredited: u32,
     /// What is to come, where the client has said so.
     left: Option<u64>,
-    said: Said,
+    said: SendState,
     writing: Option<Waker>,
     /// What the peer takes.
     window: i64,
@@ -135,7 +135,7 @@ pub struct State {
     window: i64,
     credit: i64,
     uncredited: u32,
-    streams: HashMap<u32, Stream, BuildHasherDefault<Spread>>,
+    streams: HashMap<u32, Stream, BuildHasherDefault<StreamIdHasher>>,
     /// Streams that have something to send, when the connection takes more.
     queue: VecDeque<u32>,
     resets: VecDeque<u32>,
@@ -315,12 +315,12 @@ impl State {
             arrived: VecDeque::new(),
             trailers: None,
             ended,
-            reader: if ended { Reader::Done } else { Reader::Reads },
+            reader: if ended { RecvState::Done } else { RecvState::Reads },
             reading: None,
             credit: STREAM_WINDOW.into(),
             uncredited: 0,
             left,
-            said: Said::Nothing,
+            said: SendState::Nothing,
             writing: None,
             window: self.peer.window.into(),
             queued: false,
@@ -346,7 +346,7 @@ impl State {
     /// Forgets a stream. Whoever still holds an end of it finds out.
     pub fn remove(&mut self, id: u32) {
         let Some(mut stream) = self.streams.remove(&id) else { return };
-        self.left -= usize::from(matches!(stream.reader, Reader::Left(_)));
+        self.left -= usize::from(matches!(stream.reader, RecvState::Left(_)));
         let unread: usize = stream.arrived.iter().map(Bytes::len).sum();
         self.has_read(unread);
         wake(&mut stream.reading);
@@ -355,7 +355,8 @@ impl State {
 
     /// Forgets a stream of which nothing more is to come, either way.
     fn remove_if_done(&mut self, id: u32) {
-        if self.streams.get(&id).is_some_and(|stream| stream.said == Said::All && stream.reader == Reader::Done) {
+        if self.streams.get(&id).is_some_and(|stream| stream.said == SendState::All && stream.reader == RecvState::Done)
+        {
             self.remove(id);
         }
     }
@@ -378,8 +379,8 @@ impl State {
             return;
         }
         let is_due = |stream: &Stream| {
-            stream.said == Said::All
-                && matches!(stream.reader, Reader::Left(since) if now.duration_since(since) >= HOLD)
+            stream.said == SendState::All
+                && matches!(stream.reader, RecvState::Left(since) if now.duration_since(since) >= HOLD)
         };
         let due: Vec<u32> = self.streams.iter().filter(|(_, stream)| is_due(stream)).map(|(id, _)| *id).collect();
         for id in due {
@@ -394,24 +395,24 @@ impl State {
     ///
     /// # Errors
     /// Why the stream, or the connection, has to end.
-    pub fn arrives(&mut self, id: u32, data: Bytes, padded: usize, ends: bool) -> Result<(), Fault> {
+    pub fn arrives(&mut self, id: u32, data: Bytes, padded: usize, ends: bool) -> Result<(), PeerError> {
         let weight = i64::try_from(padded).unwrap_or(i64::MAX);
         self.credit -= weight;
         if self.credit < 0 {
-            return Err(Fault::Connection(Reason::FLOW_CONTROL_ERROR));
+            return Err(PeerError::Connection(Reason::FLOW_CONTROL_ERROR));
         }
         let Some(stream) = self.streams.get_mut(&id) else {
             self.has_read(padded);
-            return if self.was_reset_by_us(id) { Ok(()) } else { Err(Fault::Stream(id, Reason::STREAM_CLOSED)) };
+            return if self.was_reset_by_us(id) { Ok(()) } else { Err(PeerError::Stream(id, Reason::STREAM_CLOSED)) };
         };
         let accepted = stream.takes(data.len(), weight, ends);
         if let Err(reason) = accepted {
             self.has_read(padded);
-            return Err(Fault::Stream(id, reason));
+            return Err(PeerError::Stream(id, reason));
         }
         let padding = padded - data.len();
         stream.uncredited += u32::try_from(padding).unwrap_or(0);
-        if matches!(stream.reader, Reader::Left(_)) {
+        if matches!(stream.reader, RecvState::Left(_)) {
             // Its own window is not opened again, that of the others is.
             self.has_read(padded);
         } else {
@@ -432,9 +433,9 @@ impl State {
     ///
     /// # Errors
     /// The stream has ended before, or has less than it said.
-    pub fn trails(&mut self, id: u32, trailers: Fields) -> Result<(), Fault> {
+    pub fn trails(&mut self, id: u32, trailers: Fields) -> Result<(), PeerError> {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        stream.takes(0, 0, true).map_err(|reason| Fault::Stream(id, reason))?;
+        stream.takes(0, 0, true).map_err(|reason| PeerError::Stream(id, reason))?;
         stream.trailers = Some(trailers);
         self.has_ended(id);
         Ok(())
@@ -444,8 +445,8 @@ impl State {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.ended = true;
         wake(&mut stream.reading);
-        if matches!(stream.reader, Reader::Left(_)) {
-            stream.reader = Reader::Done;
+        if matches!(stream.reader, RecvState::Left(_)) {
+            stream.reader = RecvState::Done;
             self.left -= 1;
             self.remove_if_done(id);
         }
@@ -471,8 +472,8 @@ impl State {
     ///
     /// # Errors
     /// A window that cannot be.
-    pub fn grows(&mut self, id: u32, by: u32) -> Result<(), Fault> {
-        let fault = |reason| if id == 0 { Fault::Connection(reason) } else { Fault::Stream(id, reason) };
+    pub fn grows(&mut self, id: u32, by: u32) -> Result<(), PeerError> {
+        let fault = |reason| if id == 0 { PeerError::Connection(reason) } else { PeerError::Stream(id, reason) };
         let window = match self.streams.get_mut(&id) {
             _ if id == 0 => &mut self.window,
             Some(stream) => &mut stream.window,
@@ -496,7 +497,7 @@ impl State {
     ///
     /// # Errors
     /// A value that cannot be (RFC 9113 section 6.5.2).
-    pub fn adopt(&mut self, payload: &[u8]) -> Result<(), Fault> {
+    pub fn adopt(&mut self, payload: &[u8]) -> Result<(), PeerError> {
         for pair in payload.as_chunks::<6>().0 {
             let [a, b, c, d, e, f] = *pair;
             let value = u32::from_be_bytes([c, d, e, f]);
@@ -504,13 +505,13 @@ impl State {
             match u16::from_be_bytes([a, b]) {
                 setting::HEADER_TABLE_SIZE => self.encoder.resize(size),
                 setting::ENABLE_PUSH | setting::ENABLE_CONNECT_PROTOCOL if value > 1 => {
-                    return Err(Fault::Connection(Reason::PROTOCOL_ERROR));
+                    return Err(PeerError::Connection(Reason::PROTOCOL_ERROR));
                 }
                 setting::INITIAL_WINDOW_SIZE => self.windows_begin_at(value)?,
                 setting::MAX_FRAME_SIZE if (LEAST_FRAME..=LARGEST_FRAME).contains(&size) => {
                     self.peer.frame = size;
                 }
-                setting::MAX_FRAME_SIZE => return Err(Fault::Connection(Reason::PROTOCOL_ERROR)),
+                setting::MAX_FRAME_SIZE => return Err(PeerError::Connection(Reason::PROTOCOL_ERROR)),
                 _ => {}
             }
         }
@@ -518,23 +519,23 @@ impl State {
         Ok(())
     }
 
-    fn windows_begin_at(&mut self, window: u32) -> Result<(), Fault> {
+    fn windows_begin_at(&mut self, window: u32) -> Result<(), PeerError> {
         let change = i64::from(window) - i64::from(self.peer.window);
         self.peer.window = window;
         for stream in self.streams.values_mut() {
             stream.window += change;
             if stream.window > LARGEST_WINDOW || i64::from(window) > LARGEST_WINDOW {
-                return Err(Fault::Connection(Reason::FLOW_CONTROL_ERROR));
+                return Err(PeerError::Connection(Reason::FLOW_CONTROL_ERROR));
             }
             wake(&mut stream.writing);
         }
-        if i64::from(window) > LARGEST_WINDOW { Err(Fault::Connection(Reason::FLOW_CONTROL_ERROR)) } else { Ok(()) }
+        if i64::from(window) > LARGEST_WINDOW { Err(PeerError::Connection(Reason::FLOW_CONTROL_ERROR)) } else { Ok(()) }
     }
 }
 
 /// What a peer did wrong, and what it costs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum PeerError {
     Stream(u32, Reason),
     Connection(Reason),
 }
@@ -574,7 +575,7 @@ impl Sender {
     /// Sends an interim answer, if the final one has not been begun.
     pub fn hint(&self, status: StatusCode, fields: &Fields) {
         let mut state = self.shared.lock();
-        if state.streams.get(&self.id).is_some_and(|stream| stream.said == Said::Nothing) && !state.is_full() {
+        if state.streams.get(&self.id).is_some_and(|stream| stream.said == SendState::Nothing) && !state.is_full() {
             state.block(self.id, false, |encoder, out| encoder.response(out, status, fields));
             state.call();
         }
@@ -584,20 +585,20 @@ impl Sender {
     ///
     /// # Errors
     /// The stream is over.
-    pub fn head(&self, status: StatusCode, fields: &Fields, ends: bool) -> Result<(), Gone> {
+    pub fn head(&self, status: StatusCode, fields: &Fields, ends: bool) -> Result<(), StreamClosed> {
         let mut state = self.shared.lock();
-        state.says(self.id, if ends { Said::All } else { Said::Head })?;
+        state.says(self.id, if ends { SendState::All } else { SendState::Head })?;
         state.block(self.id, ends, |encoder, out| encoder.response(out, status, fields));
         state.has_written(self.id);
         Ok(())
     }
 
     /// How much of what is wanted may be sent now; waits until it is something.
-    pub fn poll_room(&self, cx: &Context<'_>, wanted: usize) -> Poll<Result<usize, Gone>> {
+    pub fn poll_room(&self, cx: &Context<'_>, wanted: usize) -> Poll<Result<usize, StreamClosed>> {
         let mut state = self.shared.lock();
         let state = &mut *state;
         let is_full = state.is_full();
-        let Some(stream) = state.streams.get_mut(&self.id) else { return Poll::Ready(Err(Gone)) };
+        let Some(stream) = state.streams.get_mut(&self.id) else { return Poll::Ready(Err(StreamClosed)) };
         let room = stream.window.min(state.window).clamp(0, state.peer.frame as i64);
         let room = usize::try_from(room).unwrap_or(0).min(wanted);
         if room > 0 && !is_full {
@@ -615,9 +616,9 @@ impl Sender {
     ///
     /// # Errors
     /// The stream is over.
-    pub fn data(&self, piece: &[u8], ends: bool) -> Result<(), Gone> {
+    pub fn data(&self, piece: &[u8], ends: bool) -> Result<(), StreamClosed> {
         let mut state = self.shared.lock();
-        state.says(self.id, if ends { Said::All } else { Said::Head })?;
+        state.says(self.id, if ends { SendState::All } else { SendState::Head })?;
         let weight = i64::try_from(piece.len()).unwrap_or(i64::MAX);
         state.window -= weight;
         if let Some(stream) = state.streams.get_mut(&self.id) {
@@ -632,9 +633,9 @@ impl Sender {
     ///
     /// # Errors
     /// The stream is over.
-    pub fn trailers(&self, trailers: &Fields) -> Result<(), Gone> {
+    pub fn trailers(&self, trailers: &Fields) -> Result<(), StreamClosed> {
         let mut state = self.shared.lock();
-        state.says(self.id, Said::All)?;
+        state.says(self.id, SendState::All)?;
         state.block(self.id, true, |encoder, out| encoder.trailers(out, trailers));
         state.has_written(self.id);
         Ok(())
@@ -643,7 +644,7 @@ impl Sender {
     /// Resets the stream, unless it is over.
     pub fn reset(&self, reason: Reason) {
         let mut state = self.shared.lock();
-        if state.streams.get(&self.id).is_some_and(|stream| stream.said != Said::All) {
+        if state.streams.get(&self.id).is_some_and(|stream| stream.said != SendState::All) {
             state.reset(self.id, reason);
             state.call();
         }
@@ -662,8 +663,8 @@ impl Sender {
 }
 
 impl State {
-    fn says(&mut self, id: u32, what: Said) -> Result<(), Gone> {
-        let stream = self.streams.get_mut(&id).ok_or(Gone)?;
+    fn says(&mut self, id: u32, what: SendState) -> Result<(), StreamClosed> {
+        let stream = self.streams.get_mut(&id).ok_or(StreamClosed)?;
         stream.said = what;
         Ok(())
     }
@@ -696,15 +697,15 @@ impl Receiver {
     }
 
     /// The next piece; nothing comes after `End` and `Cut`.
-    pub fn poll_piece(&mut self, cx: &Context<'_>) -> Poll<Piece> {
+    pub fn poll_piece(&mut self, cx: &Context<'_>) -> Poll<BodyFrame> {
         if self.over {
-            return Poll::Ready(Piece::End);
+            return Poll::Ready(BodyFrame::End);
         }
         let mut state = self.shared.lock();
         let state = &mut *state;
         let Some(stream) = state.streams.get_mut(&self.id) else {
             self.over = true;
-            return Poll::Ready(if state.over { Piece::Lost } else { Piece::Cut });
+            return Poll::Ready(if state.over { BodyFrame::Lost } else { BodyFrame::Cut });
         };
         if let Some(data) = stream.arrived.pop_front() {
             let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
@@ -716,20 +717,20 @@ impl Receiver {
                 state.call();
             }
             state.has_read(data.len());
-            return Poll::Ready(Piece::Data(data));
+            return Poll::Ready(BodyFrame::Data(data));
         }
         if let Some(trailers) = stream.trailers.take() {
-            return Poll::Ready(Piece::Trailers((&trailers).into()));
+            return Poll::Ready(BodyFrame::Trailers((&trailers).into()));
         }
         if stream.ended {
-            stream.reader = Reader::Done;
+            stream.reader = RecvState::Done;
             self.over = true;
             state.remove_if_done(self.id);
-            return Poll::Ready(Piece::End);
+            return Poll::Ready(BodyFrame::End);
         }
         register(&mut stream.reading, cx);
         // Whoever asked whether to send it waits for this (RFC 9110 section 10.1.1).
-        if std::mem::take(&mut self.owes_continue) && stream.said == Said::Nothing {
+        if std::mem::take(&mut self.owes_continue) && stream.said == SendState::Nothing {
             state.block(self.id, false, |encoder, out| encoder.response(out, StatusCode::CONTINUE, &Fields::new()));
             state.call();
         }
@@ -757,11 +758,11 @@ impl Drop for Receiver {
         let Some(stream) = state.streams.get_mut(&self.id) else { return };
         let unread: usize = stream.arrived.drain(..).map(|data| data.len()).sum();
         if stream.ended {
-            stream.reader = Reader::Done;
+            stream.reader = RecvState::Done;
             state.has_read(unread);
             state.remove_if_done(self.id);
         } else {
-            stream.reader = Reader::Left(Instant::now());
+            stream.reader = RecvState::Left(Instant::now());
             state.left += 1;
             state.has_read(unread);
         }

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::streams::{Piece, Receiver, Sender};
+use super::streams::{BodyFrame, Receiver, Sender};
 
 /// A stream of HTTP/2 as a stream of bytes.
 pub struct Bytestream {
@@ -40,11 +40,11 @@ impl AsyncRead for Bytestream {
         let this = &mut *self;
         while this.read.is_empty() {
             match ready!(this.recv.poll_piece(cx)) {
-                Piece::Data(data) => this.read = data,
-                Piece::Trailers(_) => {}
+                BodyFrame::Data(data) => this.read = data,
+                BodyFrame::Trailers(_) => {}
                 // A WebSocket says goodbye by itself: how its stream ends says no more than that it does.
-                Piece::End | Piece::Cut => return Poll::Ready(Ok(())),
-                Piece::Lost => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                BodyFrame::End | BodyFrame::Cut => return Poll::Ready(Ok(())),
+                BodyFrame::Lost => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             }
         }
         let n = this.read.len().min(buf.remaining());

@@ -27,7 +27,7 @@ const LEAVE: Duration = Duration::from_secs(5);
 const PATIENCE: u32 = 10;
 
 /// What becomes of a connection.
-pub enum Verdict {
+pub enum WatchdogAction {
     /// It is dropped.
     Drop,
     /// It is told to leave.
@@ -35,7 +35,7 @@ pub enum Verdict {
 }
 
 /// Judges a connection twice a second.
-pub struct Watch {
+pub struct Watchdog {
     streams: Arc<Streams>,
     look: Pin<Box<Sleep>>,
     header: Option<Duration>,
@@ -46,7 +46,7 @@ pub struct Watch {
     leaving_since: Option<Instant>,
 }
 
-impl Watch {
+impl Watchdog {
     /// Begins now.
     pub fn new(settings: &Settings, streams: Arc<Streams>) -> Self {
         let now = Instant::now();
@@ -74,7 +74,7 @@ impl Watch {
     }
 
     /// Ready when something is to be done about the connection.
-    pub fn poll<IO: Io>(&mut self, cx: &mut Context<'_>, connection: &Connection<IO>) -> Poll<Verdict> {
+    pub fn poll<IO: Io>(&mut self, cx: &mut Context<'_>, connection: &Connection<IO>) -> Poll<WatchdogAction> {
         while self.look.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             self.look.as_mut().reset(now + LOOK);
@@ -84,11 +84,11 @@ impl Watch {
             }
             let gone_for_good = self.leaving_since.is_some_and(|since| now.duration_since(since) >= LEAVE);
             if self.is_stalled(now) || self.streams.open() == 0 && gone_for_good {
-                return Poll::Ready(Verdict::Drop);
+                return Poll::Ready(WatchdogAction::Drop);
             }
             let block = connection.block_since().zip(self.header);
             if block.is_some_and(|(since, limit)| now.duration_since(since) >= limit) {
-                return Poll::Ready(Verdict::Tell(Reason::ENHANCE_YOUR_CALM));
+                return Poll::Ready(WatchdogAction::Tell(Reason::ENHANCE_YOUR_CALM));
             }
             connection.shared().lock().sweep(now);
             if self.leaving_since.is_none() && self.is_idle() || connection.progress().1 {

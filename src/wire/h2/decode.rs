@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Method, header, uri::PathAndQuery};
 
 use super::{
     super::head::content_length,
-    FIRST_TABLE, Undecodable, huffman, integer,
+    FIRST_TABLE, HpackError, huffman, integer,
     table::{FIRST_DYNAMIC, OVERHEAD, STATIC},
 };
 use crate::message::Fields;
@@ -257,7 +257,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The block cannot be read, and so no later one can.
-    pub fn decode(&mut self, mut block: &[u8]) -> Result<Head, Undecodable> {
+    pub fn decode(&mut self, mut block: &[u8]) -> Result<Head, HpackError> {
         let mut head = Head::default();
         let mut at_start = true;
         while let Some(first) = block.first() {
@@ -273,7 +273,7 @@ impl Decoder {
                     // Only where a block begins (section 4.2).
                     let limit = integer(&mut block, 5)?;
                     if !at_start || limit > FIRST_TABLE {
-                        return Err(Undecodable);
+                        return Err(HpackError);
                     }
                     self.limit = limit;
                     self.evict(limit);
@@ -295,12 +295,12 @@ impl Decoder {
         Ok(head)
     }
 
-    fn entry(&self, index: usize) -> Result<&Entry, Undecodable> {
-        let at = index.checked_sub(1).ok_or(Undecodable)?;
-        KNOWN.get(at).or_else(|| self.entries.get(index - FIRST_DYNAMIC)).ok_or(Undecodable)
+    fn entry(&self, index: usize) -> Result<&Entry, HpackError> {
+        let at = index.checked_sub(1).ok_or(HpackError)?;
+        KNOWN.get(at).or_else(|| self.entries.get(index - FIRST_DYNAMIC)).ok_or(HpackError)
     }
 
-    fn literal(&self, block: &mut &[u8], prefix: u8) -> Result<Entry, Undecodable> {
+    fn literal(&self, block: &mut &[u8], prefix: u8) -> Result<Entry, HpackError> {
         let whole = *block;
         PLAIN.with_borrow_mut(|(plain_name, plain_value)| {
             let mut rest = whole;
@@ -345,10 +345,10 @@ const fn has_room(head: &mut Head, size: usize, limit: usize) -> bool {
 }
 
 /// Takes a string off the front (section 5.2).
-fn string<'a>(block: &mut &'a [u8], plain: &'a mut Vec<u8>) -> Result<&'a [u8], Undecodable> {
-    let is_huffman = block.first().ok_or(Undecodable)? & 0x80 != 0;
+fn string<'a>(block: &mut &'a [u8], plain: &'a mut Vec<u8>) -> Result<&'a [u8], HpackError> {
+    let is_huffman = block.first().ok_or(HpackError)? & 0x80 != 0;
     let len = integer(block, 7)?;
-    let (string, rest) = block.split_at_checked(len).ok_or(Undecodable)?;
+    let (string, rest) = block.split_at_checked(len).ok_or(HpackError)?;
     *block = rest;
     if !is_huffman {
         return Ok(string);
@@ -467,7 +467,7 @@ mod tests {
         assert_eq!(decoder.entries.len(), FIRST_TABLE / 138);
         decoder.decode(&literal(0x40, "x-large", &"x".repeat(FIRST_TABLE))).unwrap();
         assert_eq!((decoder.entries.len(), decoder.size), (0, 0));
-        assert_eq!(decoder.decode(&[0xbe]).unwrap_err(), Undecodable);
+        assert_eq!(decoder.decode(&[0xbe]).unwrap_err(), HpackError);
         let resize = |size| {
             let mut out = Vec::new();
             super::super::put_integer(&mut out, 0x20, 5, size);

@@ -1,7 +1,7 @@
 //! The Huffman code of RFC 7541 appendix B. It is canonical (shorter codes first, equal lengths in the order of their
 //! symbols), so the lengths say all of it.
 
-use super::Undecodable;
+use super::HpackError;
 
 /// The length of the code of each byte, and of the end-of-string symbol.
 #[rustfmt::skip]
@@ -74,7 +74,7 @@ const fn code() -> Code {
 ///
 /// # Errors
 /// The end-of-string symbol, or a padding that is more than seven ones (RFC 7541 section 5.2).
-pub fn decode(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Undecodable> {
+pub fn decode(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), HpackError> {
     // The upper `count` bits of `bits` are the next ones.
     let (mut bits, mut count) = (0_u64, 0);
     let mut bytes = bytes.iter();
@@ -91,14 +91,14 @@ pub fn decode(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Undecodable> {
             break;
         }
         if symbol == END_OF_STRING {
-            return Err(Undecodable);
+            return Err(HpackError);
         }
         out.push(symbol as u8);
         bits <<= len;
         count -= len;
     }
     let all_ones = count == 0 || bits >> (64 - count) == (1 << count) - 1;
-    if count < 8 && all_ones { Ok(()) } else { Err(Undecodable) }
+    if count < 8 && all_ones { Ok(()) } else { Err(HpackError) }
 }
 
 /// The symbol whose code these bits begin with, and the length of it.
@@ -137,7 +137,7 @@ mod tests {
         bits.chunks(8).map(|bits| bits.iter().fold(0, |byte, bit| byte << 1 | u8::from(*bit))).collect()
     }
 
-    fn decoded(bytes: &[u8]) -> Result<Vec<u8>, Undecodable> {
+    fn decoded(bytes: &[u8]) -> Result<Vec<u8>, HpackError> {
         let mut out = Vec::new();
         decode(bytes, &mut out).map(|()| out)
     }
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_padding_is_up_to_seven_ones() {
         for bad in [&[0xff][..], &[0x1f, 0xff], &[0x00], &[0x1e], &[0xff; 4], &[0xff; 30]] {
-            assert_eq!(decoded(bad), Err(Undecodable), "{bad:x?}");
+            assert_eq!(decoded(bad), Err(HpackError), "{bad:x?}");
         }
         assert_eq!(decoded(&[0x1f]).unwrap(), b"a");
     }

@@ -148,24 +148,24 @@ pub fn unpadded(header: FrameHeader, payload: &[u8]) -> Option<&[u8]> {
 /// (RFC 7541 section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a block of fields cannot be decompressed")]
-pub struct Undecodable;
+pub struct HpackError;
 
 /// The largest integer that anybody needs; RFC 7541 section 5.1 asks for a bound.
 const LARGEST_INTEGER: usize = 1 << 24;
 
 /// Takes an integer whose prefix has `bits` bits off the front (RFC 7541 section 5.1).
-fn integer(bytes: &mut &[u8], bits: u8) -> Result<usize, Undecodable> {
-    let (first, mut rest) = bytes.split_first().ok_or(Undecodable)?;
+fn integer(bytes: &mut &[u8], bits: u8) -> Result<usize, HpackError> {
+    let (first, mut rest) = bytes.split_first().ok_or(HpackError)?;
     let most = (1_usize << bits) - 1;
     let mut value = usize::from(*first) & most;
     if value == most {
         let mut shift = 0;
         loop {
-            let (byte, after) = rest.split_first().ok_or(Undecodable)?;
+            let (byte, after) = rest.split_first().ok_or(HpackError)?;
             rest = after;
             // Zeros without an end are as long as any number.
             if shift > 21 {
-                return Err(Undecodable);
+                return Err(HpackError);
             }
             value += usize::from(byte & 0x7f) << shift;
             shift += 7;
@@ -175,7 +175,7 @@ fn integer(bytes: &mut &[u8], bits: u8) -> Result<usize, Undecodable> {
         }
     }
     *bytes = rest;
-    if value > LARGEST_INTEGER { Err(Undecodable) } else { Ok(value) }
+    if value > LARGEST_INTEGER { Err(HpackError) } else { Ok(value) }
 }
 
 /// Writes an integer behind the bits of `first` that are not its prefix.
@@ -215,7 +215,7 @@ mod tests {
     fn integers_have_an_end() {
         for bytes in [&b""[..], b"\x1f", b"\x1f\x80", b"\x1f\xff\xff\xff\xff\x0f", b"\x1f\x80\x80\x80\x80\x80\x80\x00"]
         {
-            assert_eq!(integer(&mut &*bytes, 5), Err(Undecodable), "{bytes:?}");
+            assert_eq!(integer(&mut &*bytes, 5), Err(HpackError), "{bytes:?}");
         }
     }
 

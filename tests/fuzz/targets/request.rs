@@ -6,7 +6,9 @@ use http::header;
 use libfuzzer_sys::fuzz_target;
 use vestibule::{
     serve::normalize,
-    wire::{BodyDecoder, Framing, HeadLimits, Piece, chunk_head, head_len, last_chunk, parse_request, request_head},
+    wire::{
+        BodyDecoder, BodyFrame, Framing, HeadLimits, chunk_head, head_len, last_chunk, parse_request, request_head,
+    },
 };
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 128, target: 65_534 };
@@ -49,8 +51,8 @@ fn read(framing: Framing, wire: &[u8], step: usize) -> Body {
     let (mut decoder, mut buf, mut content, mut rest) = (BodyDecoder::new(framing), BytesMut::new(), Vec::new(), wire);
     loop {
         match decoder.decode(&mut buf).ok()? {
-            Some(Piece::Data(data)) => content.extend_from_slice(&data),
-            Some(Piece::Trailers(_) | Piece::End) => return Some((content, buf.len() + rest.len())),
+            Some(BodyFrame::Data(data)) => content.extend_from_slice(&data),
+            Some(BodyFrame::Trailers(_) | BodyFrame::End) => return Some((content, buf.len() + rest.len())),
             None if rest.is_empty() => return None,
             None => {
                 let (now, later) = rest.split_at(step.min(rest.len()));

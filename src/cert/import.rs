@@ -12,7 +12,7 @@ use super::{CertError, Certificate, Store, acme::State, issue::account_file};
 
 /// A certificate that another program has ordered.
 #[derive(Clone)]
-pub struct Foreign {
+pub struct ImportedCertificate {
     /// The name that it is wanted for.
     pub host: String,
     /// The ACME directory that issued it.
@@ -25,7 +25,7 @@ pub struct Foreign {
 
 /// Why nothing was taken over.
 #[derive(Debug, thiserror::Error)]
-pub enum TakeOverError {
+pub enum ImportError {
     /// Nobody would accept it any more.
     #[error("the certificate has expired")]
     Expired,
@@ -48,21 +48,21 @@ pub enum TakeOverError {
 ///
 /// # Errors
 /// It cannot be served, or not be written.
-pub fn take_over(store: &Store, foreign: Foreign, now: SystemTime) -> Result<SystemTime, TakeOverError> {
+pub fn import(store: &Store, foreign: ImportedCertificate, now: SystemTime) -> Result<SystemTime, ImportError> {
     let host = foreign.host;
     let state = State::new(foreign.chain, foreign.key, foreign.directory);
     let certificate = state.certificate()?;
     if certificate.not_after <= now {
-        return Err(TakeOverError::Expired);
+        return Err(ImportError::Expired);
     }
     if !is_for(&certificate, &host) {
-        return Err(TakeOverError::OtherName);
+        return Err(ImportError::OtherName);
     }
     let file = format!("certificates/{host}.json");
     let _lock = store.lock(&format!("order-{host}")).map_err(CertError::from)?;
     let known = store.load(&file).map_err(CertError::from)?.and_then(|text| State::from_json(&text));
     if known.and_then(|known| known.certificate().ok()).is_some_and(|known| known.not_after >= certificate.not_after) {
-        return Err(TakeOverError::NotNewer);
+        return Err(ImportError::NotNewer);
     }
     store.save(&file, &state.to_json().to_string()).map_err(CertError::from)?;
     Ok(certificate.not_after)
@@ -72,14 +72,14 @@ pub fn take_over(store: &Store, foreign: Foreign, now: SystemTime) -> Result<Sys
 ///
 /// # Errors
 /// The key is of another kind, there is an account already, or the storage cannot be written.
-pub fn take_over_account(store: &Store, directory: &str, url: &str, key: &str) -> Result<(), TakeOverError> {
+pub fn import_account(store: &Store, directory: &str, url: &str, key: &str) -> Result<(), ImportError> {
     let file = account_file(directory);
     if store.load(&file).map_err(CertError::from)?.is_some() {
-        return Err(TakeOverError::NotNewer);
+        return Err(ImportError::NotNewer);
     }
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| TakeOverError::AccountKey)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| ImportError::AccountKey)?;
     let key = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_der());
-    let key = key.map_err(|_| TakeOverError::AccountKey)?.to_pkcs8v1().map_err(|_| TakeOverError::AccountKey)?;
+    let key = key.map_err(|_| ImportError::AccountKey)?.to_pkcs8v1().map_err(|_| ImportError::AccountKey)?;
     // The form in which the ACME library keeps an account.
     let account =
         json!({ "id": url, "key_pkcs8": BASE64_URL_SAFE_NO_PAD.encode(key.as_ref()), "directory": directory });
@@ -108,12 +108,12 @@ mod tests {
 
     use super::*;
 
-    fn issued(host: &str, days: i32) -> Foreign {
+    fn issued(host: &str, days: i32) -> ImportedCertificate {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(2030 + days, 1, 1);
         let chain = params.self_signed(&key).unwrap().pem();
-        Foreign { host: host.into(), directory: "https://ca/dir".into(), chain, key: key.serialize_pem() }
+        ImportedCertificate { host: host.into(), directory: "https://ca/dir".into(), chain, key: key.serialize_pem() }
     }
 
     #[test]
@@ -123,29 +123,29 @@ mod tests {
         let at = |years: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(years * 31_557_600);
         let now = at(56);
         let (old, new) = (issued("a.example.org", 0), issued("a.example.org", 1));
-        assert!(take_over(&store, old.clone(), now).is_ok());
-        assert!(take_over(&store, new.clone(), now).is_ok());
-        assert!(matches!(take_over(&store, old.clone(), now), Err(TakeOverError::NotNewer)));
-        assert!(matches!(take_over(&store, new.clone(), at(70)), Err(TakeOverError::Expired)));
-        let other = Foreign { host: "b.example.org".into(), ..new.clone() };
-        assert!(matches!(take_over(&store, other, now), Err(TakeOverError::OtherName)));
-        let mixed = Foreign { key: old.key, ..issued("a.example.org", 2) };
-        assert!(matches!(take_over(&store, mixed, now), Err(TakeOverError::Cert(CertError::Mismatch(_)))));
+        assert!(import(&store, old.clone(), now).is_ok());
+        assert!(import(&store, new.clone(), now).is_ok());
+        assert!(matches!(import(&store, old.clone(), now), Err(ImportError::NotNewer)));
+        assert!(matches!(import(&store, new.clone(), at(70)), Err(ImportError::Expired)));
+        let other = ImportedCertificate { host: "b.example.org".into(), ..new.clone() };
+        assert!(matches!(import(&store, other, now), Err(ImportError::OtherName)));
+        let mixed = ImportedCertificate { key: old.key, ..issued("a.example.org", 2) };
+        assert!(matches!(import(&store, mixed, now), Err(ImportError::Cert(CertError::Mismatch(_)))));
         let stored = State::from_json(&store.load("certificates/a.example.org.json").unwrap().unwrap()).unwrap();
         assert_eq!(stored, State::new(new.chain, new.key, new.directory));
-        assert!(take_over(&store, issued("*.example.org", 1), now).is_ok());
+        assert!(import(&store, issued("*.example.org", 1), now).is_ok());
     }
 
     #[test]
     fn an_account_is_taken_once_and_only_with_a_key_that_signs() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().join("state"));
-        let take = |key: &str| take_over_account(&store, "https://ca/dir", "https://ca/acct/1", key);
+        let take = |key: &str| import_account(&store, "https://ca/dir", "https://ca/acct/1", key);
         let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
-        assert!(matches!(take(&p384), Err(TakeOverError::AccountKey)));
-        assert!(matches!(take("no key"), Err(TakeOverError::AccountKey)));
+        assert!(matches!(take(&p384), Err(ImportError::AccountKey)));
+        assert!(matches!(take("no key"), Err(ImportError::AccountKey)));
         let key = KeyPair::generate().unwrap().serialize_pem();
         assert!(take(&key).is_ok());
-        assert!(matches!(take(&key), Err(TakeOverError::NotNewer)));
+        assert!(matches!(take(&key), Err(ImportError::NotNewer)));
     }
 }

@@ -8,8 +8,8 @@ use std::{
 use futures_util::future::{join, join_all};
 
 use super::{
-    Finding, Progress, Reach, dns,
-    names::{Seen, Standing, authority, server_name_origin},
+    Finding, ProbeTargets, Progress, dns,
+    names::{NameReport, Reachability, authority, server_name_origin},
     services, tls,
 };
 use crate::config::{
@@ -18,12 +18,12 @@ use crate::config::{
 };
 
 /// What stands and what does not.
-pub struct Ground {
-    names: HashMap<(String, u16), Standing>,
+pub struct Preconditions {
+    names: HashMap<(String, u16), Reachability>,
     down: HashMap<String, String>,
 }
 
-impl Ground {
+impl Preconditions {
     /// Where the server of a public address is; `None` where nobody has looked.
     ///
     /// # Errors
@@ -31,8 +31,8 @@ impl Ground {
     pub fn way(&self, url: &str) -> Result<Option<SocketAddr>, String> {
         let Some(name) = authority(url) else { return Err(format!("{url} is no address")) };
         match self.names.get(&name) {
-            Some(Standing::At(address)) => Ok(Some(*address)),
-            Some(Standing::Broken(reason)) => Err(reason.clone()),
+            Some(Reachability::At(address)) => Ok(Some(*address)),
+            Some(Reachability::Broken(reason)) => Err(reason.clone()),
             None => Ok(None),
         }
     }
@@ -44,7 +44,7 @@ impl Ground {
 }
 
 /// Looks at the ground.
-pub async fn survey(plan: &Plan, reach: &Reach, progress: Progress<'_>) -> (Ground, Vec<Finding>) {
+pub async fn establish(plan: &Plan, reach: &ProbeTargets, progress: Progress<'_>) -> (Preconditions, Vec<Finding>) {
     let names = names(plan);
     let all = names.len() + 1;
     let looks = names.into_iter().map(|((host, port), site)| see(host, port, site, plan, reach));
@@ -57,17 +57,17 @@ pub async fn survey(plan: &Plan, reach: &Reach, progress: Progress<'_>) -> (Grou
     }
     for seen in seen {
         let standing = if silent {
-            Standing::Broken("the edge is not running (edge.down)".into())
+            Reachability::Broken("the edge is not running (edge.down)".into())
         } else {
-            let resolved = dns::judge(&seen);
+            let resolved = dns::assess(&seen);
             findings.push(resolved.clone());
-            let (standing, found) = tls::judge(&seen, &resolved, plan, reach);
+            let (standing, found) = tls::assess(&seen, &resolved, plan, reach);
             findings.extend(found);
             standing
         };
         standings.insert((seen.host, seen.port), standing);
     }
-    (Ground { names: standings, down }, findings)
+    (Preconditions { names: standings, down }, findings)
 }
 
 /// Every public name of the deployment, with the site that serves it if it is one of ours.
@@ -84,7 +84,7 @@ fn names(plan: &Plan) -> BTreeMap<(String, u16), Option<&Site>> {
     names
 }
 
-async fn see(host: String, port: u16, site: Option<&Site>, plan: &Plan, reach: &Reach) -> Seen {
+async fn see(host: String, port: u16, site: Option<&Site>, plan: &Plan, reach: &ProbeTargets) -> NameReport {
     let addresses = (reach.resolve)(host.clone(), port).await.map_err(|error| error.to_string());
     let outside =
         addresses.iter().flatten().map(|address| async { (*address, (reach.look)(*address, host.clone()).await) });
@@ -93,7 +93,7 @@ async fn see(host: String, port: u16, site: Option<&Site>, plan: &Plan, reach: &
         Some((address, (reach.look)(address, host.clone()).await))
     };
     let (outside, inside) = join(join_all(outside), inside).await;
-    Seen { host, port, addresses, outside, inside }
+    NameReport { host, port, addresses, outside, inside }
 }
 
 /// The first of our own TLS addresses that can be dialled from here and expects no PROXY protocol.
