@@ -107,8 +107,8 @@ pub struct RequestObservers {
     pub phases: Option<Arc<Phases>>,
 }
 
-/// An HTTP client that is handed to rooms which must fetch something (an ACME directory, a probe) without knowing the
-/// room that does it. The URI is absolute; the connection is not kept.
+/// An HTTP client, as it is handed to modules that must fetch something (an ACME directory, a probe): `client::Builder` makes
+/// one. The URI is absolute.
 pub type Fetch = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response, ProxyError>> + Send + Sync>;
 
 /// What a TLS server shows to a client that looks at its certificate.

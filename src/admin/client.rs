@@ -1,73 +1,60 @@
-//! Asks a running edge; for the commands that do. Blocking: they do nothing else.
+//! Asks a running edge; for the commands that do.
 
-use std::{
-    io::{self, Read as _},
-    net::TcpStream,
-    os::unix::net::UnixStream,
-    time::Duration,
+use std::{sync::Arc, time::Duration};
+
+use http::{Method, header};
+use http_body_util::BodyExt as _;
+
+use crate::{
+    client::{Builder, Destination, Roots},
+    config::plan::{AdminListen, Server},
+    error::{BoxError, Kind},
+    message::{Body, Request, Value},
 };
 
-use crate::config::plan::AdminListen;
+/// Bound on a request and its response. Longer than the admin server takes at most.
+const DEADLINE: Duration = Duration::from_secs(35);
 
-/// Longer than the door takes at most.
-const PATIENCE: Duration = Duration::from_secs(35);
+/// The longest response that is read. No document of the admin server is as long, and another program may listen there.
+const MAX_RESPONSE: usize = 64 << 20;
 
-/// No page of ours is as long, and nobody knows who else may listen there.
-const LONGEST: u64 = 64 << 20;
-
-/// There is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// Nobody listens.
+    /// The address does not accept, or stays silent.
     #[error("no edge answers at {0}")]
-    Away(String, #[source] io::Error),
-    /// Somebody else listens.
+    Away(String, #[source] BoxError),
+    /// Another program listens.
     #[error("what answers at {0} is no edge")]
     Stranger(String),
 }
 
-/// Asks for a page; its status and body.
+/// Sends a request without a body to the admin server of a running edge; returns the status and the text of its response.
 ///
 /// # Errors
 /// See [`CallError`].
-pub fn call(listen: &AdminListen, method: &str, path: &str) -> Result<(u16, String), CallError> {
-    let question = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-    let (place, answer) = match listen {
-        AdminListen::Tcp(addr) => {
-            let stream = TcpStream::connect_timeout(addr, Duration::from_secs(5));
-            (
-                addr.to_string(),
-                stream.and_then(|stream| {
-                    stream.set_read_timeout(Some(PATIENCE))?;
-                    ask(stream, &question)
-                }),
-            )
-        }
-        AdminListen::Unix(path) => {
-            let stream = UnixStream::connect(path);
-            (
-                path.display().to_string(),
-                stream.and_then(|stream| {
-                    stream.set_read_timeout(Some(PATIENCE))?;
-                    ask(stream, &question)
-                }),
-            )
-        }
+pub async fn call(listen: &AdminListen, method: Method, path: &str) -> Result<(u16, String), CallError> {
+    let (place, server) = match listen {
+        AdminListen::Tcp(addr) => (addr.to_string(), Server::Http { host: addr.ip().to_string(), port: addr.port() }),
+        AdminListen::Unix(path) => (path.display().to_string(), Server::Unix(path.clone())),
     };
-    let answer = answer.map_err(|error| CallError::Away(place.clone(), error))?;
-    let answer = String::from_utf8(answer).map_err(|_| CallError::Stranger(place.clone()))?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| CallError::Stranger(place.clone()))?;
-    // No page of ours is one for browsers, and nobody wants to read one here.
-    if head.to_ascii_lowercase().contains("\r\ncontent-type: text/html") {
+    let resolve = Arc::new(move |_: &str, _| Some(Destination::Server(server.clone())));
+    let fetch = Builder::new(Roots::none(), DEADLINE).max_response(MAX_RESPONSE).resolve(resolve).build();
+    let mut request = Request::new(Body::empty());
+    request.method = method;
+    request.uri = format!("http://localhost{path}").parse().map_err(|_| CallError::Stranger(place.clone()))?;
+    let response = fetch(request).await.map_err(|error| match error.kind {
+        Kind::Connect | Kind::ResponseTimeout => {
+            CallError::Away(place.clone(), error.source.unwrap_or_else(|| error.kind.into()))
+        }
+        _ => CallError::Stranger(place.clone()),
+    })?;
+    // The page is for browsers; no command asks for it.
+    let content_type = response.fields.get(header::CONTENT_TYPE).and_then(Value::to_str).unwrap_or_default();
+    if content_type.starts_with("text/html") {
         return Err(CallError::Stranger(place));
     }
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    status.map(|status| (status, body.to_owned())).ok_or(CallError::Stranger(place))
-}
-
-fn ask(mut stream: impl io::Read + io::Write, question: &str) -> io::Result<Vec<u8>> {
-    stream.write_all(question.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut answer)?;
-    Ok(answer)
+    let body = response.body.collect().await.map_err(|_| CallError::Stranger(place.clone()))?.to_bytes();
+    let text = String::from_utf8(body.into()).map_err(|_| CallError::Stranger(place))?;
+    Ok((response.status.as_u16(), text))
 }

@@ -303,9 +303,8 @@ mod tests {
             ("POST", "/renew/b.example.org", 404),
             ("GET", "/nothing", 404),
         ] {
-            let listen = listen.clone();
-            let asked = tokio::task::spawn_blocking(move || call(&listen, method, path));
-            assert_eq!(asked.await.unwrap().unwrap().0, status, "{path}");
+            let (answered, _) = call(&listen, method.parse().unwrap(), path).await.unwrap();
+            assert_eq!(answered, status, "{path}");
         }
     }
 
@@ -318,8 +317,8 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
-    #[test]
-    fn a_stranger_is_called_one() {
+    #[tokio::test]
+    async fn a_stranger_is_called_one() {
         for answer in [&b"\xff\xfe"[..], b"HTTP/1.0 404 Not Found\r\nContent-Type: text/html\r\n\r\n<html>"] {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let listen = AdminListen::Tcp(listener.local_addr().unwrap());
@@ -328,7 +327,7 @@ mod tests {
                 io::Read::read(&mut io, &mut [0; 512]).unwrap();
                 io::Write::write_all(&mut io, answer).unwrap();
             });
-            let said = call(&listen, "GET", "/health").unwrap_err().to_string();
+            let said = call(&listen, Method::GET, "/health").await.unwrap_err().to_string();
             assert!(said.ends_with("is no edge"), "{said}");
             stranger.join().unwrap();
         }

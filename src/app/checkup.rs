@@ -7,21 +7,18 @@ use std::{
     time::Duration,
 };
 
-use http::{Uri, header, uri::PathAndQuery};
 use tokio::net::lookup_host;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cert,
+    client::{self, Destination},
     clock::Clock,
     config::{
         Plan,
-        plan::{self, Action, SiteTls},
+        plan::{Action, Server, SiteTls},
     },
-    conn::{Fetch, RequestObservers},
+    conn::Fetch,
     doctor::{self, ClientFactory, Diagnosis, InspectTls, ProbeOptions, ProbeTargets, Progress, Resolve, Service},
-    message::Value,
-    upstream::{self, Upstream},
 };
 
 /// Bound on a question, from the dial to the head of its answer.
@@ -79,39 +76,27 @@ pub async fn checkup(
     wanted: &ProbeOptions,
     lens: ProbeOverrides,
     progress: Progress<'_>,
-) -> Result<Diagnosis, upstream::RootsError> {
+) -> Result<Diagnosis, client::RootsError> {
     let clock = Clock::system();
     let roots = roots(plan, &lens)?;
-    let stop = CancellationToken::new();
-    let env = upstream::Env {
-        workers: 1,
-        roots: roots.clone(),
-        drain: stop.clone(),
-        tasks: TaskTracker::new(),
-        tunnels: Arc::default(),
-        tunnel_idle: None,
-        body_stall: Some(LONG_POLL),
-    };
     let map = Arc::new(lens.resolve);
     let reach = ProbeTargets {
         resolve: resolve(map.clone()),
-        via: via(&env, QUESTION, map.clone()),
-        patient: via(&env, LONG_POLL, map),
-        look: look(roots),
+        via: via(&roots, QUESTION, map.clone()),
+        patient: via(&roots, LONG_POLL, map),
+        look: look(roots.clone()),
         nameserver: lens.nameserver.or_else(doctor::system_nameserver),
-        services: services(plan, &env),
+        services: services(plan, &roots),
         clock,
     };
-    let diagnosis = doctor::examine(plan, &reach, wanted, progress).await;
-    stop.cancel();
-    Ok(diagnosis)
+    Ok(doctor::examine(plan, &reach, wanted, progress).await)
 }
 
 /// The system's roots, those of a private CA, and our own where a site has its certificate from there.
-fn roots(plan: &Plan, lens: &ProbeOverrides) -> Result<upstream::Roots, upstream::RootsError> {
+fn roots(plan: &Plan, lens: &ProbeOverrides) -> Result<client::Roots, client::RootsError> {
     let internal = plan.sites.iter().any(|site| site.tls == SiteTls::Internal);
     let own = internal.then(|| cert::known_root_pem(&cert::Store::new(plan.storage.clone()))).flatten();
-    upstream::Roots::with(lens.ca_file.as_deref(), own.as_deref())
+    client::Roots::with(lens.ca_file.as_deref(), own.as_deref())
 }
 
 fn redirected<'a>(map: &'a [Redirection], host: &str, port: u16) -> Option<&'a [SocketAddr]> {
@@ -132,24 +117,25 @@ fn resolve(map: Arc<Vec<Redirection>>) -> Resolve {
     })
 }
 
-fn via(env: &upstream::Env, limit: Duration, map: Arc<Vec<Redirection>>) -> ClientFactory {
-    let env = env.clone();
+fn via(roots: &client::Roots, limit: Duration, map: Arc<Vec<Redirection>>) -> ClientFactory {
+    let roots = roots.clone();
     Arc::new(move |address| {
         let map = map.clone();
         let at = move |host: &str, port| address.or_else(|| redirected(&map, host, port)?.first().copied());
-        upstream::fetcher(env.roots.clone(), limit, Some(Arc::new(at)), &env)
+        let resolve = Arc::new(move |host: &str, port| at(host, port).map(Destination::Address));
+        client::Builder::new(roots.clone(), limit).resolve(resolve).build()
     })
 }
 
-fn look(roots: upstream::Roots) -> InspectTls {
+fn look(roots: client::Roots) -> InspectTls {
     Arc::new(move |address, host| {
         let roots = roots.clone();
-        Box::pin(async move { upstream::inspect(address, &host, &roots, HANDSHAKE).await })
+        Box::pin(async move { client::inspect(address, &host, &roots, HANDSHAKE).await })
     })
 }
 
 /// Every server of every route that leads to one, each on its own: one that is down must not hide behind another.
-fn services(plan: &Plan, env: &upstream::Env) -> Vec<Service> {
+fn services(plan: &Plan, roots: &client::Roots) -> Vec<Service> {
     let mut services = Vec::new();
     for (site, route) in plan.sites.iter().flat_map(|site| site.routes.iter().map(move |route| (site, route))) {
         let Action::Proxy(upstream) = &route.action else { continue };
@@ -158,35 +144,17 @@ fn services(plan: &Plan, env: &upstream::Env) -> Vec<Service> {
             prefix: route.prefix.clone(),
             kind: route.kind,
             server: server.to_string(),
-            client: direct(upstream, server, env),
+            client: direct(server, roots),
         }));
     }
     services
 }
 
-fn direct(upstream: &plan::Upstream, server: &plan::Server, env: &upstream::Env) -> Fetch {
-    let limited = plan::Upstream {
-        servers: vec![server.clone()],
-        response_timeout: Some(QUESTION),
-        // What refuses now is down now.
-        retry_connect: Duration::ZERO,
-        health: None,
-        ..upstream.clone()
-    };
-    let upstream = Upstream::new(&limited, env);
-    Arc::new(move |mut request| {
-        let upstream = upstream.clone();
-        Box::pin(async move {
-            if let Some(authority) = request.uri.authority()
-                && let Ok(host) = Value::new(authority.as_str().as_bytes())
-            {
-                request.fields.insert(header::HOST, host);
-            }
-            let target = request.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-            request.uri = Uri::from(target);
-            upstream.send(request, RequestObservers::default()).await
-        })
-    })
+/// A client of one server, whatever host the URL names; that host becomes the `Host` field. HTTP/1.1, as the edge speaks it.
+fn direct(server: &Server, roots: &client::Roots) -> Fetch {
+    let server = server.clone();
+    let resolve = Arc::new(move |_: &str, _| Some(Destination::Server(server.clone())));
+    client::Builder::new(roots.clone(), QUESTION).resolve(resolve).http1_only().build()
 }
 
 #[cfg(test)]

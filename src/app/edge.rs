@@ -13,7 +13,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    cert,
+    cert, client,
     clock::Clock,
     config::plan::{Plan, Site, SiteTls},
     conn::Fetch,
@@ -43,7 +43,7 @@ pub enum StartError {
     Tls(#[from] TlsError),
     /// `acme.ca_file` cannot be used.
     #[error("acme.ca_file")]
-    Roots(#[from] upstream::RootsError),
+    Roots(#[from] client::RootsError),
     /// The system has no thread or descriptor left.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -94,7 +94,7 @@ impl Edge {
         let certificates = Arc::new(cert::Manager::new(store, clock.clone(), background.clone(), stop.clone()));
         let env = upstream::Env {
             workers: plan.listen.threads.get(),
-            roots: upstream::Roots::system(),
+            roots: client::Roots::system(),
             drain: drain.clone(),
             tasks: tasks.clone(),
             tunnels: metrics.tunnels(),
@@ -288,10 +288,10 @@ fn acceptor(certificates: &Arc<cert::Manager>, plan: &Plan) -> Result<Acceptor, 
 /// How ACME directories are reached.
 fn acme_client(plan: &Plan, env: &upstream::Env) -> Result<Fetch, StartError> {
     let roots = match &plan.acme.ca_file {
-        Some(path) => upstream::Roots::with_file(path)?,
+        Some(path) => client::Roots::with(Some(path), None)?,
         None => env.roots.clone(),
     };
-    Ok(upstream::fetcher(roots, CA_PATIENCE, None, env))
+    Ok(client::Builder::new(roots, CA_PATIENCE).keep_connections().build())
 }
 
 fn upstreams(current: &Generation) -> Vec<(Arc<str>, String, bool, usize, usize, u64)> {

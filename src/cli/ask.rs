@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{anyhow, bail};
+use http::Method;
 
 use super::{BAD_CONFIG, FAILED, Failure, Outcome, print, warn};
 use crate::{
@@ -11,10 +12,11 @@ use crate::{
 };
 
 /// Asks the running edge. The file may be bad by now, which is the edge's to say; where nobody answers, it is ours.
-fn ask(named: Option<PathBuf>, method: &str, path: &str) -> Result<(u16, String), Failure> {
+fn ask(named: Option<PathBuf>, method: Method, path: &str) -> Result<(u16, String), Failure> {
     let file = config::locate(named)?;
     let door = config::door(&file)?.ok_or_else(|| anyhow!("admin.listen is off, so nobody can be asked"))?;
-    match admin::call(&door, method, path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(admin::call(&door, method, path)) {
         Ok(answer) => Ok(answer),
         Err(error) => {
             config::load(&file)?;
@@ -25,7 +27,7 @@ fn ask(named: Option<PathBuf>, method: &str, path: &str) -> Result<(u16, String)
 
 /// `vestibule reload`: the answer is what the edge says, diagnostics included.
 pub fn reload(named: Option<PathBuf>) -> Outcome {
-    let (status, said) = ask(named, "POST", "/reload")?;
+    let (status, said) = ask(named, Method::POST, "/reload")?;
     if status == 200 {
         return print(said);
     }
@@ -36,7 +38,7 @@ pub fn reload(named: Option<PathBuf>) -> Outcome {
 
 /// `vestibule renew HOST`.
 pub fn renew(named: Option<PathBuf>, host: &Hostname) -> Outcome {
-    let (status, said) = ask(named, "POST", &format!("/renew/{host}"))?;
+    let (status, said) = ask(named, Method::POST, &format!("/renew/{host}"))?;
     if status == 202 {
         return print(said);
     }
@@ -45,7 +47,7 @@ pub fn renew(named: Option<PathBuf>, host: &Hostname) -> Outcome {
 
 /// `vestibule healthcheck`.
 pub fn healthcheck(named: Option<PathBuf>) -> Outcome {
-    match ask(named, "GET", "/health")? {
+    match ask(named, Method::GET, "/health")? {
         (200, _) => Ok(ExitCode::SUCCESS),
         (status, said) => Err(anyhow!("{status}: {}", said.trim_end()).into()),
     }
@@ -53,7 +55,7 @@ pub fn healthcheck(named: Option<PathBuf>) -> Outcome {
 
 /// `vestibule status`.
 pub fn status(named: Option<PathBuf>, json: bool) -> Outcome {
-    let (status, said) = ask(named, "GET", "/status")?;
+    let (status, said) = ask(named, Method::GET, "/status")?;
     if status != 200 {
         Err(anyhow!("{status}: {}", said.trim_end()))?;
     }

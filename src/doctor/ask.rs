@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode, Uri, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -17,9 +17,6 @@ use crate::{
     message::{self, Body, BodyError, Fields, Request, Response},
     telemetry::redact_target,
 };
-
-/// No document that a probe asks for is longer; Synapse's own bound for a well-known document is 50 KiB.
-const MAX_ANSWER: usize = 1 << 20;
 
 /// The origin of a browser that comes from elsewhere, as every web client does.
 pub const ORIGIN: &str = "https://app.element.io";
@@ -118,19 +115,9 @@ impl ProbeRequest {
             let value = message::Value::new(value.as_bytes()).map_err(|error| format!("{name}: {error}"))?;
             request.fields.append(name, value);
         }
-        let Response { status, fields, mut body, .. } = fetch(request).await.map_err(|error| words(&error))?;
-        let mut bytes = BytesMut::new();
-        // A tunnel has no body to wait for.
-        while status != StatusCode::SWITCHING_PROTOCOLS
-            && let Some(frame) = body.frame().await
-        {
-            let frame = frame.map_err(|error| error.to_string())?;
-            bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if bytes.len() > MAX_ANSWER {
-                return Err(format!("the answer is longer than {MAX_ANSWER} bytes"));
-            }
-        }
-        Ok(ProbeResponse { status, fields, body: bytes.freeze() })
+        let Response { status, fields, body, .. } = fetch(request).await.map_err(|error| words(&error))?;
+        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+        Ok(ProbeResponse { status, fields, body })
     }
 }
 

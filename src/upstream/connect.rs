@@ -1,27 +1,19 @@
 //! Dialling: names resolved afresh every time, every address tried, TLS where the origin speaks it.
 //!
 //! Docker's resolver answers with a lifetime of 600 s although a container's address changes at its restart, so nothing
-//! is remembered between two dials. With `inspect.rs` the only file of this room that knows rustls.
+//! is remembered between two dials. The only file of this module that names rustls.
 
 use std::{
     io,
     net::SocketAddr,
-    path::Path,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::BytesMut;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{
-        CertificateDer, ServerName,
-        pem::{self, PemObject as _},
-    },
-};
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream, lookup_host},
@@ -30,6 +22,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    client::Roots,
     clock::IdleTimer,
     config::plan::Server,
     conn::{Phase, Phases},
@@ -37,109 +30,6 @@ use crate::{
 
 /// After this long the next address is tried beside the first (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
-
-/// Whom a TLS origin is verified against.
-#[derive(Clone)]
-pub struct Roots {
-    config: Arc<ClientConfig>,
-    store: Arc<RootCertStore>,
-}
-
-/// Roots that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RootsError {
-    /// The file cannot be read, or is no PEM.
-    #[error("no certificates in {path}")]
-    File {
-        /// As configured.
-        path: String,
-        /// Why.
-        #[source]
-        source: pem::Error,
-    },
-    /// A certificate that is no authority.
-    #[error(transparent)]
-    Tls(#[from] rustls::Error),
-}
-
-impl Roots {
-    /// The roots of the system, or those of Mozilla where it has none (a minimal image).
-    #[must_use]
-    pub fn system() -> Self {
-        Self::of(system_roots())
-    }
-
-    /// Those, and the certificates of a PEM file.
-    ///
-    /// # Errors
-    /// The file cannot be read, or has no certificate.
-    pub fn with_file(path: &Path) -> Result<Self, RootsError> {
-        Self::with(Some(path), None)
-    }
-
-    /// Those of the system, the certificates of a PEM file and those of a PEM text.
-    ///
-    /// # Errors
-    /// The file cannot be read, or one of both has something that is no authority.
-    pub fn with(file: Option<&Path>, text: Option<&str>) -> Result<Self, RootsError> {
-        let mut roots = system_roots();
-        if let Some(path) = file {
-            add(&mut roots, CertificateDer::pem_file_iter(path), &path.display().to_string())?;
-        }
-        if let Some(text) = text {
-            add(&mut roots, Ok(CertificateDer::pem_slice_iter(text.as_bytes())), "the given text")?;
-        }
-        Ok(Self::of(roots))
-    }
-
-    /// Only the certificates of a PEM text.
-    ///
-    /// # Errors
-    /// The text has no usable certificate.
-    pub fn only(pem: &[u8]) -> Result<Self, RootsError> {
-        let mut roots = RootCertStore::empty();
-        add(&mut roots, Ok(CertificateDer::pem_slice_iter(pem)), "the given text")?;
-        Ok(Self::of(roots))
-    }
-
-    /// The certificates.
-    pub(super) const fn store(&self) -> &Arc<RootCertStore> {
-        &self.store
-    }
-
-    fn of(roots: RootCertStore) -> Self {
-        let store = Arc::new(roots);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("the provider has suites for both versions")
-            .with_root_certificates(store.clone())
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self { config: Arc::new(config), store }
-    }
-}
-
-fn add<I>(roots: &mut RootCertStore, found: Result<I, pem::Error>, place: &str) -> Result<(), RootsError>
-where
-    I: Iterator<Item = Result<CertificateDer<'static>, pem::Error>>,
-{
-    let failed = |source| RootsError::File { path: place.to_owned(), source };
-    for certificate in found.map_err(failed)? {
-        roots.add(certificate.map_err(failed)?)?;
-    }
-    Ok(())
-}
-
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    // A broken certificate among the system's is none of our business as long as others are fine.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    roots
-}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -238,9 +128,9 @@ async fn open(server: &Server, roots: &Roots, phases: &Phases) -> Result<Socket,
 ///
 /// # Errors
 /// The handshake fails; the name is no name.
-pub async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialError> {
+async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialError> {
     let name = ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))?;
-    let stream = TlsConnector::from(roots.config.clone()).connect(name, tcp).await.map_err(DialError::Tls)?;
+    let stream = TlsConnector::from(roots.http1().clone()).connect(name, tcp).await.map_err(DialError::Tls)?;
     Ok(Socket::Tls(Box::new(stream)))
 }
 
@@ -284,7 +174,7 @@ async fn any_of(addresses: &mut impl Iterator<Item = SocketAddr>) -> io::Result<
 ///
 /// # Errors
 /// It refuses.
-pub async fn tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
+async fn tcp_to(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)

@@ -6,16 +6,11 @@
 mod balance;
 mod client;
 mod connect;
-mod fetch;
 mod health;
-mod inspect;
 mod pool;
 mod tunnel;
 
-pub use connect::{Roots, RootsError};
-pub use fetch::{Override, fetcher};
 pub use health::probe;
-pub use inspect::inspect;
 
 use std::{
     sync::{
@@ -37,6 +32,7 @@ use self::{
     pool::Pool,
 };
 use crate::{
+    client::Roots,
     config::plan,
     conn::{Phases, RequestObservers},
     error::{Kind, ProxyError},

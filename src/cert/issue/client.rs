@@ -20,9 +20,6 @@ use crate::{
     message::{Body, Fields, Response, Value},
 };
 
-/// An answer of a CA longer than this is none.
-const MAX_ANSWER: usize = 1 << 20;
-
 /// When renewal information is asked for again where the CA does not say, in seconds (RFC 9773 section 4.3.2).
 const ASK_AGAIN: Value<'static> = Value::from_static("21600");
 
@@ -87,8 +84,7 @@ impl HttpClient for Client {
             if is_get {
                 fields.insert_if_absent(header::RETRY_AFTER, ASK_AGAIN);
             }
-            let limited = http_body_util::Limited::new(body, MAX_ANSWER);
-            let bytes = limited.collect().await.map_err(Error::Other)?.to_bytes();
+            let bytes = body.collect().await.map_err(|error| Error::Other(error.into()))?.to_bytes();
             if status.is_client_error() || status.is_server_error() {
                 lock(&seen.0).problem = problem(&bytes);
             }

@@ -7,14 +7,16 @@ use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::super::{Failure, print};
 use crate::{
+    client::{self, Destination, Roots},
     conn::Fetch,
     message::{Body, Fields, Request, Response, Value},
-    upstream::{self, Env, Roots},
 };
+
+/// Bound on one request and its response; both ends are on this machine.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Tries everything, prints a table; whether all of it works.
 pub async fn run(plain: SocketAddr, secure: SocketAddr, root: &str) -> Result<bool, Failure> {
@@ -51,18 +53,10 @@ struct Client {
 
 impl Client {
     fn new(plain: SocketAddr, secure: SocketAddr, root: &str) -> anyhow::Result<Self> {
-        let env = Env {
-            workers: 1,
-            roots: Roots::only(root.as_bytes())?,
-            drain: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            tunnels: Arc::default(),
-            tunnel_idle: None,
-            body_stall: Some(Duration::from_secs(10)),
-        };
         // Every name is here.
-        let here = move |_: &str, port| Some(if port == plain.port() { plain } else { secure });
-        let fetch = upstream::fetcher(env.roots.clone(), Duration::from_secs(10), Some(Arc::new(here)), &env);
+        let here = move |_: &str, port| Some(Destination::Address(if port == plain.port() { plain } else { secure }));
+        let roots = Roots::only(root.as_bytes())?;
+        let fetch = client::Builder::new(roots, DEADLINE).resolve(Arc::new(here)).build();
         Ok(Self { fetch, plain: plain.port(), secure: secure.port() })
     }
 

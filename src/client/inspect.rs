@@ -17,10 +17,10 @@ use rustls::{
     },
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use super::connect::{self, Roots};
+use super::Roots;
 use crate::conn::{PeerCertificate, TlsFailure, VerifyError};
 
 /// Shakes hands with an address for a name.
@@ -38,7 +38,7 @@ pub async fn inspect(
 
 async fn handshake(address: SocketAddr, host: &str, roots: &Roots) -> Result<PeerCertificate, TlsFailure> {
     let other = |error: &dyn std::error::Error| TlsFailure::Other(error.to_string());
-    let tcp = connect::tcp_to(address).await.map_err(|error| match error.kind() {
+    let tcp = TcpStream::connect(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => TlsFailure::Refused,
         // A firewall that says so, or a router that gave up.
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => TlsFailure::Silent,

@@ -1,0 +1,128 @@
+//! Trust anchors: the certificate authorities that a TLS server is verified against.
+
+use std::{path::Path, sync::Arc};
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{
+        CertificateDer,
+        pem::{self, PemObject as _},
+    },
+};
+
+/// A set of trust anchors. Cheap to clone.
+#[derive(Clone)]
+pub struct Roots {
+    store: Arc<RootCertStore>,
+    http1: Arc<ClientConfig>,
+}
+
+/// Why a set of trust anchors cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RootsError {
+    /// The file cannot be read, or is no PEM.
+    #[error("no certificates in {path}")]
+    File {
+        /// As configured.
+        path: String,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// A certificate is not one of an authority.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
+impl Roots {
+    /// No trust anchor: for servers without TLS.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::of(RootCertStore::empty())
+    }
+
+    /// The roots of the system, or those of Mozilla where it has none (a minimal image).
+    #[must_use]
+    pub fn system() -> Self {
+        Self::of(system_store())
+    }
+
+    /// The roots of the system, the certificates of a PEM file and those of a PEM text.
+    ///
+    /// # Errors
+    /// The file cannot be read, or one of both has something that is no authority.
+    pub fn with(file: Option<&Path>, text: Option<&str>) -> Result<Self, RootsError> {
+        let mut store = system_store();
+        if let Some(path) = file {
+            add(&mut store, CertificateDer::pem_file_iter(path), &path.display().to_string())?;
+        }
+        if let Some(text) = text {
+            add(&mut store, Ok(CertificateDer::pem_slice_iter(text.as_bytes())), "the given text")?;
+        }
+        Ok(Self::of(store))
+    }
+
+    /// Only the certificates of a PEM text.
+    ///
+    /// # Errors
+    /// The text has no usable certificate.
+    pub fn only(pem: &[u8]) -> Result<Self, RootsError> {
+        let mut store = RootCertStore::empty();
+        add(&mut store, Ok(CertificateDer::pem_slice_iter(pem)), "the given text")?;
+        Ok(Self::of(store))
+    }
+
+    /// A TLS configuration that verifies against these roots and offers HTTP/1.1; sessions are resumed within it.
+    #[must_use]
+    pub const fn http1(&self) -> &Arc<ClientConfig> {
+        &self.http1
+    }
+
+    /// The same, with HTTP/2 preferred.
+    pub(super) fn http2(&self) -> Arc<ClientConfig> {
+        Arc::new(tls_config(&self.store, &[b"h2", b"http/1.1"]))
+    }
+
+    /// The certificates.
+    pub(super) const fn store(&self) -> &Arc<RootCertStore> {
+        &self.store
+    }
+
+    fn of(store: RootCertStore) -> Self {
+        let store = Arc::new(store);
+        Self { http1: Arc::new(tls_config(&store, &[b"http/1.1"])), store }
+    }
+}
+
+/// A TLS configuration that verifies against a store and offers these protocols (ALPN), the preferred one first.
+fn tls_config(store: &Arc<RootCertStore>, protocols: &[&[u8]]) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites for both versions")
+        .with_root_certificates(store.clone())
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config
+}
+
+fn add<I>(store: &mut RootCertStore, found: Result<I, pem::Error>, place: &str) -> Result<(), RootsError>
+where
+    I: Iterator<Item = Result<CertificateDer<'static>, pem::Error>>,
+{
+    let failed = |source| RootsError::File { path: place.to_owned(), source };
+    for certificate in found.map_err(failed)? {
+        store.add(certificate.map_err(failed)?)?;
+    }
+    Ok(())
+}
+
+fn system_store() -> RootCertStore {
+    let mut store = RootCertStore::empty();
+    // A broken certificate among the system's does not matter as long as others are fine.
+    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if store.is_empty() {
+        store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    store
+}
