@@ -91,6 +91,9 @@ pub enum Kind {
     /// No response head within `response_timeout`.
     #[error("the service behind this address took too long to answer")]
     ResponseTimeout,
+    /// The request has our own token in `CDN-Loop`: an upstream leads back to us (RFC 8586).
+    #[error("the request has come back to the edge that sent it: an upstream leads to the edge itself")]
+    LoopDetected,
     /// The client left; nobody reads the answer.
     #[error("the client left")]
     ClientGone,
@@ -127,6 +130,7 @@ impl Kind {
             Self::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
             Self::Connect | Self::Reset | Self::BadResponse => StatusCode::BAD_GATEWAY,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::LoopDetected => StatusCode::LOOP_DETECTED,
             Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientGone => StatusCode::from_u16(499).expect("499 is three digits"),
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -140,7 +144,7 @@ impl Kind {
             Self::Connect | Self::ConnectTimeout | Self::Reset | Self::BadResponse | Self::ResponseTimeout => {
                 Fault::Upstream
             }
-            Self::Unavailable | Self::Internal => Fault::Proxy,
+            Self::Unavailable | Self::LoopDetected | Self::Internal => Fault::Proxy,
             _ => Fault::Client,
         }
     }
@@ -181,6 +185,7 @@ impl Kind {
             Self::Reset => "reset",
             Self::BadResponse => "bad_response",
             Self::ResponseTimeout => "response_timeout",
+            Self::LoopDetected => "loop_detected",
             Self::ClientGone => "client_gone",
             Self::Internal => "internal",
         }

@@ -3,7 +3,7 @@
 //! ```text
 //! handle    who is the client > log > { walk } > rescue > hsts
 //!   walk    site by host > acme token > well-known > https redirect > route by path > access > action
-//!     proxy body bound > preflight > compress > hop > forwarded > head bound > transports > upstream > hop > compress
+//!     proxy loop > body bound > preflight > compress > hop > forwarded > head bound > transports > upstream > hop > compress
 //! ```
 //!
 //! - The log is outside rescue, so that it records the status the client got; rescue is outside everything that can fail.
@@ -29,8 +29,8 @@ use crate::{
         compress::{AcceptedEncodings, Compress},
         cors,
         forwarded::Client,
-        hop, limit, redirect,
-        request_id::RequestId,
+        hop, limit, loop_detection, redirect,
+        request_id::{RequestId, X_REQUEST_ID},
         rescue::{self, Form},
         respond::{Fixed, WellKnown},
         response_head,
@@ -224,6 +224,7 @@ impl Generation {
         upstream: &Upstream,
     ) -> Result<Dispatch, ProxyError> {
         context.exchange.to_upstream(upstream.name());
+        loop_detection::check(&request.fields)?;
         if let Some(prefix) = &route.strip {
             strip_prefix(&mut request, prefix)?;
         }
@@ -233,8 +234,9 @@ impl Generation {
             return Ok(Dispatch::Local(cors::synapse_preflight(request.uri.path())));
         }
         let asked = route.compress.then(|| self.compress.request(&method, &mut request.fields));
-        hop::request(&method, &mut request.fields);
+        hop::request(&method, &mut request.fields, request.version);
         context.client.announce(&mut request.fields);
+        loop_detection::announce(&mut request.fields);
         limit::bound_head(&request, route.kind)?;
         let onlookers = RequestObservers { interim: context.interim.take(), phases: context.exchange.phases() };
         let answer = match &route.transports {
@@ -387,6 +389,10 @@ fn finish(answer: Result<Response, ProxyError>, context: RequestContext<'_>) -> 
         Ok(response) => (response, None),
         Err(error) => (rescue::response(&error, context.form, &context.client.id), Some(error)),
     };
+    if error.is_none() && response.status.is_server_error() {
+        // A user who reports it can name it, and the log knows the rest.
+        response.fields.insert(X_REQUEST_ID, context.client.id.value());
+    }
     if context.hsts {
         response_head::hsts(&mut response.fields, context.conn.tls.is_some());
     }

@@ -47,11 +47,7 @@ impl Client {
                 break;
             }
         }
-        let scheme = match fields.get(X_FORWARDED_PROTO).map(Value::as_bytes) {
-            Some(b"https") => Scheme::HTTPS,
-            Some(b"http") => Scheme::HTTP,
-            _ => conn.scheme(),
-        };
+        let scheme = forwarded_scheme(fields).unwrap_or_else(|| conn.scheme());
         let id = RequestId::from_trusted(fields).unwrap_or_default();
         Self { ip, scheme, id, host: fields.get(X_FORWARDED_HOST).map(Value::to_owned) }
     }
@@ -68,6 +64,16 @@ impl Client {
             None => fields.repeat(&header::HOST, X_FORWARDED_HOST),
         }
         fields.append(X_REQUEST_ID, self.id.value());
+    }
+}
+
+/// The scheme that `X-Forwarded-Proto` speaks of: its first member, in any letter case, as proxies that append write the
+/// client's scheme first. A WebSocket's `wss` and `ws` (Traefik) are `https` and `http`.
+pub fn forwarded_scheme(fields: &Fields) -> Option<Scheme> {
+    match fields.items(X_FORWARDED_PROTO).next()?.to_ascii_lowercase().as_slice() {
+        b"https" | b"wss" => Some(Scheme::HTTPS),
+        b"http" | b"ws" => Some(Scheme::HTTP),
+        _ => None,
     }
 }
 
@@ -170,6 +176,26 @@ mod tests {
         ] {
             let found = Client::find(&conn(peer), &headers(fields), &trusted);
             assert_eq!(found.ip, client.parse::<IpAddr>().unwrap(), "{peer} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_is_the_first_member_of_the_list() {
+        for (lines, scheme) in [
+            (&["https"][..], Some(Scheme::HTTPS)),
+            (&["HTTPS"], Some(Scheme::HTTPS)),
+            (&["wss"], Some(Scheme::HTTPS)),
+            (&["https,http"], Some(Scheme::HTTPS)),
+            (&[" https , http"], Some(Scheme::HTTPS)),
+            (&["https", "http"], Some(Scheme::HTTPS)),
+            (&["ws"], Some(Scheme::HTTP)),
+            (&["Http, https"], Some(Scheme::HTTP)),
+            (&["gopher"], None),
+            (&[""], None),
+            (&[], None),
+        ] {
+            let fields: Vec<_> = lines.iter().map(|line| ("x-forwarded-proto", *line)).collect();
+            assert_eq!(forwarded_scheme(&headers(&fields)), scheme, "{lines:?}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Fields that are meant for one hop only (RFC 9110 section 7.6.1), both ways.
 
+use std::borrow::Cow;
+
 use http::{HeaderName, Method, StatusCode, Version, header};
 
 use crate::{
@@ -11,12 +13,13 @@ const WEBSOCKET: Value<'static> = Value::from_static("websocket");
 const UPGRADE: Value<'static> = Value::from_static("upgrade");
 const TRAILERS: Value<'static> = Value::from_static("trailers");
 
-/// Cleans a request for the upstream. An upgrade to WebSocket is said anew; every other one is dropped.
-pub fn request(method: &Method, fields: &mut Fields) {
+/// Removes the fields of one hop from a request. An upgrade to WebSocket is said anew; every other one is dropped, and so
+/// is one in HTTP/1.0, which does not know the field (RFC 9110 section 7.8).
+pub fn request(method: &Method, fields: &mut Fields, client: Version) {
     if !any_of_one_hop(fields) {
         return;
     }
-    let websocket = is_websocket(method, fields);
+    let websocket = client > Version::HTTP_10 && is_websocket(method, fields);
     let trailers = has_token(fields, &header::TE, "trailers");
     strip_hop(fields);
     fields.remove(header::TE);
@@ -29,9 +32,10 @@ pub fn request(method: &Method, fields: &mut Fields) {
     }
 }
 
-/// Cleans a response for the client. A 101 keeps its upgrade, and so does the 426 that names one, where the client's
-/// protocol has the field.
+/// Removes the fields of one hop from a response, and `Alt-Svc`: where the edge can be reached only the edge knows. A 101
+/// keeps its upgrade, and so does the 426 that names one, where the client's protocol has the field.
 pub fn response(status: StatusCode, fields: &mut Fields, client: Version) {
+    fields.remove(header::ALT_SVC);
     if status == StatusCode::NO_CONTENT {
         // Forbidden (RFC 9110 section 8.6), and a length without its body breaks a stream of HTTP/2.
         fields.remove(header::CONTENT_LENGTH);
@@ -41,15 +45,15 @@ pub fn response(status: StatusCode, fields: &mut Fields, client: Version) {
     }
     let upgrade = match status {
         StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED if client < Version::HTTP_2 => {
-            fields.get(header::UPGRADE).map(Value::to_owned)
+            fields.list(header::UPGRADE).map(Cow::into_owned)
         }
         _ => None,
     };
     strip_hop(fields);
     fields.remove(header::TE);
-    if let Some(upgrade) = upgrade {
+    if let Some(upgrade) = upgrade.as_deref().and_then(|upgrade| Value::new(upgrade).ok()) {
         fields.insert(header::CONNECTION, UPGRADE);
-        fields.insert(header::UPGRADE, (&upgrade).into());
+        fields.insert(header::UPGRADE, upgrade);
     }
 }
 
@@ -100,9 +104,9 @@ mod tests {
             ("te", "gzip, trailers;q=0.5, trailers"),
             ("x-kept", "1"),
         ]);
-        request(&Method::GET, &mut map);
+        request(&Method::GET, &mut map, Version::HTTP_11);
         assert_eq!(names(&map), ["content-length", "host", "te", "x-kept"]);
-        assert_eq!(map.get("te").unwrap(), "trailers");
+        assert_eq!(map.list("te").unwrap(), &b"trailers"[..]);
     }
 
     #[test]
@@ -115,13 +119,16 @@ mod tests {
             ("keep-alive", "websocket", false),
         ] {
             let mut map = headers(&[("connection", connection), ("upgrade", upgrade), ("sec-websocket-key", "k")]);
-            request(&Method::GET, &mut map);
-            assert_eq!(map.get("upgrade").is_some_and(|v| v == "websocket"), kept, "{connection} {upgrade}");
+            request(&Method::GET, &mut map, Version::HTTP_11);
+            assert_eq!(map.list("upgrade").is_some_and(|v| *v == *b"websocket"), kept, "{connection} {upgrade}");
             assert!(map.contains("sec-websocket-key"));
         }
         let mut post = headers(&[("connection", "upgrade"), ("upgrade", "websocket")]);
-        request(&Method::POST, &mut post);
+        request(&Method::POST, &mut post, Version::HTTP_11);
         assert!(post.is_empty());
+        let mut old = headers(&[("connection", "upgrade"), ("upgrade", "websocket")]);
+        request(&Method::GET, &mut old, Version::HTTP_10);
+        assert!(old.is_empty(), "HTTP/1.0 has no Upgrade");
     }
 
     #[test]

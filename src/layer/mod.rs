@@ -5,7 +5,7 @@
 //! ```text
 //!   request_id > access_log > rescue > response_head >            (every request)
 //!     respond | redirect > access > limit >                       (by site and route)
-//!       rtc_transports > compress > hop > forwarded > upstream
+//!       loop_detection > rtc_transports > compress > hop > forwarded > upstream
 //! ```
 
 pub mod access;
@@ -15,6 +15,7 @@ pub mod cors;
 pub mod forwarded;
 pub mod hop;
 pub mod limit;
+pub mod loop_detection;
 pub mod redirect;
 pub mod request_id;
 pub mod rescue;

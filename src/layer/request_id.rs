@@ -1,10 +1,8 @@
 //! A name for every exchange, so that an error page, a line in our log and a line in Synapse's speak of the same thing.
 
-use std::{
-    cell::Cell,
-    hash::{BuildHasher as _, RandomState},
-};
+use std::cell::RefCell;
 
+use aws_lc_rs::rand;
 use http::{HeaderName, HeaderValue};
 
 use crate::message::{Fields, Value};
@@ -27,13 +25,10 @@ enum Id {
 }
 
 impl RequestId {
-    /// A new id. Unique in this process, and not to be guessed from another id.
+    /// A new id: 64 random bits, so that one does not tell another.
     #[must_use]
     pub fn new() -> Self {
-        thread_local!(static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(0)));
-        let state = STATE.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        STATE.set(state);
-        let id = mix(state);
+        let id = RANDOM.with_borrow_mut(Random::next);
         Self(Id::Own(std::array::from_fn(|at| b"0123456789abcdef"[(id >> (60 - 4 * at) & 15) as usize])))
     }
 
@@ -71,11 +66,34 @@ impl Default for RequestId {
     }
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection, so ids of one thread never repeat.
-const fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+thread_local!(static RANDOM: RefCell<Random> = const { RefCell::new(Random::new()) });
+
+/// Random bytes are drawn for so many ids at once: a draw costs a microsecond, whatever its size.
+const DRAWN: usize = 64;
+
+/// Random numbers of one thread.
+struct Random {
+    bytes: [u8; 8 * DRAWN],
+    left: usize,
+}
+
+impl Random {
+    const fn new() -> Self {
+        Self { bytes: [0; 8 * DRAWN], left: 0 }
+    }
+
+    fn next(&mut self) -> u64 {
+        if self.left == 0 {
+            rand::fill(&mut self.bytes).expect("the system has random bytes once it has started");
+            self.left = DRAWN;
+        }
+        self.left -= 1;
+        let number = &mut self.bytes[8 * self.left..8 * (self.left + 1)];
+        let id = u64::from_ne_bytes((&*number).try_into().expect("eight bytes"));
+        // What has been used is not kept.
+        number.fill(0);
+        id
+    }
 }
 
 #[cfg(test)]
@@ -83,9 +101,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_differ() {
-        let ids: std::collections::HashSet<_> = (0..1000).map(|_| RequestId::new().as_str().to_owned()).collect();
-        assert_eq!(ids.len(), 1000);
+    fn an_id_does_not_tell_the_next_one() {
+        let ids: Vec<u64> = (0..10_000).map(|_| u64::from_str_radix(RequestId::new().as_str(), 16).unwrap()).collect();
+        let steps: std::collections::HashSet<_> = ids.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+        assert_eq!(steps.len(), ids.len() - 1, "the same step twice");
+        // The mixing function of SplitMix64 can be undone, and its states are a constant apart: so ids were once made.
+        let states: std::collections::HashSet<_> =
+            ids.windows(2).map(|pair| unmix(pair[1]).wrapping_sub(unmix(pair[0]))).collect();
+        assert_eq!(states.len(), ids.len() - 1);
+    }
+
+    /// The inverse of the finaliser of SplitMix64.
+    fn unmix(mut z: u64) -> u64 {
+        z = (z ^ (z >> 31) ^ (z >> 62)).wrapping_mul(0x3196_42b2_d24d_8ec3);
+        z = (z ^ (z >> 27) ^ (z >> 54)).wrapping_mul(0x96de_1b17_3f11_9089);
+        z ^ (z >> 30) ^ (z >> 60)
     }
 
     #[test]

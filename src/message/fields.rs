@@ -5,9 +5,9 @@
 //! name and makes of every value a reference that is counted: two of them took a fifth of the instructions of a small
 //! exchange, and four of its allocations.
 
-use std::cell::RefCell;
+use std::{borrow::Cow, cell::RefCell};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Room that is made at first, for values and for fields: what a browser sends. Both are below 1 KiB, up to which glibc's
 /// allocator is quick.
@@ -83,11 +83,115 @@ impl<'a> Value<'a> {
         HeaderValue::from_bytes(self.0).expect("what may stand here is what the crate lets in")
     }
 
-    /// The items of a list, without the space around them (RFC 9110 section 5.6.1).
-    pub fn items(self) -> impl Iterator<Item = &'a [u8]> {
-        self.0.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+    /// The members of a list, without the space around them; empty ones are none (RFC 9110 section 5.6.1). A comma inside
+    /// of a quoted string does not end a member.
+    pub fn items(self) -> Items<'a> {
+        Items { rest: self.0, quotes: Quotes::Escaped }
+    }
+
+    /// The members of a list of entity tags, in whose quotes a backslash is a character like any other (RFC 9110
+    /// section 8.8.3).
+    pub fn tags(self) -> Items<'a> {
+        Items { rest: self.0, quotes: Quotes::Opaque }
     }
 }
+
+/// The members of a list.
+#[derive(Debug, Clone)]
+pub struct Items<'a> {
+    rest: &'a [u8],
+    quotes: Quotes,
+}
+
+/// What a backslash means between quotes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quotes {
+    /// The next byte is itself: a quoted string.
+    Escaped,
+    /// Nothing: an entity tag.
+    Opaque,
+    /// A quote has no end, and then no later one has (what would end one of them would end the first). They hide nothing.
+    Open,
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        while !self.rest.is_empty() {
+            let end = self.member_len();
+            let member = self.rest[..end].trim_ascii();
+            self.rest = self.rest.get(end + 1..).unwrap_or_default();
+            if !member.is_empty() {
+                return Some(member);
+            }
+        }
+        None
+    }
+}
+
+impl Items<'_> {
+    /// Where the first member ends: at a comma, or with the bytes.
+    fn member_len(&mut self) -> usize {
+        let mut at = 0;
+        while let Some(found) = memchr::memchr2(b',', b'"', &self.rest[at..]) {
+            at += found;
+            if self.rest[at] == b',' {
+                return at;
+            }
+            at += self.quoted_len(at);
+        }
+        self.rest.len()
+    }
+
+    /// The length of the quoted string that begins here, both quotes included; 1 if it has no end.
+    fn quoted_len(&mut self, start: usize) -> usize {
+        if self.quotes != Quotes::Open {
+            let bytes = &self.rest[start..];
+            let mut at = 1;
+            while let Some(byte) = bytes.get(at) {
+                match byte {
+                    b'"' => return at + 1,
+                    b'\\' if self.quotes == Quotes::Escaped => at += 2,
+                    _ => at += 1,
+                }
+            }
+            self.quotes = Quotes::Open;
+        }
+        1
+    }
+}
+
+/// Fields whose value is a list that may be spread over several lines (RFC 9110 section 5.3), as far as the program looks
+/// at them. The first line of such a field is not its value, so [`Fields::get`] does not give it.
+static LISTS: [HeaderName; 23] = [
+    header::ACCEPT,
+    header::ACCEPT_ENCODING,
+    header::ACCEPT_LANGUAGE,
+    header::ALLOW,
+    header::CACHE_CONTROL,
+    CDN_LOOP,
+    header::CONNECTION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LANGUAGE,
+    header::EXPECT,
+    header::FORWARDED,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::VARY,
+    header::VIA,
+    header::WWW_AUTHENTICATE,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-proto"),
+];
+
+/// `CDN-Loop` (RFC 8586).
+pub const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
 const fn is_of_values(byte: u8) -> bool {
     (byte >= b' ') & (byte != 0x7f) | (byte == b'\t')
@@ -160,12 +264,18 @@ impl Fields {
         self.0.lines.iter().map(|line| &line.name)
     }
 
-    /// The first value of a name.
+    /// The value of a field that is no list; the first one, if it is said several times.
+    ///
+    /// # Panics
+    /// In a debug build, for a list: to read its first line and to [`insert`](Self::insert) it again would lose the others.
+    /// Lists are read by [`items`](Self::items) or [`list`](Self::list), and get one more member by
+    /// [`append`](Self::append).
     #[must_use]
     pub fn get<N>(&self, name: N) -> Option<Value<'_>>
     where
         HeaderName: PartialEq<N>,
     {
+        debug_assert!(LISTS.iter().all(|list| *list != name), "the first line of a list is not its value");
         self.0.lines.iter().find(|line| line.name == name).map(|line| self.value(line))
     }
 
@@ -177,12 +287,31 @@ impl Fields {
         self.0.lines.iter().filter(move |line| line.name == name).map(|line| self.value(line))
     }
 
-    /// The items of all values of a name, which are one list (RFC 9110 section 5.3).
+    /// The members of a list, whatever lines they stand on (RFC 9110 section 5.3).
     pub fn items<N>(&self, name: N) -> impl Iterator<Item = &[u8]>
     where
         HeaderName: PartialEq<N>,
     {
         self.get_all(name).flat_map(Value::items)
+    }
+
+    /// The members of a list of entity tags, or `*`.
+    pub fn tags<N>(&self, name: N) -> impl Iterator<Item = &[u8]>
+    where
+        HeaderName: PartialEq<N>,
+    {
+        self.get_all(name).flat_map(Value::tags)
+    }
+
+    /// A list on one line, or `None` where the name is not said.
+    #[must_use]
+    pub fn list<N>(&self, name: N) -> Option<Cow<'_, [u8]>>
+    where
+        HeaderName: PartialEq<N>,
+    {
+        let mut lines = self.get_all(name).map(Value::as_bytes);
+        let first = lines.next()?;
+        Some(lines.fold(Cow::Borrowed(first), |all, line| Cow::Owned([&all, b", ".as_slice(), line].concat())))
     }
 
     /// Whether a name is said.
@@ -356,8 +485,6 @@ impl From<&Fields> for HeaderMap {
 
 #[cfg(test)]
 mod tests {
-    use http::header;
-
     use super::*;
 
     fn fields(all: &[(&'static str, &'static str)]) -> Fields {
@@ -372,7 +499,7 @@ mod tests {
     fn the_order_is_that_in_which_they_were_said() {
         let mut all = fields(&[("host", "a"), ("x-own", "1"), ("accept", "b"), ("x-own", "2, 3"), ("x-own", "")]);
         assert_eq!(all.get("X-Own").unwrap(), "1");
-        assert_eq!(all.items("x-own").collect::<Vec<_>>(), [&b"1"[..], b"2", b"3", b""]);
+        assert_eq!(all.items("x-own").collect::<Vec<_>>(), [&b"1"[..], b"2", b"3"], "empty members are none");
         all.insert(HeaderName::from_static("x-own"), Value::from_static("4"));
         assert_eq!(said(&all), [("host", "a"), ("x-own", "4"), ("accept", "b")]);
         all.repeat(&header::HOST, header::ACCEPT);
@@ -385,6 +512,37 @@ mod tests {
         assert_eq!((all.len(), all.contains(header::HOST), all.contains("x-own")), (3, true, false));
         all.retain(|name, value| *name == header::ACCEPT || value == "17");
         assert_eq!(said(&all), [("accept", "a"), ("content-length", "17")]);
+    }
+
+    #[test]
+    fn a_list_is_split_at_commas_outside_of_quotes() {
+        for (value, items, tags) in [
+            ("a, b,,c , ", &["a", "b", "c"][..], &["a", "b", "c"][..]),
+            (r#""a,b", W/"c,d""#, &[r#""a,b""#, r#"W/"c,d""#], &[r#""a,b""#, r#"W/"c,d""#]),
+            (r#""a\", "b""#, &[r#""a\", "b""#], &[r#""a\""#, r#""b""#]),
+            (r#""a\"b,c", d"#, &[r#""a\"b,c""#, "d"], &[r#""a\"b"#, r#"c", d"#]),
+            (r#""open, close"#, &[r#""open"#, "close"], &[r#""open"#, "close"]),
+            (r#""a,\"b,\"c"#, &[r#""a"#, r#"\"b"#, r#"\"c"#], &[r#""a,\"b"#, r#"\"c"#]),
+            ("", &[], &[]),
+            (",", &[], &[]),
+        ] {
+            let value = Value::from_static(value);
+            let text = |items: Items<'static>| items.map(|i| std::str::from_utf8(i).unwrap()).collect::<Vec<_>>();
+            assert_eq!((text(value.items()), text(value.tags())), (items.to_vec(), tags.to_vec()), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_on_several_lines_is_one_list() {
+        let all = fields(&[("vary", "Origin"), ("host", "a"), ("vary", "Cookie"), ("vary", "Accept")]);
+        assert_eq!(all.list("vary").unwrap(), &b"Origin, Cookie, Accept"[..]);
+        assert_eq!((all.list("via"), all.items("vary").count()), (None, 3));
+    }
+
+    #[test]
+    #[should_panic(expected = "the first line of a list")]
+    fn the_first_line_of_a_list_cannot_be_taken_for_its_value() {
+        let _ = fields(&[("vary", "Origin"), ("vary", "Cookie")]).get(header::VARY);
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod fields;
 mod upgrade;
 
 pub use body::{Body, BodyError};
-pub use fields::{Fields, InvalidValue, Value};
+pub use fields::{CDN_LOOP, Fields, InvalidValue, Items, Value};
 pub use upgrade::{BoxIo, Io, UpgradeHandler};
 
 use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};

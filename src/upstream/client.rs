@@ -13,14 +13,14 @@ use std::{
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode, Uri, header};
+use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::{
     io::AsyncWrite as _,
     time::{Sleep, sleep},
 };
 
-use super::{Env, Lease, connect::UpstreamConnection, tunnel};
+use super::{Env, Lease, connect::UpstreamConnection, tunnel, websocket};
 use crate::{
     clock::IdleTimer,
     config::plan,
@@ -59,6 +59,8 @@ thread_local! {
 pub struct Outgoing {
     method: Method,
     uri: Uri,
+    /// What the client speaks.
+    client: Version,
     fields: Fields,
     body: Option<Body>,
     framing: Framing,
@@ -81,7 +83,7 @@ pub struct SendError {
 impl Outgoing {
     /// A request that is ready to go.
     pub fn new(request: Request, onlookers: RequestObservers) -> Self {
-        let Request { method, uri, mut fields, body, .. } = request;
+        let Request { method, uri, version: client, mut fields, body } = request;
         let framing = match body.size_hint().exact() {
             Some(0) if fields.contains(header::CONTENT_LENGTH) => Framing::Length(0),
             Some(0) => Framing::None,
@@ -98,7 +100,7 @@ impl Outgoing {
         }
         let websocket = fields.contains(header::UPGRADE);
         let expects_continue = !body.is_empty() && wire::expects_continue(&fields);
-        Self { method, uri, fields, body: Some(body), framing, websocket, expects_continue, onlookers }
+        Self { method, uri, client, fields, body: Some(body), framing, websocket, expects_continue, onlookers }
     }
 
     /// Where the time of a dial is noted.
@@ -213,12 +215,14 @@ impl Exchange {
         self.link.read.advance(len);
         match head.status.as_u16() {
             100 => self.upload.may_go(outgoing),
-            101 if outgoing.websocket && is_websocket(&head.fields) => return Ok(Some(head)),
-            101 => return Err(nonsense("an upgrade that nobody asked for")),
+            101 if !outgoing.websocket => return Err(nonsense("an upgrade that was not asked for")),
+            101 if websocket::is_accepted(&outgoing.fields, outgoing.client, &head.fields) => return Ok(Some(head)),
+            101 => return Err(nonsense("an upgrade without the proof that it answers this request")),
             102..=199 => {
                 if let Some(interim) = &outgoing.onlookers.interim {
                     wire::strip_hop(&mut head.fields);
                     head.fields.remove(header::CONTENT_LENGTH);
+                    head.fields.remove(header::ALT_SVC);
                     interim.push(head.status, &head.fields);
                 }
             }
@@ -648,10 +652,6 @@ impl UpstreamConnection {
         self.read = rest;
         Some(Body::full(data))
     }
-}
-
-fn is_websocket(fields: &Fields) -> bool {
-    fields.get(header::UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 fn nonsense(what: &'static str) -> ProxyError {

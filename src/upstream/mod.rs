@@ -9,6 +9,7 @@ mod connect;
 mod health;
 mod pool;
 mod tunnel;
+mod websocket;
 
 pub use health::probe;
 

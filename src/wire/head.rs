@@ -263,11 +263,12 @@ pub(super) fn content_length(fields: &mut Fields) -> Result<Option<u64>, WireErr
 /// Whether the body is chunked; the field is taken away, since framing is ours to say again on the next hop. Any coding
 /// but a single `chunked` is refused.
 fn transfer_encoding(fields: &mut Fields) -> Result<bool, WireError> {
-    let Some(coding) = fields.get(header::TRANSFER_ENCODING) else { return Ok(false) };
-    let is_repeated = fields.get_all(header::TRANSFER_ENCODING).nth(1).is_some();
-    if is_repeated || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+    let mut codings = fields.get_all(header::TRANSFER_ENCODING);
+    let Some(coding) = codings.next() else { return Ok(false) };
+    if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
         return Err(WireError::Malformed("the only transfer coding is chunked, once"));
     }
+    drop(codings);
     fields.remove(header::TRANSFER_ENCODING);
     Ok(true)
 }

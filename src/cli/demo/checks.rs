@@ -128,7 +128,8 @@ impl Client {
         let url = format!("https://example.localhost:{}/.well-known/matrix/client", self.secure);
         let fields = [(header::ACCEPT_ENCODING, "gzip, br, zstd")];
         let (_, headers, body) = whole(self.ask(Method::GET, url, &fields, "").await?).await?;
-        let coding = headers.get(header::CONTENT_ENCODING).and_then(Value::to_str).context("no content-encoding")?;
+        let coding =
+            headers.get_all(header::CONTENT_ENCODING).next().and_then(Value::to_str).context("no content-encoding")?;
         Ok(format!("{coding}, {} bytes", body.len()))
     }
 

@@ -9,7 +9,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use http::{Method, StatusCode, header};
+use http::{HeaderName, Method, StatusCode, header};
 use http_body::Body as _;
 use tokio::sync::Semaphore;
 
@@ -33,10 +33,12 @@ pub struct Compress {
 }
 
 /// What a request asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct AcceptedEncodings {
     encoding: Option<Encoding>,
     is_head: bool,
+    /// The tags by which the client knows answers that we compressed, in their strong form.
+    weakened: Vec<Box<[u8]>>,
 }
 
 impl Compress {
@@ -51,15 +53,15 @@ impl Compress {
         }
     }
 
-    /// Reads what the client takes. Where we will compress, the service is asked not to, and tags that we have weakened
-    /// are offered to it in the form that it knows.
+    /// Reads what the client takes. Where we will compress, the service is asked not to. Tags that we have weakened reach
+    /// the service in the form that it knows, whatever the client takes now.
     pub fn request(&self, method: &Method, fields: &mut Fields) -> AcceptedEncodings {
         let encoding = negotiate(fields, &self.encodings);
         if encoding.is_some() {
             fields.insert(header::ACCEPT_ENCODING, Value::from_static("identity"));
-            strengthen(fields);
         }
-        AcceptedEncodings { encoding, is_head: method == Method::HEAD }
+        let weakened = if self.encodings.is_empty() { Vec::new() } else { strengthen(fields) };
+        AcceptedEncodings { encoding, is_head: method == Method::HEAD, weakened }
     }
 
     /// Compresses an answer, or at least says that it might have been.
@@ -67,7 +69,9 @@ impl Compress {
     pub fn response(&self, asked: AcceptedEncodings, mut response: Response) -> Response {
         if response.status == StatusCode::NOT_MODIFIED && !self.encodings.is_empty() {
             vary(&mut response.fields);
-            if asked.encoding.is_some() {
+            // The tag that the 200 had: weak where we compressed it, and the client knows it so.
+            let tag = response.fields.get(header::ETAG).map(Value::as_bytes);
+            if tag.is_some_and(|tag| asked.weakened.iter().any(|weakened| **weakened == *tag)) {
                 weaken(&mut response.fields);
             }
             return response;
@@ -105,9 +109,7 @@ impl Compress {
         let status = response.status;
         let length = fields.get(header::CONTENT_LENGTH).and_then(|length| length.to_str()?.parse::<u64>().ok());
         let length = length.or_else(|| response.body.size_hint().exact().filter(|_| !is_head));
-        let encoded = fields
-            .get(header::CONTENT_ENCODING)
-            .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        let encoded = fields.items(header::CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"identity"));
         !(status.is_informational()
             || status == StatusCode::NO_CONTENT
             || status == StatusCode::PARTIAL_CONTENT
@@ -168,18 +170,40 @@ fn weaken(fields: &mut Fields) {
     }
 }
 
-/// Offers each weak tag in its strong form as well: a service that compares strings knows only the one it gave out.
-fn strengthen(fields: &mut Fields) {
-    let tags: Vec<u8> = fields
-        .items(header::IF_NONE_MATCH)
-        .filter_map(|tag| tag.strip_prefix(b"W/"))
-        .flat_map(|strong| [b", ".as_slice(), strong].concat())
-        .collect();
-    let Some(first) = fields.get(header::IF_NONE_MATCH).filter(|_| !tags.is_empty()) else { return };
-    let both = [first.as_bytes(), &tags].concat();
-    if let Ok(both) = Value::new(&both) {
-        fields.insert(header::IF_NONE_MATCH, both);
+/// Says weak tags as the service knows them, and returns those that were weak and known in `If-None-Match`.
+///
+/// `If-Match` and `If-Range` compare strongly (RFC 9110 section 8.8.3.2), so that a weak tag would never match: `W/` goes.
+/// `If-None-Match` compares weakly, but some services compare strings: it gets the strong form besides.
+fn strengthen(fields: &mut Fields) -> Vec<Box<[u8]>> {
+    let is_weak = |tag: &[u8]| tag.starts_with(b"W/");
+    if fields.tags(header::IF_MATCH).any(is_weak) {
+        let strong: Vec<&[u8]> = fields.tags(header::IF_MATCH).map(strong).collect();
+        replace(fields, header::IF_MATCH, &strong.join(&b", "[..]));
     }
+    if let Some(range) = fields.get(header::IF_RANGE).map(Value::as_bytes).filter(|range| is_weak(range)) {
+        let range = strong(range).to_vec();
+        replace(fields, header::IF_RANGE, &range);
+    }
+    if !fields.contains(header::IF_NONE_MATCH) {
+        return Vec::new();
+    }
+    let given: Vec<&[u8]> = fields.tags(header::IF_NONE_MATCH).collect();
+    let weakened = given.iter().filter(|tag| is_weak(tag)).map(|tag| strong(tag)).filter(|tag| !given.contains(tag));
+    let weakened: Vec<Box<[u8]>> = weakened.map(Into::into).collect();
+    if !weakened.is_empty() {
+        let all: Vec<&[u8]> = given.into_iter().chain(weakened.iter().map(|tag| &**tag)).collect();
+        let all = all.join(&b", "[..]);
+        replace(fields, header::IF_NONE_MATCH, &all);
+    }
+    weakened
+}
+
+fn strong(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+fn replace(fields: &mut Fields, name: HeaderName, value: &[u8]) {
+    fields.insert(name, Value::new(value).expect("made of parts of valid values"));
 }
 
 /// Adds `Accept-Encoding` to `Vary`, once.
@@ -187,9 +211,10 @@ fn vary(fields: &mut Fields) {
     if fields.items(header::VARY).any(|name| name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding")) {
         return;
     }
-    let merged = fields.get(header::VARY).map(|first| [first.as_bytes(), b", Accept-Encoding"].concat());
-    let merged = merged.as_deref().and_then(|merged| Value::new(merged).ok());
-    fields.insert(header::VARY, merged.unwrap_or(Value::from_static("Accept-Encoding")));
+    match fields.list(header::VARY).map(|all| [&all, b", Accept-Encoding".as_slice()].concat()) {
+        Some(merged) => replace(fields, header::VARY, &merged),
+        None => fields.append(header::VARY, Value::from_static("Accept-Encoding")),
+    }
 }
 
 #[cfg(test)]
@@ -229,7 +254,7 @@ mod tests {
     const JSON: (&str, &str) = ("content-type", "application/json");
 
     fn coding(response: &Response) -> Option<&str> {
-        response.fields.get("content-encoding").map(|value| value.to_str().unwrap())
+        response.fields.get_all("content-encoding").next().map(|value| value.to_str().unwrap())
     }
 
     #[test]
@@ -282,10 +307,8 @@ mod tests {
         let fields =
             [JSON, ("etag", "\"a\""), ("vary", "Origin"), ("accept-ranges", "bytes"), ("content-length", "9000")];
         let get = run(&Method::GET, "gzip", 200, &fields, Body::full(text()));
-        assert_eq!(
-            ["etag", "vary"].map(|name| get.fields.get(name).unwrap().to_str().unwrap()),
-            ["W/\"a\"", "Origin, Accept-Encoding"]
-        );
+        assert_eq!(get.fields.get("etag").unwrap(), "W/\"a\"");
+        assert_eq!(get.fields.list("vary").unwrap(), &b"Origin, Accept-Encoding"[..]);
         assert!(!get.fields.contains("accept-ranges"));
         let head = run(&Method::HEAD, "gzip", 200, &fields, Body::empty());
         assert_eq!(coding(&head), Some("gzip"));
@@ -295,17 +318,68 @@ mod tests {
         assert_eq!(not_modified.fields.get_all("vary").count(), 1);
         let plain = run(&Method::GET, "identity", 200, &fields, Body::full(text()));
         assert_eq!((coding(&plain), plain.fields.get("etag").unwrap() == "\"a\""), (None, true));
-        assert_eq!(plain.fields.get("vary").unwrap(), "Origin, Accept-Encoding");
+        assert_eq!(plain.fields.list("vary").unwrap(), &b"Origin, Accept-Encoding"[..]);
+    }
+
+    #[test]
+    fn vary_on_several_lines_keeps_every_member() {
+        for (lines, merged) in [
+            (&["Origin", "Cookie"][..], "Origin, Cookie, Accept-Encoding"),
+            (&["Origin", "accept-encoding"], "Origin, accept-encoding"),
+            (&["Origin", "*"], "Origin, *"),
+            (&["Origin", "Accept, Cookie"], "Origin, Accept, Cookie, Accept-Encoding"),
+        ] {
+            let fields: Vec<_> = [JSON].into_iter().chain(lines.iter().map(|line| ("vary", *line))).collect();
+            let answer = run(&Method::GET, "gzip", 200, &fields, Body::full(text()));
+            assert_eq!(answer.fields.list("vary").unwrap(), merged.as_bytes());
+        }
     }
 
     #[test]
     fn the_service_is_asked_for_what_it_knows() {
-        let mut headers = Fields::new();
-        headers.insert(header::ACCEPT_ENCODING, Value::from_static("gzip"));
-        headers.insert(header::IF_NONE_MATCH, Value::from_static("W/\"a\", \"b\""));
-        compress().request(&Method::GET, &mut headers);
-        assert_eq!(headers.get("accept-encoding").unwrap(), "identity");
-        assert_eq!(headers.get("if-none-match").unwrap(), "W/\"a\", \"b\", \"a\"");
+        for (name, lines, sent) in [
+            ("if-none-match", &[r#"W/"a", "b""#][..], r#"W/"a", "b", "a""#),
+            ("if-none-match", &[r#"W/"a,b""#, r#""c""#, "W/\"d\""], r#"W/"a,b", "c", W/"d", "a,b", "d""#),
+            ("if-none-match", &[r#"W/"a", "a""#], r#"W/"a", "a""#),
+            ("if-none-match", &["*"], "*"),
+            ("if-match", &[r#"W/"a""#], r#""a""#),
+            ("if-match", &[r#""x,y", W/"a""#, r#"W/"b""#], r#""x,y", "a", "b""#),
+            ("if-match", &[r#""a""#], r#""a""#),
+            ("if-match", &["*"], "*"),
+            ("if-range", &[r#"W/"a""#], r#""a""#),
+            ("if-range", &["Sat, 28 Nov 2026 00:00:00 GMT"], "Sat, 28 Nov 2026 00:00:00 GMT"),
+        ] {
+            for accept in ["gzip", "identity"] {
+                let mut fields = Fields::new();
+                fields.append(header::ACCEPT_ENCODING, Value::new(accept.as_bytes()).unwrap());
+                for line in lines {
+                    fields.append(HeaderName::from_static(name), Value::from_static(line));
+                }
+                compress().request(&Method::PUT, &mut fields);
+                assert_eq!(fields.list("accept-encoding").unwrap(), &b"identity"[..]);
+                assert_eq!(fields.list(name).unwrap(), sent.as_bytes(), "{name}: {lines:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_304_carries_the_tag_that_its_200_had() {
+        for (known, tag, told) in [
+            (r#"W/"a""#, r#""a""#, r#"W/"a""#),
+            (r#""a""#, r#""a""#, r#""a""#),
+            (r#"W/"a""#, r#"W/"a""#, r#"W/"a""#),
+            (r#""b", W/"a""#, r#""b""#, r#""b""#),
+            ("*", r#""a""#, r#""a""#),
+        ] {
+            let compress = compress();
+            let mut fields = Fields::new();
+            fields.append(header::ACCEPT_ENCODING, Value::from_static("gzip"));
+            fields.append(header::IF_NONE_MATCH, Value::from_static(known));
+            let asked = compress.request(&Method::GET, &mut fields);
+            let mut answer = Response::of(StatusCode::NOT_MODIFIED);
+            answer.fields.append(header::ETAG, Value::from_static(tag));
+            assert_eq!(compress.response(asked, answer).fields.get("etag").unwrap(), told, "{known}");
+        }
     }
 
     #[tokio::test]
