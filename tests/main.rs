@@ -16,6 +16,8 @@ mod life;
 mod matrix;
 mod pressure;
 mod reload;
+mod semantics;
+mod service;
 mod shapes;
 mod smuggling;
 mod soak;

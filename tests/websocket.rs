@@ -10,8 +10,15 @@ use tokio::{
 use crate::support::{Client, Edge, Origin, client, origin};
 
 const HOST: &str = "rtc.example.org";
-const OPEN: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+
+/// The 101 for a request.
+fn accepting(request: &str) -> String {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n",
+        origin::accept_key(request)
+    )
+}
 
 /// Upgrades, sends `early` at once, and echoes what follows.
 async fn echo(early: &'static [u8]) -> Origin {
@@ -26,7 +33,7 @@ async fn echo(early: &'static [u8]) -> Origin {
             let _ = stream.write_all(&origin::answer("401 Unauthorized", &[("x-why", "token")], "no token")).await;
             return;
         }
-        stream.write_all(&[OPEN.as_bytes(), early].concat()).await.unwrap();
+        stream.write_all(&[accepting(&request).as_bytes(), early].concat()).await.unwrap();
         let mut buf = vec![0; 65_536];
         while let Ok(n @ 1..) = stream.read(&mut buf).await {
             if stream.write_all(&buf[..n]).await.is_err() {

@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use super::{
-    pipeline::{ListenerKind, Pipeline},
+    pipeline::{ListenerKind, Logged, Pipeline},
     stack::{Generation, Http01},
     worker::Worker,
 };
@@ -16,8 +16,8 @@ use crate::{
     cert, client,
     clock::Clock,
     config::plan::{Plan, Site, SiteTls},
-    conn::Fetch,
-    listen::{BindError, Inherited, Permits, connection_limit},
+    conn::{Fetch, PerNetwork, Permits},
+    listen::{BindError, Inherited, SocketLimits},
     telemetry::{self, Metrics, Snapshot},
     tls::{Acceptor, TlsError},
     upstream,
@@ -92,6 +92,7 @@ impl Edge {
             error!(%error, reason, "no certificate can be kept, so none will be ordered");
         }
         let certificates = Arc::new(cert::Manager::new(store, clock.clone(), background.clone(), stop.clone()));
+        let sockets = SocketLimits::of_process(plan.limits.connections);
         let env = upstream::Env {
             workers: plan.listen.threads.get(),
             roots: client::Roots::system(),
@@ -100,6 +101,7 @@ impl Edge {
             tunnels: metrics.tunnels(),
             tunnel_idle: plan.timeouts.tunnel_idle,
             body_stall: plan.timeouts.body_stall,
+            dials: Permits::new(sockets.dials, PerNetwork::FairShare),
         };
         certificates.apply(&plan.sites, &plan.acme, &acme_client(&plan, &env)?);
         let generation = Generation::new(&plan, &env, http01(&certificates), &metrics, clock.clone());
@@ -107,10 +109,11 @@ impl Edge {
         let pipeline = Arc::new(Pipeline {
             acceptor: ArcSwap::from_pointee(acceptor),
             current: Arc::new(ArcSwap::from_pointee(generation)),
-            permits: Permits::new(connection_limit(plan.limits.connections), plan.limits.connections_per_ip),
+            permits: Permits::new(sockets.clients, per_network(&plan)),
             drain,
             tasks,
             metrics,
+            logged: Logged::default(),
         });
         let inherited = Arc::new(Inherited::from_env());
         let workers = 0..plan.listen.threads.get();
@@ -174,7 +177,9 @@ impl Edge {
         let http01 = http01(&self.certificates);
         let generation = Generation::new(&plan, &self.env, http01, metrics, self.clock.clone());
         self.certificates.apply(&plan.sites, &plan.acme, &client);
-        self.pipeline.permits.set(connection_limit(plan.limits.connections), plan.limits.connections_per_ip);
+        let sockets = SocketLimits::of_process(plan.limits.connections);
+        self.pipeline.permits.set(sockets.clients, per_network(&plan));
+        self.env.dials.set(sockets.dials, PerNetwork::FairShare);
         self.pipeline.current.store(Arc::new(generation));
         self.plan = plan;
         self.watch_upstreams();
@@ -273,6 +278,10 @@ impl Edge {
 fn wanted(plan: &Plan) -> impl Iterator<Item = (ListenerKind, SocketAddr)> {
     let plain = plan.listen.http.iter().map(|addr| (ListenerKind::Plain, *addr));
     plain.chain(plan.listen.https.iter().map(|addr| (ListenerKind::Tls, *addr)))
+}
+
+fn per_network(plan: &Plan) -> PerNetwork {
+    plan.limits.connections_per_ip.map_or(PerNetwork::Unlimited, PerNetwork::AtMost)
 }
 
 fn http01(certificates: &Arc<cert::Manager>) -> Http01 {

@@ -1,19 +1,28 @@
 //! One connection, from the socket to its last request.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use super::stack::{EdgeService, Generation};
 use crate::{
-    conn::ConnInfo,
-    listen::{Permits, proxy_protocol},
-    serve, telemetry,
+    conn::{ConnInfo, Exhausted, Permit, Permits},
+    error,
+    listen::proxy_protocol,
+    serve,
+    telemetry::{self, LogThrottle},
     tls::{AcceptError, Accepted, Acceptor},
 };
+
+/// How often one address is logged for one reason.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What every connection needs; shared by all workers.
 pub struct Pipeline {
@@ -29,6 +38,8 @@ pub struct Pipeline {
     pub tasks: TaskTracker,
     /// Counters.
     pub metrics: telemetry::Metrics,
+    /// What has been logged of refused connections.
+    pub logged: Logged,
 }
 
 /// What a listener does with the bytes of its connections.
@@ -53,39 +64,98 @@ impl ListenerKind {
 
 /// Serves one connection to its end. Whatever goes wrong here concerns this client only.
 pub async fn run(io: TcpStream, peer: SocketAddr, kind: ListenerKind, pipeline: Arc<Pipeline>) {
-    let Some(_permit) = pipeline.permits.try_acquire(peer.ip()) else {
-        pipeline.metrics.connection_refused();
-        return;
+    let connection = Connection { peer, kind, pipeline: &pipeline };
+    let served = match pipeline.permits.try_acquire() {
+        Ok(permit) => connection.serve(io, permit).await,
+        Err(exhausted) => Err(ConnError::Refused(peer.ip(), exhausted)),
     };
-    if let Err(error) = walk(io, peer, kind, &pipeline).await {
-        pipeline.metrics.handshake_failed();
-        debug!(client = %peer, listener = kind.as_str(), %error, "connection refused");
+    if let Err(error) = served {
+        connection.report(&error);
     }
 }
 
-async fn walk(io: TcpStream, peer: SocketAddr, kind: ListenerKind, pipeline: &Arc<Pipeline>) -> Result<(), ConnError> {
-    let road = pipeline.current.load_full();
-    let deadline = road.handshake().map(|limit| Instant::now() + limit);
-    let (io, client) = proxy_protocol::read(io, peer, road.proxy_protocol(), deadline).await?;
-    let settings = road.settings();
-    // The generation is not held for the life of the connection: a request asks for the newest one.
-    drop(road);
-    let (drain, tasks) = (pipeline.drain.clone(), pipeline.tasks.clone());
-    let service = EdgeService::new(pipeline.current.clone());
-    match kind {
-        ListenerKind::Plain => {
-            let conn = Arc::new(ConnInfo { peer, client, tls: None });
-            serve::serve_connection(io, conn, service, settings, drain, tasks).await;
-        }
-        ListenerKind::Tls => match pipeline.acceptor.load_full().accept(io, deadline).await? {
-            Accepted::Http(io, tls) => {
-                let conn = Arc::new(ConnInfo { peer, client, tls: Some(tls) });
+/// A connection that has been accepted.
+struct Connection<'a> {
+    peer: SocketAddr,
+    kind: ListenerKind,
+    pipeline: &'a Arc<Pipeline>,
+}
+
+impl Connection<'_> {
+    async fn serve(&self, io: TcpStream, mut permit: Permit) -> Result<(), ConnError> {
+        let (pipeline, peer) = (self.pipeline, self.peer);
+        let road = pipeline.current.load_full();
+        let deadline = road.handshake().map(|limit| Instant::now() + limit);
+        let (io, client) = proxy_protocol::read(io, peer, road.proxy_protocol(), deadline).await?;
+        // Only now is it known whose connection it is.
+        permit.count_for(client.ip()).map_err(|exhausted| ConnError::Refused(client.ip(), exhausted))?;
+        let settings = road.settings();
+        // The generation is not held for the life of the connection: a request asks for the newest one.
+        drop(road);
+        let (drain, tasks) = (pipeline.drain.clone(), pipeline.tasks.clone());
+        let service = EdgeService::new(pipeline.current.clone());
+        match self.kind {
+            ListenerKind::Plain => {
+                let conn = Arc::new(ConnInfo { peer, client, tls: None });
                 serve::serve_connection(io, conn, service, settings, drain, tasks).await;
             }
-            Accepted::AcmeChallenge => {}
-        },
+            ListenerKind::Tls => match pipeline.acceptor.load_full().accept(io, deadline).await {
+                Ok(Accepted::Http(io, tls)) => {
+                    let conn = Arc::new(ConnInfo { peer, client, tls: Some(tls) });
+                    serve::serve_connection(io, conn, service, settings, drain, tasks).await;
+                }
+                Ok(Accepted::AcmeChallenge) => {}
+                Err(error) => return Err(ConnError::Tls(client.ip(), error)),
+            },
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Counts and logs a connection that never came to a request. An address is logged at most once a minute.
+    fn report(&self, error: &ConnError) {
+        let (metrics, logged) = (&self.pipeline.metrics, &self.pipeline.logged);
+        let listener = self.kind.as_str();
+        match error {
+            ConnError::Refused(client, exhausted) => {
+                metrics.connection_refused();
+                if logged.bounds.allows(*client) {
+                    let limit = match exhausted {
+                        Exhausted::Total => "limits.connections",
+                        Exhausted::Share => "limits.connections_per_ip",
+                    };
+                    warn!(%client, listener, limit, "connection refused: the limit is reached");
+                }
+            }
+            ConnError::Tls(client, error) => {
+                metrics.handshake_failed();
+                let reason = error::chain(error);
+                if logged.handshakes.allows(*client) {
+                    info!(%client, listener, reason, "TLS handshake refused");
+                } else {
+                    debug!(%client, listener, reason, "TLS handshake refused");
+                }
+            }
+            ConnError::ProxyProtocol(error) => {
+                metrics.handshake_failed();
+                debug!(client = %self.peer, listener, %error, "connection refused");
+            }
+        }
+    }
+}
+
+/// What has been logged of whom.
+#[derive(Debug)]
+pub struct Logged {
+    /// Connections over a bound.
+    bounds: LogThrottle,
+    /// Handshakes.
+    handshakes: LogThrottle,
+}
+
+impl Default for Logged {
+    fn default() -> Self {
+        Self { bounds: LogThrottle::new(LOG_INTERVAL), handshakes: LogThrottle::new(LOG_INTERVAL) }
+    }
 }
 
 /// Why a connection never came to a request.
@@ -93,6 +163,8 @@ async fn walk(io: TcpStream, peer: SocketAddr, kind: ListenerKind, pipeline: &Ar
 enum ConnError {
     #[error(transparent)]
     ProxyProtocol(#[from] proxy_protocol::ProxyProtocolError),
-    #[error(transparent)]
-    Tls(#[from] AcceptError),
+    #[error("TLS of {0}")]
+    Tls(IpAddr, #[source] AcceptError),
+    #[error("connection of {0}")]
+    Refused(IpAddr, #[source] Exhausted),
 }

@@ -238,15 +238,19 @@ impl Generation {
         context.client.announce(&mut request.fields);
         loop_detection::announce(&mut request.fields);
         limit::bound_head(&request, route.kind)?;
-        let onlookers = RequestObservers { interim: context.interim.take(), phases: context.exchange.phases() };
+        let observers = RequestObservers {
+            interim: context.interim.take(),
+            phases: context.exchange.phases(),
+            client: Some(context.client.ip),
+        };
         let answer = match &route.transports {
             Some(transports) if transports.takes(request.uri.path()) => {
                 let (transports, upstream) = (transports.clone(), upstream.clone());
                 Box::pin(async move {
-                    transports.answer(request, |request| upstream.send(request, onlookers.clone())).await
+                    transports.answer(request, |request| upstream.send(request, observers.clone())).await
                 })
             }
-            _ => upstream.send(request, onlookers),
+            _ => upstream.send(request, observers),
         };
         let preflight = route.kind == SiteKind::LkJwt && method == Method::OPTIONS;
         Ok(Dispatch::Upstream { answer, back: ResponseContext { asked, preflight } })

@@ -1,12 +1,12 @@
 //! Sockets: listening, accepting, and how many connections there may be.
 
+mod descriptors;
 mod inherited;
-mod permits;
 pub mod proxy_protocol;
 mod socket;
 
+pub use descriptors::SocketLimits;
 pub use inherited::Inherited;
-pub use permits::{Permit, Permits, connection_limit};
 pub use socket::BindError;
 
 use std::{

@@ -2,6 +2,7 @@
 
 mod metrics;
 mod redact;
+mod throttle;
 mod writer;
 
 use std::{io::IsTerminal as _, panic};
@@ -12,6 +13,7 @@ use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt as _, reload,
 pub use self::{
     metrics::{Certificate, Class, Metrics, SiteNumbers, Snapshot, classic},
     redact::redact_target,
+    throttle::LogThrottle,
     writer::{DroppedLines, Flush},
 };
 use crate::config::plan::{Log, LogFormat};

@@ -6,6 +6,7 @@
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -109,6 +110,16 @@ impl Outgoing {
         self.onlookers.phases.as_deref().unwrap_or(&NOBODY_ASKS)
     }
 
+    /// Whether it asks for a WebSocket.
+    pub const fn is_upgrade(&self) -> bool {
+        self.websocket
+    }
+
+    /// The client that it is sent for.
+    pub const fn client_ip(&self) -> Option<IpAddr> {
+        self.onlookers.client
+    }
+
     /// What stands in for a request whose body is with its upload already.
     fn nothing() -> Self {
         Self::new(Request::new(Body::empty()), RequestObservers::default())
@@ -143,7 +154,9 @@ pub fn exchange<'a>(
         let head = match poll_fn(|cx| exchange.poll(cx, outgoing)).await {
             Ok(head) => head,
             Err(error) => {
-                let may_repeat = error.kind == Kind::Reset && !exchange.saw_bytes && outgoing.is_untouched();
+                // What may be done twice (RFC 9110 section 9.2.2), or has not been heard of once.
+                let is_safe = outgoing.method.is_idempotent() || !exchange.upload.has_sent;
+                let may_repeat = error.kind == Kind::Reset && !exchange.saw_bytes && outgoing.is_untouched() && is_safe;
                 return Err(SendError { error, may_repeat });
             }
         };
@@ -279,7 +292,7 @@ fn upgraded(
     let takeover = UpgradeHandler::new(move |client, from_client| {
         Box::pin(async move {
             tunnel::run(client, from_client, link.socket, early, settings).await;
-            drop(lease);
+            drop((link.permit, lease));
         })
     });
     Response { status: head.status, fields: head.fields, body: Body::empty(), takeover: Some(takeover) }
@@ -296,6 +309,8 @@ struct Upload {
     body: Option<Body>,
     chunked: bool,
     moved: bool,
+    /// Whether a byte has left.
+    has_sent: bool,
     patience: IdleTimer,
 }
 
@@ -332,6 +347,7 @@ impl Upload {
             body: None,
             chunked: outgoing.framing == Framing::Chunked,
             moved: false,
+            has_sent: false,
             patience: IdleTimer::new(stall),
         }
     }
@@ -452,6 +468,7 @@ impl Upload {
             };
             self.patience.moved();
             self.moved = true;
+            self.has_sent = true;
             self.wrote(n);
         }
         self.small.clear();

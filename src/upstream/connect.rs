@@ -16,16 +16,18 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream, lookup_host},
-    time::{Instant, sleep, timeout},
+    net::{TcpStream, UnixStream},
+    time::{Instant, sleep},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use super::resolve::Resolver;
 use crate::{
     client::Roots,
     clock::IdleTimer,
     config::plan::Server,
-    conn::{Phase, Phases},
+    conn::{Permit, Phase, Phases},
+    error::BoxError,
 };
 
 /// After this long the next address is tried beside the first (RFC 8305 section 5).
@@ -43,9 +45,19 @@ pub enum DialError {
     /// The name does not resolve, or no address accepts.
     #[error("not reachable")]
     Io(#[source] io::Error),
+    /// The edge has no socket left for it. The service is not to blame.
+    #[error("no socket is left for a connection")]
+    NoSocket(#[source] BoxError),
     /// The handshake failed, for instance on the certificate.
     #[error("TLS handshake failed")]
     Tls(#[source] io::Error),
+}
+
+impl From<io::Error> for DialError {
+    fn from(error: io::Error) -> Self {
+        // EMFILE and ENFILE: this process has too many files open, or the system has.
+        if matches!(error.raw_os_error(), Some(23 | 24)) { Self::NoSocket(error.into()) } else { Self::Io(error) }
+    }
 }
 
 impl DialError {
@@ -65,12 +77,14 @@ pub struct UpstreamConnection {
     pub lent: bool,
     /// With the answer that is awaited. It stays with the connection, so that its timer is made once.
     pub patience: IdleTimer,
+    /// Its place among the sockets of the process.
+    pub permit: Permit,
 }
 
 impl UpstreamConnection {
     /// A fresh connection.
-    pub fn new(socket: Socket) -> Self {
-        Self { socket, read: BytesMut::new(), lent: false, patience: IdleTimer::new(None) }
+    pub fn new(socket: Socket, permit: Permit) -> Self {
+        Self { socket, read: BytesMut::new(), lent: false, patience: IdleTimer::new(None), permit }
     }
 
     /// Whether the other side has neither closed nor said anything that nobody asked for. Costs no system call unless
@@ -93,35 +107,37 @@ pub enum Socket {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// Where a dial leads, and what it needs to get there.
+pub struct Target<'a> {
+    /// The address.
+    pub server: &'a Server,
+    /// Looks up its name.
+    pub resolver: &'a Resolver,
+    /// What its certificate is verified against.
+    pub roots: &'a Roots,
+}
+
 /// Opens a connection.
 ///
 /// # Errors
 /// See [`DialError`].
-pub async fn dial(
-    server: &Server,
-    limit: Duration,
-    roots: &Roots,
-    phases: &Phases,
-) -> Result<UpstreamConnection, DialError> {
-    timeout(limit, open(server, roots, phases)).await.map_err(|_| DialError::TimedOut)?.map(UpstreamConnection::new)
-}
-
-async fn open(server: &Server, roots: &Roots, phases: &Phases) -> Result<Socket, DialError> {
-    match server {
+pub async fn dial(target: Target<'_>, permit: Permit, phases: &Phases) -> Result<UpstreamConnection, DialError> {
+    let socket = match target.server {
         Server::Unix(path) => {
             phases.begin(Phase::Connect);
-            UnixStream::connect(path).await.map(Socket::Unix).map_err(DialError::Io)
+            Socket::Unix(UnixStream::connect(path).await?)
         }
-        Server::Http { host, port } => tcp(host, *port, phases).await.map(Socket::Tcp).map_err(DialError::Io),
+        Server::Http { host, port } => Socket::Tcp(tcp(target.resolver, host, *port, phases).await?),
         Server::Https { host, port } => {
-            let stream = tcp(host, *port, phases).await.map_err(DialError::Io)?;
+            let stream = tcp(target.resolver, host, *port, phases).await?;
             phases.begin(Phase::Tls);
             let began = Instant::now();
-            let socket = tls(stream, host, roots).await;
+            let socket = tls(stream, host, target.roots).await;
             phases.add(Phase::Tls, began.elapsed());
-            socket
+            socket?
         }
-    }
+    };
+    Ok(UpstreamConnection::new(socket, permit))
 }
 
 /// Speaks TLS on a connection.
@@ -135,10 +151,10 @@ async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialEr
 }
 
 /// Connects to the first address of a name that accepts. The next one starts when one fails or takes its time.
-async fn tcp(host: &str, port: u16, phases: &Phases) -> io::Result<TcpStream> {
+async fn tcp(resolver: &Resolver, host: &str, port: u16, phases: &Phases) -> io::Result<TcpStream> {
     phases.begin(Phase::Dns);
     let began = Instant::now();
-    let mut addresses = lookup_host((host, port)).await?;
+    let mut addresses = resolver.resolve(host, port).await?.into_iter();
     phases.add(Phase::Dns, began.elapsed());
     phases.begin(Phase::Connect);
     let began = Instant::now();

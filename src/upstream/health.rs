@@ -7,7 +7,10 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Lease, Upstream, client, connect};
+use super::{
+    Lease, Upstream, client,
+    connect::{self, DialError, Target, UpstreamConnection},
+};
 use crate::{
     config::plan::{self, Server},
     conn::{Phases, RequestObservers},
@@ -15,7 +18,7 @@ use crate::{
 };
 
 /// How long an answer to a probe may take; a service that needs longer to say that it is well is not.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a server is dialled that could not be reached, where no probe is configured.
 const SEEK: Duration = Duration::from_secs(10);
@@ -42,7 +45,9 @@ pub async fn probe(upstream: Upstream, stop: CancellationToken) {
 }
 
 async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) {
-    let answers = timeout(PATIENCE, send_probe(upstream, index, health)).await.unwrap_or(false);
+    let Some(answers) = timeout(PROBE_TIMEOUT, send_probe(upstream, index, health)).await.unwrap_or(Some(false)) else {
+        return;
+    };
     let endpoint = &upstream.0.endpoints[index];
     let before = endpoint.healthy.swap(answers, Ordering::Relaxed);
     if answers {
@@ -57,38 +62,50 @@ async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) 
         (false, true) if is_one_of_several => {
             info!(upstream = %upstream.name(), server = %endpoint.server, "probe succeeds again");
         }
-        (true, false) => upstream.is_away(UnhealthyStatus),
-        (_, true) => upstream.answers(endpoint),
+        (true, false) => upstream.report_outage(UnhealthyStatus),
+        (_, true) => upstream.report_answer(index),
         (false, false) => {}
     }
 }
 
 async fn seek(upstream: &Upstream, index: usize) {
-    let (inner, endpoint) = (&upstream.0, &upstream.0.endpoints[index]);
-    if endpoint.reached.load(Ordering::Relaxed) {
-        return;
-    }
-    let phases = Phases::default();
-    if connect::dial(&endpoint.server, inner.plan.connect_timeout, &inner.env.roots, &phases).await.is_ok() {
-        upstream.answers(endpoint);
+    if !upstream.0.endpoints[index].reached.load(Ordering::Relaxed)
+        && matches!(dial(upstream, index).await, Ok(Some(_)))
+    {
+        upstream.report_answer(index);
     }
 }
 
-async fn send_probe(upstream: &Upstream, index: usize, health: &plan::Health) -> bool {
+/// Whether the answer to a probe is a good one; `None` where the edge has no socket for it, which says nothing.
+async fn send_probe(upstream: &Upstream, index: usize, health: &plan::Health) -> Option<bool> {
     let inner = &upstream.0;
-    let server = &inner.endpoints[index].server;
-    let Ok(link) = connect::dial(server, inner.plan.connect_timeout, &inner.env.roots, &Phases::default()).await else {
-        return false;
+    let connection = match dial(upstream, index).await {
+        Ok(connection) => connection?,
+        Err(_) => return Some(false),
     };
     let mut request = Request::new(Body::empty());
     request.uri = health.path.clone();
-    request.fields.insert(header::HOST, (&host(server)).into());
+    request.fields.insert(header::HOST, (&host(&inner.endpoints[index].server)).into());
     request.fields.insert(header::CONNECTION, Value::from_static("close"));
     let mut outgoing = client::Outgoing::new(request, RequestObservers::default());
     let lease = Lease::new(inner.clone(), index);
-    match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
-        Ok(client::ReceivedResponse(response)) => response.status.is_success(),
-        Err(_) => false,
+    match client::exchange(connection, &mut outgoing, &inner.plan, &inner.env, lease).await {
+        Ok(client::ReceivedResponse(response)) => Some(response.status.is_success()),
+        Err(_) => Some(false),
+    }
+}
+
+/// A connection of the probe's own; `None` where the edge has no socket for it.
+async fn dial(upstream: &Upstream, index: usize) -> Result<Option<UpstreamConnection>, DialError> {
+    let (inner, endpoint) = (&upstream.0, &upstream.0.endpoints[index]);
+    let Ok(permit) = inner.env.dials.try_acquire() else { return Ok(None) };
+    let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &inner.env.roots };
+    let phases = Phases::default();
+    let dialled = timeout(inner.plan.connect_timeout, connect::dial(target, permit, &phases)).await;
+    match dialled.unwrap_or(Err(DialError::TimedOut)) {
+        Ok(connection) => Ok(Some(connection)),
+        Err(DialError::NoSocket(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

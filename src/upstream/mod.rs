@@ -6,8 +6,10 @@
 mod balance;
 mod client;
 mod connect;
+mod dial;
 mod health;
 mod pool;
+mod resolve;
 mod tunnel;
 mod websocket;
 
@@ -22,27 +24,24 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, sleep};
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
 
 use self::{
     balance::{Candidate, pick},
     client::{Outgoing, ReceivedResponse, SendError},
     connect::{DialError, UpstreamConnection},
+    dial::{DialOptions, Dialled, MOST_AT_ONCE, Outage},
     pool::Pool,
+    resolve::Resolver,
 };
 use crate::{
     client::Roots,
     config::plan,
-    conn::{Phases, RequestObservers},
+    conn::{Permits, RequestObservers},
     error::{Kind, ProxyError},
     message::{Request, Response},
 };
-
-/// Pauses between dials that are refused: short at first, since a restart often takes less than a blink.
-const DIAL_PAUSES: [Duration; 4] =
-    [Duration::from_millis(25), Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200)];
 
 /// How long an endpoint that refused a dial is passed over while another one answers.
 const EJECTED: Duration = Duration::from_secs(5);
@@ -64,6 +63,8 @@ pub struct Env {
     pub tunnel_idle: Option<Duration>,
     /// A body of which no byte moves.
     pub body_stall: Option<Duration>,
+    /// Bounds the connections to services.
+    pub dials: Permits,
 }
 
 /// A set of endpoints that serve the same thing. Cheap to clone.
@@ -76,13 +77,16 @@ struct Inner {
     endpoints: Vec<Endpoint>,
     turn: AtomicUsize,
     retries: AtomicU64,
-    down: AtomicBool,
+    outage: Outage,
 }
 
 /// One address of an upstream, and what we know of it.
 struct Endpoint {
     server: plan::Server,
+    resolver: Resolver,
     pool: Pool,
+    /// Bounds the dials under way.
+    dialling: Semaphore,
     in_flight: AtomicUsize,
     /// Milliseconds of `epoch` until which dials go elsewhere.
     ejected_until: AtomicU64,
@@ -90,6 +94,8 @@ struct Endpoint {
     healthy: AtomicBool,
     /// Whether the last dial led anywhere.
     reached: AtomicBool,
+    /// Whether the last dial ended by its time limit.
+    timed_out: AtomicBool,
     dial_failures: AtomicU64,
     epoch: Instant,
 }
@@ -124,7 +130,7 @@ impl Upstream {
             endpoints,
             turn: AtomicUsize::new(0),
             retries: AtomicU64::new(0),
-            down: false.into(),
+            outage: Outage::new(),
         }))
     }
 
@@ -156,12 +162,18 @@ impl Upstream {
             let inner = &upstream.0;
             let mut may_reuse = true;
             loop {
-                let (index, link, reused) = upstream.link(may_reuse, outgoing.phases()).await?;
+                let options = DialOptions {
+                    may_reuse,
+                    may_wait: !outgoing.is_upgrade(),
+                    client: outgoing.client_ip(),
+                    phases: outgoing.phases(),
+                };
+                let Dialled { index, connection, is_reused } = upstream.connection(options).await?;
                 let lease = Lease::new(inner.clone(), index);
-                match client::exchange(link, &mut outgoing, &inner.plan, &inner.env, lease).await {
+                match client::exchange(connection, &mut outgoing, &inner.plan, &inner.env, lease).await {
                     Ok(ReceivedResponse(response)) => return Ok(response),
                     // The service closed a connection that we had kept; on a new one the request has its first chance.
-                    Err(SendError { may_repeat: true, .. }) if reused => {
+                    Err(SendError { may_repeat: true, .. }) if is_reused => {
                         inner.retries.fetch_add(1, Ordering::Relaxed);
                         may_reuse = false;
                     }
@@ -193,59 +205,6 @@ impl Upstream {
         }
     }
 
-    /// A connection to the endpoint whose turn it is, and whether it has been used before.
-    async fn link(&self, may_reuse: bool, phases: &Phases) -> Result<(usize, UpstreamConnection, bool), ProxyError> {
-        let first = (!self.0.endpoints.is_empty()).then(|| self.pick());
-        if may_reuse
-            && let Some(index) = first
-            && let Some(link) = self.0.endpoints[index].pool.take()
-        {
-            return Ok((index, link, true));
-        }
-        // Boxed: a dial is rare, and a request that waits for its answer should not own the room for one.
-        Box::pin(self.dial(first, may_reuse, phases)).await
-    }
-
-    /// Dials until an endpoint answers, the `first` one first, or `retry_connect` is over: a service that restarts is
-    /// away for a moment, and nobody has to know.
-    async fn dial(
-        &self,
-        mut first: Option<usize>,
-        may_reuse: bool,
-        phases: &Phases,
-    ) -> Result<(usize, UpstreamConnection, bool), ProxyError> {
-        let give_up = Instant::now() + self.0.plan.retry_connect;
-        let mut pauses = DIAL_PAUSES.into_iter();
-        loop {
-            let mut failed = None;
-            for _ in 0..self.0.endpoints.len() {
-                let index = first.take().unwrap_or_else(|| self.pick());
-                let endpoint = &self.0.endpoints[index];
-                if may_reuse && let Some(link) = endpoint.pool.take() {
-                    return Ok((index, link, true));
-                }
-                let limit = self.0.plan.connect_timeout;
-                match connect::dial(&endpoint.server, limit, &self.0.env.roots, phases).await {
-                    Ok(link) => {
-                        self.answers(endpoint);
-                        return Ok((index, link, false));
-                    }
-                    Err(error) => {
-                        endpoint.eject();
-                        failed = Some(error);
-                    }
-                }
-            }
-            let error = failed.unwrap_or(DialError::NoEndpoint);
-            let pause = pauses.next().unwrap_or(DIAL_PAUSES[DIAL_PAUSES.len() - 1]);
-            if !error.is_passing() || Instant::now() + pause > give_up {
-                self.is_away(&error);
-                return Err(error.into());
-            }
-            sleep(pause).await;
-        }
-    }
-
     fn pick(&self) -> usize {
         let candidates: Vec<Candidate> = match self.0.endpoints.as_slice() {
             [_] => return 0,
@@ -253,32 +212,20 @@ impl Upstream {
         };
         pick(self.0.plan.balance, &candidates, self.0.turn.fetch_add(1, Ordering::Relaxed))
     }
-
-    /// One line when a service goes away, one when it is back, whoever notices.
-    fn is_away(&self, error: impl std::fmt::Display) {
-        if !self.0.down.swap(true, Ordering::Relaxed) {
-            warn!(upstream = %self.0.plan.name, %error, "upstream does not answer");
-        }
-    }
-
-    fn answers(&self, endpoint: &Endpoint) {
-        endpoint.ejected_until.store(0, Ordering::Relaxed);
-        endpoint.reached.store(true, Ordering::Relaxed);
-        if self.0.down.load(Ordering::Relaxed) && self.0.down.swap(false, Ordering::Relaxed) {
-            info!(upstream = %self.0.plan.name, "upstream answers again");
-        }
-    }
 }
 
 impl Endpoint {
     fn new(server: plan::Server, workers: usize) -> Self {
         Self {
             server,
+            resolver: Resolver::default(),
             pool: Pool::new(workers),
+            dialling: Semaphore::new(MOST_AT_ONCE),
             in_flight: AtomicUsize::new(0),
             ejected_until: AtomicU64::new(0),
             healthy: true.into(),
             reached: true.into(),
+            timed_out: false.into(),
             dial_failures: AtomicU64::new(0),
             epoch: Instant::now(),
         }
@@ -288,11 +235,26 @@ impl Endpoint {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn eject(&self) {
+    /// A dial has failed: others go elsewhere for a while.
+    fn eject(&self, timed_out: bool) {
         self.dial_failures.fetch_add(1, Ordering::Relaxed);
         self.reached.store(false, Ordering::Relaxed);
+        self.timed_out.store(timed_out, Ordering::Relaxed);
         let until = self.now() + u64::try_from(EJECTED.as_millis()).unwrap_or(u64::MAX);
         self.ejected_until.store(until, Ordering::Relaxed);
+    }
+
+    /// A dial has succeeded.
+    fn restore(&self) {
+        self.ejected_until.store(0, Ordering::Relaxed);
+        self.reached.store(true, Ordering::Relaxed);
+        self.timed_out.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a dial a moment ago waited in vain. One that is refused costs nothing; one that waits costs its request
+    /// `connect_timeout`.
+    fn is_silent(&self) -> bool {
+        self.timed_out.load(Ordering::Relaxed) && self.ejected_until.load(Ordering::Relaxed) > self.now()
     }
 
     fn is_up(&self) -> bool {
@@ -321,8 +283,12 @@ impl Lease {
         Self { upstream, index }
     }
 
-    fn give_back(&self, link: UpstreamConnection) {
-        self.upstream.endpoints[self.index].pool.insert(link);
+    /// Keeps the connection for the next request, unless sockets are scarce: then others need it more.
+    fn give_back(&self, mut connection: UpstreamConnection) {
+        if !self.upstream.env.dials.is_scarce() {
+            connection.permit.release_share();
+            self.upstream.endpoints[self.index].pool.insert(connection);
+        }
     }
 }
 
@@ -336,7 +302,7 @@ impl From<DialError> for ProxyError {
     fn from(error: DialError) -> Self {
         let kind = match error {
             DialError::TimedOut => Kind::ConnectTimeout,
-            DialError::NoEndpoint => Kind::Unavailable,
+            DialError::NoEndpoint | DialError::NoSocket(_) => Kind::Unavailable,
             DialError::Io(_) | DialError::Tls(_) => Kind::Connect,
         };
         Self::new(kind, error)

@@ -44,7 +44,7 @@ impl Pool {
 
     /// The connection that was used last and is still open.
     pub fn take(&self) -> Option<UpstreamConnection> {
-        let mut shelf = lock(&self.0[worker() % self.0.len()]);
+        let mut shelf = lock(self.queue()?);
         while let Some(Idle { mut link, .. }) = shelf.idle.pop_back() {
             if link.is_quiet() {
                 return Some(link);
@@ -53,14 +53,21 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection on which nothing is in flight.
+    /// Keeps a connection on which nothing is in flight, on a worker: any other thread's reactor is not where its next
+    /// request will wait.
     pub fn insert(&self, link: UpstreamConnection) {
-        let mut shelf = lock(&self.0[worker() % self.0.len()]);
+        let Some(queue) = self.queue() else { return };
+        let mut shelf = lock(queue);
         if shelf.idle.len() >= MAX_WAITING {
             shelf.idle.pop_front();
         }
         let since = shelf.now;
         shelf.idle.push_back(Idle { link, since });
+    }
+
+    /// The queue of this thread's worker.
+    fn queue(&self) -> Option<&Mutex<IdleQueue>> {
+        worker().map(|worker| &self.0[worker % self.0.len()])
     }
 
     /// Closes what has waited too long. To be called every half a minute or so.

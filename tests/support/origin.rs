@@ -141,3 +141,10 @@ pub async fn read_request(stream: &mut TcpStream) -> Option<String> {
         }
     }
 }
+
+/// The `Sec-WebSocket-Accept` for the key of a request.
+pub fn accept_key(request: &str) -> String {
+    let lines = request.lines().filter_map(|line| line.split_once(": "));
+    let key = lines.filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key")).map(|(_, key)| key).next();
+    tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.unwrap_or_default().as_bytes())
+}

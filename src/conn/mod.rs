@@ -1,7 +1,11 @@
 //! What is known of a connection, and the few handles that rooms hand each other beside a request.
 
+mod permits;
+
+pub use permits::{Exhausted, PerNetwork, Permit, Permits, network};
+
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -105,6 +109,8 @@ pub struct RequestObservers {
     pub interim: Option<Interim>,
     /// Takes the times of a dial, and the bytes of a tunnel.
     pub phases: Option<Arc<Phases>>,
+    /// The client whose share of the sockets a dial counts for.
+    pub client: Option<IpAddr>,
 }
 
 /// An HTTP client, as it is handed to modules that must fetch something (an ACME directory, a probe): `client::Builder` makes
@@ -261,17 +267,17 @@ impl Phases {
 }
 
 thread_local! {
-    static WORKER: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    static WORKER: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
 }
 
-/// The index of the worker this thread runs, 0 on every other thread. What belongs to a thread's reactor, such as pooled
-/// sockets, is kept in a slot of this index.
+/// The index of the worker that this thread runs; `None` on every other thread. What belongs to a thread's reactor, such as
+/// pooled sockets, is kept in a slot of this index.
 #[must_use]
-pub fn worker() -> usize {
+pub fn worker() -> Option<usize> {
     WORKER.get()
 }
 
 /// Says which worker this thread runs; called once, before its runtime starts.
 pub fn set_worker(index: usize) {
-    WORKER.set(index);
+    WORKER.set(Some(index));
 }
