@@ -64,7 +64,7 @@ fn fields() -> Fields {
 #[divan::bench]
 fn sanitiser(bencher: Bencher<'_, '_>) {
     bencher.with_inputs(fields).bench_values(|mut fields| {
-        hop::request(&Method::GET, &mut fields);
+        hop::request(&Method::GET, &mut fields, Version::HTTP_11);
         hop::response(StatusCode::OK, &mut fields, Version::HTTP_11);
         fields
     });
