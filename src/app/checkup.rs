@@ -78,7 +78,7 @@ pub async fn checkup(
     progress: Progress<'_>,
 ) -> Result<Diagnosis, client::RootsError> {
     let clock = Clock::system();
-    let roots = roots(plan, &lens)?;
+    let roots = roots(plan, &lens, &clock)?;
     let map = Arc::new(lens.resolve);
     let reach = ProbeTargets {
         resolve: resolve(map.clone()),
@@ -93,9 +93,9 @@ pub async fn checkup(
 }
 
 /// The system's roots, those of a private CA, and our own where a site has its certificate from there.
-fn roots(plan: &Plan, lens: &ProbeOverrides) -> Result<client::Roots, client::RootsError> {
+fn roots(plan: &Plan, lens: &ProbeOverrides, clock: &Clock) -> Result<client::Roots, client::RootsError> {
     let internal = plan.sites.iter().any(|site| site.tls == SiteTls::Internal);
-    let own = internal.then(|| cert::known_root_pem(&cert::Store::new(plan.storage.clone()))).flatten();
+    let own = internal.then(|| cert::known_root_pem(&cert::Store::new(plan.storage.clone()), clock)).flatten();
     client::Roots::with(lens.ca_file.as_deref(), own.as_deref())
 }
 

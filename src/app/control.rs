@@ -283,6 +283,7 @@ impl admin::AdminHandlers for Handlers {
                 "source": status.source,
                 "not_after": status.not_after.map(rfc3339),
                 "next": status.next.map(rfc3339),
+                "progress": status.progress,
                 "failures": status.failures,
                 "last_error": status.last_error,
                 "last_failure": status.failed_at.map(rfc3339),
@@ -314,6 +315,7 @@ impl admin::AdminHandlers for Handlers {
             "connections": snapshot.connections,
             "tunnels": self.metrics.tunnels().load(std::sync::atomic::Ordering::Relaxed),
             "unready": self.unready(),
+            "clock": self.certificates.clock_offset(),
             "certificates": self.certificates(),
             "upstreams": self.upstreams(),
         })

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cert, client,
     clock::Clock,
-    config::plan::{Plan, Site, SiteTls},
+    config::plan::{Directory, Plan, Site, SiteTls},
     conn::{Fetch, PerNetwork, Permits},
     listen::{BindError, Inherited, SocketLimits},
     telemetry::{self, Metrics, Snapshot},
@@ -27,7 +27,7 @@ use crate::{
 const TIDY: Duration = Duration::from_secs(30);
 
 /// How long a CA may take for one answer. Bounded, since a hanging one must not hold up the next.
-const CA_PATIENCE: Duration = Duration::from_secs(30);
+const CA_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is kept of the time to drain for the last steps: writing out the log, joining threads.
 const RESERVE: Duration = Duration::from_millis(300);
@@ -86,7 +86,7 @@ impl Edge {
         let store = cert::Store::new(plan.storage.clone());
         let keeps = |site: &Site| matches!(site.tls, SiteTls::Acme | SiteTls::Internal);
         if plan.sites.iter().any(keeps)
-            && let Err(error) = store.probe()
+            && let Err(error) = store.run(cert::Store::probe).await
         {
             let reason = std::error::Error::source(&error).map(ToString::to_string);
             error!(%error, reason, "no certificate can be kept, so none will be ordered");
@@ -103,7 +103,8 @@ impl Edge {
             body_stall: plan.timeouts.body_stall,
             dials: Permits::new(sockets.dials, PerNetwork::FairShare),
         };
-        certificates.apply(&plan.sites, &plan.acme, &acme_client(&plan, &env)?);
+        let client = acme_clients(&plan)?;
+        certificates.apply(&plan.sites, &plan.acme, &client).await;
         let generation = Generation::new(&plan, &env, http01(&certificates), &metrics, clock.clone());
         let acceptor = acceptor(&certificates, &plan)?;
         let pipeline = Arc::new(Pipeline {
@@ -152,7 +153,7 @@ impl Edge {
             }
         }
         // Everything that can fail comes first, and leaves no trace where it does.
-        let client = acme_client(&plan, &self.env)?;
+        let client = acme_clients(&plan)?;
         let acceptor = (plan.tls_min != self.plan.tls_min).then(|| acceptor(&self.certificates, &plan)).transpose()?;
         let wanted: Vec<_> = wanted(&plan).collect();
         let mut opened = Vec::new();
@@ -176,7 +177,7 @@ impl Edge {
         let metrics = &self.pipeline.metrics;
         let http01 = http01(&self.certificates);
         let generation = Generation::new(&plan, &self.env, http01, metrics, self.clock.clone());
-        self.certificates.apply(&plan.sites, &plan.acme, &client);
+        self.certificates.apply(&plan.sites, &plan.acme, &client).await;
         let sockets = SocketLimits::of_process(plan.limits.connections);
         self.pipeline.permits.set(sockets.clients, per_network(&plan));
         self.env.dials.set(sockets.dials, PerNetwork::FairShare);
@@ -290,17 +291,24 @@ fn http01(certificates: &Arc<cert::Manager>) -> Http01 {
 }
 
 fn acceptor(certificates: &Arc<cert::Manager>, plan: &Plan) -> Result<Acceptor, TlsError> {
-    let knows = certificates.resolver();
-    Acceptor::new(certificates.resolver(), Arc::new(move |name| knows.knows(name)), plan.tls_min)
+    let (knows, manager) = (certificates.resolver(), certificates.clone());
+    let challenges = Arc::new(move |name: &str| manager.find_challenge(name));
+    Acceptor::new(certificates.resolver(), Arc::new(move |name| knows.knows(name)), challenges, plan.tls_min)
 }
 
-/// How ACME directories are reached.
-fn acme_client(plan: &Plan, env: &upstream::Env) -> Result<Fetch, StartError> {
-    let roots = match &plan.acme.ca_file {
-        Some(path) => client::Roots::with(Some(path), None)?,
-        None => env.roots.clone(),
-    };
-    Ok(client::Builder::new(roots, CA_PATIENCE).keep_connections().build())
+/// How each ACME directory is reached. Roots are read anew, so that a reload takes a changed file.
+fn acme_clients(plan: &Plan) -> Result<impl Fn(&Directory) -> Fetch + Sync + use<>, StartError> {
+    let fetcher = |roots| client::Builder::new(roots, CA_TIMEOUT).keep_connections().build();
+    let mut clients = HashMap::new();
+    for path in plan.acme.directories.iter().filter_map(|directory| directory.ca_file.clone()) {
+        let roots = client::Roots::with(Some(&path), None)?;
+        clients.insert(path, fetcher(roots));
+    }
+    let system = fetcher(client::Roots::system());
+    Ok(move |directory: &Directory| {
+        let own = directory.ca_file.as_ref().and_then(|path| clients.get(path));
+        own.unwrap_or(&system).clone()
+    })
 }
 
 fn upstreams(current: &Generation) -> Vec<(Arc<str>, String, bool, usize, usize, u64)> {

@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// Looks up the key authorization of an HTTP-01 token.
-pub type Http01 = Arc<dyn Fn(&str, IpAddr) -> Option<String> + Send + Sync>;
+pub type Http01 = Arc<dyn Fn(&str, IpAddr) -> BoxFuture<'static, Option<String>> + Send + Sync>;
 
 const ACME_CHALLENGE: &str = "/.well-known/acme-challenge/";
 const MATRIX_WELL_KNOWN: &str = "/.well-known/matrix/";
@@ -65,6 +65,8 @@ struct Site {
     numbers: SiteNumbers,
     /// Whether the site is served over TLS, so that plain HTTP redirects.
     secure: bool,
+    /// Whether its certificate is ordered from a CA, which may come to validate.
+    ordered: bool,
     hsts: bool,
     well_known: Option<WellKnown>,
 }
@@ -136,8 +138,8 @@ impl Generation {
     /// Walks to where something has to be waited for.
     fn walk(&self, request: Request, context: &mut RequestContext<'_>) -> Result<Dispatch, ProxyError> {
         let path = request.uri.path();
-        if let Some(answer) = self.acme_token(path, &request.method, context) {
-            return Ok(Dispatch::Local(answer));
+        if let Some(answer) = self.acme_token(&request, context) {
+            return Ok(answer);
         }
         let found = self.site(&request, context.conn)?;
         context.hsts = found.site.hsts;
@@ -202,12 +204,23 @@ impl Generation {
         }
     }
 
-    fn acme_token(&self, path: &str, method: &Method, context: &RequestContext<'_>) -> Option<Response> {
-        let token = path.strip_prefix(ACME_CHALLENGE)?;
-        if context.conn.tls.is_some() || !matches!(*method, Method::GET | Method::HEAD) {
+    /// The answer to a CA that validates by HTTP-01, over https as well: a proxy in front of us may redirect port 80. A
+    /// site whose certificate does not come from a CA has its own answer, or that of the service behind it.
+    fn acme_token(&self, request: &Request, context: &RequestContext<'_>) -> Option<Dispatch> {
+        let token = request.uri.path().strip_prefix(ACME_CHALLENGE)?;
+        let host = request.fields.get(header::HOST).and_then(|host| host.to_str()).unwrap_or_default();
+        let ordered = self.router.site(host).is_some_and(|found| found.site.ordered);
+        if !ordered || !matches!(request.method, Method::GET | Method::HEAD) {
             return None;
         }
-        (self.http01)(token, context.client.ip).map(|authorization| Fixed::text(&authorization).answer())
+        let authorization = (self.http01)(token, context.client.ip);
+        let answer = Box::pin(async move {
+            match authorization.await {
+                Some(authorization) => Ok(Fixed::text(&authorization).answer()),
+                None => Err(Kind::NoRoute.into()),
+            }
+        });
+        Some(Dispatch::Upstream { answer, back: ResponseContext { asked: None, preflight: false } })
     }
 
     fn to_https(&self, request: &Request) -> Result<Response, ProxyError> {
@@ -280,6 +293,7 @@ impl Site {
         Self {
             numbers: metrics.of_site(plan.host.shared()),
             secure: plan.tls != plan::SiteTls::Off,
+            ordered: plan.tls == plan::SiteTls::Acme,
             hsts: plan.hsts,
             well_known: plan.well_known.as_deref().map(WellKnown::new),
         }

@@ -1,99 +1,118 @@
-//! A name whose certificate is ordered: holds the newest, and orders the next in its time. Never gives up, never hurries
-//! the CA, and serves what it has meanwhile, even if it has expired.
+//! The task of a name whose certificate is ordered: it serves the newest certificate, and orders the next in its time. It
+//! never gives up, never hurries the CA, and serves what it has meanwhile, even if that has expired.
 
 use std::{
-    hash::{BuildHasher as _, RandomState},
+    hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use serde_json::{Value, json};
+use futures_util::FutureExt as _;
 use tokio::{
-    sync::{Notify, watch},
-    time::sleep,
+    sync::{Notify, oneshot, watch},
+    time::{Instant, sleep},
 };
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::{
-    CertError, Certificate, CertificateTask, Store,
-    issue::{Cause, IssueError, Issued, Issuer, Pending},
+    CertError, Certificate, CertificateTask, Store, authority,
+    issue::{Cause, IssueError, Issued, Issuer, Pending, Wanted},
     schedule::{self, Action, ScheduleInput},
+    scheduler::Need,
+    state::{State, Stored},
 };
 use crate::{config::plan::Directory, error::chain};
 
-/// After this many failures in a row at one CA, the next one of the list is asked first. A CA that is broken or has had
-/// enough of us is passed over at once.
+/// After this many failures in a row at one CA, the next one of the list is asked first. A CA that is broken or limits
+/// our requests is passed over at once.
 const TRIES_PER_CA: u32 = 3;
 
 /// A storage that cannot be written is tried again after this.
 const STORAGE_RETRY: Duration = Duration::from_secs(60);
 
-/// Keeps a name. What is in the storage is served before this returns.
-pub fn spawn(task: CertificateTask, store: Arc<Store>, issuers: Issuers, renew: Arc<Notify>, tasks: &TaskTracker) {
-    let file = format!("certificates/{}.json", task.host);
-    let mut name = Name { file, task, store, issuers, state: State::default() };
-    name.load();
+/// Starts the task of a name; the receiver is told when what is in the storage is served.
+pub fn spawn(
+    task: CertificateTask,
+    store: Arc<Store>,
+    issuers: Issuers,
+    renew: Arc<Notify>,
+    tasks: &TaskTracker,
+) -> oneshot::Receiver<()> {
+    let (sender, loaded) = oneshot::channel();
+    let spread = spread(&task.host);
+    let mut name =
+        Name { task, store, issuers, state: State::default(), unsaved: false, rest_until: Instant::now(), spread };
     tasks.spawn(async move {
         let stop = name.task.stop.clone();
-        stop.run_until_cancelled(name.run(renew)).await;
+        // Boxed: an order is a long story, and a name is rarely in one.
+        let run = Box::pin(async {
+            name.load().await;
+            // Nobody waits for it after a while.
+            let _ = sender.send(());
+            name.run(renew).await;
+        });
+        stop.run_until_cancelled(run).await;
     });
+    loaded
 }
 
 /// The issuer of the newest configuration.
 pub type Issuers = watch::Receiver<Arc<Issuer>>;
 
 struct Name {
-    file: String,
     task: CertificateTask,
     store: Arc<Store>,
     issuers: Issuers,
     state: State,
+    /// The storage could not be written: what we hold is newer than what is stored.
+    unsaved: bool,
+    /// No order before this, whatever the clock of the day says.
+    rest_until: Instant,
+    /// See [`ScheduleInput::spread`].
+    spread: u16,
 }
 
-/// What is kept of a name, in one file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct State {
-    chain: String,
-    key: String,
-    /// The directory that issued it.
-    directory: String,
-    window: Option<(SystemTime, SystemTime)>,
-    facts: ScheduleInput,
-    failures: u32,
-    last_error: Option<String>,
-    /// The order that an earlier run did not finish.
-    pending: Option<Pending>,
+/// Why an order is placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    Schedule,
+    /// The operator asked for it, whatever the schedule says.
+    Operator,
 }
 
 impl Name {
     async fn run(&mut self, renew: Arc<Notify>) {
         let mut ask_at = self.task.clock.now();
         loop {
-            if self.task.clock.now() >= ask_at {
-                ask_at += self.suggestion().await;
+            // Computed anew from now: the clock may have been set while we slept.
+            let now = self.task.clock.now();
+            if now >= ask_at || ask_at > now + schedule::LONGEST_WAIT {
+                ask_at = now + self.suggestion().await;
             }
             let now = self.task.clock.now();
-            self.state.facts.moved = self.is_moved();
-            match schedule::next(&self.state.facts, now) {
-                Action::Order => {
-                    self.order().await;
+            let rest = self.rest_until.saturating_duration_since(Instant::now());
+            let until = match schedule::next(&self.input(), now) {
+                Action::Order if rest.is_zero() => {
+                    self.order(Reason::Schedule).await;
+                    // A request to renew that came meanwhile has joined this order.
+                    let _ = renew.notified().now_or_never();
                     // Another certificate, another window.
                     ask_at = self.task.clock.now();
+                    continue;
                 }
-                Action::Wait(until) => {
-                    self.task.next(until);
-                    let wait = until.min(ask_at).duration_since(now).unwrap_or_default();
-                    tokio::select! {
-                        () = sleep(wait) => {}
-                        // Another configuration; when the sender is gone, so is everything else.
-                        Ok(()) = self.issuers.changed() => {}
-                        () = renew.notified() => {
-                            self.order().await;
-                            ask_at = self.task.clock.now();
-                        }
-                    }
+                Action::Order => now + rest,
+                Action::Wait(until) => until,
+            };
+            self.task.next(until);
+            tokio::select! {
+                () = sleep(schedule::sleep_for(until.min(ask_at), now, rest)) => {}
+                // Another configuration; when the sender is gone, so is everything else.
+                Ok(()) = self.issuers.changed() => {}
+                () = renew.notified() => {
+                    self.order(Reason::Operator).await;
+                    let _ = renew.notified().now_or_never();
+                    ask_at = self.task.clock.now();
                 }
             }
         }
@@ -103,6 +122,10 @@ impl Name {
         self.issuers.borrow().clone()
     }
 
+    fn input(&self) -> ScheduleInput {
+        ScheduleInput { moved: self.is_moved(), spread: self.spread, ..self.state.facts.clone() }
+    }
+
     /// Whether the CA of what is held is none of those that are configured. One that is not known is as good as any.
     fn is_moved(&self) -> bool {
         let from = &self.state.directory;
@@ -110,91 +133,134 @@ impl Name {
         !from.is_empty() && !directories.iter().any(|directory| directory.url.eq_ignore_ascii_case(from))
     }
 
-    /// Takes what is in the storage. A damaged file is set aside, and is as good as none.
-    fn load(&mut self) {
-        let loaded = match self.store.load(&self.file) {
-            Ok(None) => return,
-            Ok(Some(text)) => State::from_json(&text),
+    /// Takes what is in the storage. A damaged file is set aside and counts as none.
+    async fn load(&mut self) {
+        let host = self.task.host.clone();
+        match self.store.run(move |store| State::load(store, &host)).await {
+            Ok(Stored::Nothing) => {}
+            Ok(Stored::Found(state, certificate)) => self.take(*state, certificate),
+            Ok(Stored::Damaged(moved_to)) => {
+                warn!(site = &*self.task.host, moved_to, "the stored certificate is damaged; a new one is ordered");
+            }
             Err(error) => {
                 warn!(site = &*self.task.host, error = chain(&error), "the stored certificate cannot be read");
-                return;
             }
-        };
-        let usable = loaded.and_then(|state| {
-            if state.chain.is_empty() {
-                Some((state, None))
-            } else {
-                state.certificate().ok().map(|certificate| (state, Some(certificate)))
-            }
-        });
-        let Some((mut state, certificate)) = usable else {
-            let aside = self
-                .store
-                .set_aside(&self.file, "damaged")
-                .map_or_else(|error| chain(&error), |path| path.display().to_string());
-            warn!(site = &*self.task.host, moved_to = aside, "the stored certificate is damaged; a new one is ordered");
+        }
+    }
+
+    /// Works with a stored state from now on, and serves its certificate. What could not be stored is only given up for
+    /// what is newer.
+    fn take(&mut self, state: State, certificate: Option<Certificate>) {
+        let end = |state: &State| state.facts.validity.map(|(_, end)| end);
+        if self.unsaved && end(&state) <= end(&self.state) {
             return;
-        };
-        if let Some(certificate) = certificate {
-            state.facts.validity = Some((certificate.not_before, certificate.not_after));
+        }
+        if state.chain != self.state.chain
+            && let Some(certificate) = certificate
+        {
             self.task.install(&certificate);
         }
         self.task.note(state.failures, state.last_error.clone());
         self.state = state;
     }
 
+    /// Changes what is stored: loads it, changes it and saves it under a lock, since other processes do the same. Where
+    /// that fails, the change holds in this process.
+    async fn update(&mut self, change: impl Fn(&mut State) + Send + Sync + 'static) -> Result<(), CertError> {
+        let (host, ours, unsaved) = (self.task.host.clone(), self.state.clone(), self.unsaved);
+        let change = Arc::new(change);
+        let stored = change.clone();
+        let updated = self.store.run(move |store| {
+            let _lock = store.lock(&State::lock_name(&host))?;
+            let mut state = match State::load(store, &host)? {
+                Stored::Found(state, _) if !unsaved => *state,
+                _ => ours,
+            };
+            stored(&mut state);
+            state.save(store, &host)?;
+            Ok::<_, CertError>(state)
+        });
+        let updated = updated.await;
+        self.unsaved = updated.is_err();
+        let mut state = match &updated {
+            Ok(state) => state.clone(),
+            Err(_) => {
+                let mut state = self.state.clone();
+                change(&mut state);
+                state
+            }
+        };
+        let certificate = state.certificate().ok();
+        state.facts.validity = certificate.as_ref().map(|certificate| (certificate.not_before, certificate.not_after));
+        if state.chain != self.state.chain
+            && let Some(certificate) = &certificate
+        {
+            self.task.install(certificate);
+        }
+        self.state = state;
+        updated.map(drop)
+    }
+
     /// Asks the CA when it wants the certificate renewed, and says in how long to ask again. The instant picked from its
     /// window is kept across restarts, so that many restarts do not draw the earliest of many.
     async fn suggestion(&mut self) -> Duration {
-        let (Some(validity), Ok(certificate)) = (self.state.facts.validity, self.state.certificate()) else {
+        let (Some(validity), Some(leaf)) = (self.state.facts.validity, self.leaf()) else {
             return schedule::ASK_AGAIN;
         };
-        let Ok(leaf) = certificate.key.end_entity_cert().map(|leaf| leaf.to_vec()) else { return schedule::ASK_AGAIN };
         let Some((window, again)) = self.issuer().suggestion(&self.state.directory, &leaf).await else {
             return schedule::ASK_AGAIN;
         };
         if self.state.window != Some(window) {
             let now = self.task.clock.now();
             let picked = schedule::pick(window, validity.1, now, random());
-            self.state.facts.renew_at = picked.map(|at| schedule::paced(at, validity, self.state.facts.hurried));
-            self.state.window = Some(window);
-            info!(
-                site = &*self.task.host,
-                makes_sense = self.state.facts.renew_at.is_some(),
-                "the CA says when to renew"
-            );
-            if let Err(error) = self.save() {
-                warn!(site = &*self.task.host, error = chain(&error), "the renewal time cannot be stored");
+            let renew_at = picked.map(|at| schedule::paced(at, validity, self.state.facts.hurried));
+            let host = self.task.host.clone();
+            info!(site = &*host, makes_sense = renew_at.is_some(), "the CA says when to renew");
+            let chain_asked = self.state.chain.clone();
+            let saved = self.update(move |state| {
+                // The answer is for one certificate; another process may have got a newer one meanwhile.
+                if state.chain == chain_asked {
+                    state.facts.renew_at = renew_at;
+                    state.window = Some(window);
+                }
+            });
+            if let Err(error) = saved.await {
+                warn!(site = &*host, error = chain(&error), "the renewal time cannot be stored");
             }
         }
         schedule::ask_again(again)
     }
 
-    async fn order(&mut self) {
-        let _lock = match self.store.lock_patiently(&format!("order-{}", self.task.host)).await {
+    fn leaf(&self) -> Option<Vec<u8>> {
+        Some(self.state.certificate().ok()?.key.end_entity_cert().ok()?.to_vec())
+    }
+
+    async fn order(&mut self, reason: Reason) {
+        let before = self.state.chain.clone();
+        self.task.report("waits for another process that orders");
+        let _lock = match self.store.lock_patiently(&State::order_lock_name(&self.task.host)).await {
             Ok(lock) => lock,
             Err(error) => return self.storage_fails(error.into()).await,
         };
-        // Another process on this storage may have been quicker.
-        let before = self.state.chain.clone();
-        self.load();
-        self.state.facts.moved = self.is_moved();
-        let forced = before == self.state.chain;
-        if !forced && schedule::next(&self.state.facts, self.task.clock.now()) != Action::Order {
-            return;
+        // Another process on this storage may have been quicker, or have failed just now.
+        self.load().await;
+        let by_hand = reason == Reason::Operator && before == self.state.chain;
+        if !by_hand && schedule::next(&self.input(), self.task.clock.now()) != Action::Order {
+            return self.task.rest();
         }
         // Nothing is ordered that could not be kept.
-        if let Err(error) = self.save() {
+        if let Err(error) = self.update(|_| {}).await {
             return self.storage_fails(error).await;
         }
+        self.rest_until = Instant::now() + schedule::MIN_BETWEEN_ORDERS;
         match self.place().await {
             Ok((issued, directory)) => self.succeeded(issued, directory).await,
-            Err(error) => self.failed(error),
+            Err(error) => self.failed(error).await,
         }
     }
 
     /// Asks one CA after the other, from the one whose turn it is; further only where the fault is the CA's.
-    async fn place(&mut self) -> Result<(Issued, String), IssueError> {
+    async fn place(&self) -> Result<(Issued, String), IssueError> {
         let issuer = self.issuer();
         let directories = &issuer.plan.directories;
         let first = usize::try_from(self.state.failures / TRIES_PER_CA).unwrap_or_default();
@@ -217,177 +283,135 @@ impl Name {
         Err(failed.unwrap_or_else(|| IssueError::new(Cause::Ca, "there is no CA to ask".into())))
     }
 
-    async fn place_at(&mut self, issuer: &Issuer, directory: &Directory) -> Result<Issued, IssueError> {
-        let host = self.task.host.clone();
+    async fn place_at(&self, issuer: &Issuer, directory: &Directory) -> Result<Issued, IssueError> {
+        let host = &self.task.host;
+        let need = Need::new(self.state.facts.validity.map(|(_, end)| end));
+        let report = |words: &str| self.task.report(words);
         // After a failure the CA's staging side is asked first: what fails there costs nothing.
         if let (Some(staging), 1..) = (&directory.staging, self.state.failures) {
-            issuer.order(staging, &host, None, None, &mut |_| {}).await?;
+            issuer.rehearse(staging, Wanted { host, need, replaces: None, pending: None, report: &report }).await?;
         }
-        let leaf =
-            self.state.certificate().ok().and_then(|old| old.key.end_entity_cert().ok().map(|leaf| leaf.to_vec()));
-        let replaces = leaf.filter(|_| self.state.directory == directory.url);
+        let leaf = self.leaf().filter(|_| self.state.directory == directory.url);
         let pending = self.state.pending.clone().filter(|pending| pending.directory == directory.url);
-        info!(site = &*host, directory = directory.url, "ordering a certificate");
-        let mut keep = |pending| {
-            self.state.pending = Some(pending);
-            if let Err(error) = self.save() {
-                warn!(site = &*self.task.host, error = chain(&error), "the order cannot be stored, and goes on");
+        let mut keep = |pending| self.keep(pending).boxed();
+        let wanted = Wanted { host, need, replaces: leaf.as_deref(), pending, report: &report };
+        issuer.order(&directory.url, wanted, &mut keep).await
+    }
+
+    /// Stores an order that was placed, so that a restart goes on with it.
+    fn keep(&self, pending: Pending) -> impl Future<Output = ()> + Send + 'static {
+        let (store, host) = (self.store.clone(), self.task.host.clone());
+        async move {
+            let name = host.clone();
+            let saved = store.run(move |store| {
+                let _lock = store.lock(&State::lock_name(&name))?;
+                let mut state = match State::load(store, &name)? {
+                    Stored::Found(state, _) => *state,
+                    Stored::Nothing | Stored::Damaged(_) => State::default(),
+                };
+                state.pending = Some(pending);
+                state.save(store, &name)
+            });
+            if let Err(error) = saved.await {
+                warn!(site = &*host, error = chain(&error), "the order cannot be stored, and goes on");
             }
-        };
-        issuer.order(&directory.url, &host, replaces.as_deref(), pending, &mut keep).await
+        }
     }
 
     async fn succeeded(&mut self, issued: Issued, directory: String) {
         let now = self.task.clock.now();
-        let hurried = if schedule::is_hurried(&self.state.facts, now) { Some(now) } else { self.state.facts.hurried };
-        let facts = ScheduleInput { hurried, ..ScheduleInput::default() };
-        let state = State { chain: issued.chain, key: issued.key, directory, facts, ..State::default() };
+        let facts = &self.state.facts;
+        let hurried = if schedule::is_hurried(facts, now) { Some(now) } else { facts.hurried };
+        let failures = self.state.failures;
+        let mut state = State::new(issued.chain, issued.key, directory);
+        state.facts.hurried = hurried;
         let certificate = match state.certificate() {
             Ok(certificate) => certificate,
             Err(error) => {
                 let text = format!("what the CA issued cannot be used: {}", chain(&error));
-                return self.failed(IssueError::new(Cause::Ca, text));
+                return self.failed(IssueError::new(Cause::Ca, text)).await;
             }
         };
-        self.state = state;
-        self.state.facts.validity = Some((certificate.not_before, certificate.not_after));
-        self.task.install(&certificate);
-        info!(site = &*self.task.host, directory = self.state.directory, "certificate issued");
-        if let Err(error) = self.save() {
-            self.storage_fails(error).await;
+        info!(site = &*self.task.host, directory = state.directory, "certificate issued");
+        let validity = (certificate.not_before, certificate.not_after);
+        let stillborn = schedule::is_stillborn(validity, now);
+        if let Err(error) = self.update(move |stored| *stored = state.clone()).await {
+            return self.storage_fails(error).await;
+        }
+        if stillborn {
+            self.state.failures = failures;
+            self.already_due(validity, now).await;
+        } else {
+            self.task.rest();
         }
     }
 
-    fn failed(&mut self, error: IssueError) {
-        let now = self.task.clock.now();
-        self.state.failures += 1;
-        let back_off = now + schedule::back_off(self.state.failures, random());
-        let again = error.retry_at.map_or(back_off, |at| at.max(back_off));
-        self.state.facts.not_before = Some(again);
-        let wait = again.duration_since(now).unwrap_or_default().as_secs();
-        warn!(
-            site = &*self.task.host,
-            failures = self.state.failures,
-            next_try_s = wait,
-            reason = error.text,
-            "no certificate"
+    /// A certificate that was issued just now and is due already: ordering again would order without end.
+    async fn already_due(&mut self, (begin, end): (SystemTime, SystemTime), now: SystemTime) {
+        let clocks = self.issuer().clock_offset().and_then(authority::ClockOffset::words);
+        let text = format!(
+            "the CA issued a certificate for {} to {}, which is due or over by this machine's clock ({}): {}",
+            super::rfc3339(begin),
+            super::rfc3339(end),
+            super::rfc3339(now),
+            clocks.unwrap_or_else(|| "the clock here or at the CA is wrong".into()),
         );
-        if !error.cause.is_theirs() {
-            // What the CA has refused is of no further use.
-            self.state.pending = None;
+        let wait = schedule::clock_back_off((begin, end));
+        self.failed(IssueError { text, cause: Cause::Clock, retry_at: Some(now + wait) }).await;
+    }
+
+    async fn failed(&mut self, error: IssueError) {
+        let now = self.task.clock.now();
+        let failures = self.state.failures + 1;
+        let back_off = schedule::back_off(failures, random());
+        self.rest_until = Instant::now() + back_off;
+        let again = error.retry_at.map_or(now + back_off, |at| at.max(now + back_off));
+        let wait = again.duration_since(now).unwrap_or_default();
+        let host = self.task.host.clone();
+        warn!(
+            site = &*host,
+            failures,
+            next_try_s = wait.as_secs(),
+            reason = error.text,
+            "no certificate; the next attempt is in {}",
+            authority::words(wait)
+        );
+        let (text, refused) = (error.text.clone(), !error.cause.is_theirs());
+        let saved = self.update(move |state| {
+            state.failures = failures;
+            state.facts.not_before = Some(again);
+            state.last_error = Some(text.clone());
+            if refused {
+                // What the CA has refused is of no further use.
+                state.pending = None;
+            }
+        });
+        if let Err(error) = saved.await {
+            warn!(site = &*host, error = chain(&error), "the failure cannot be stored");
         }
-        self.state.last_error = Some(error.text);
         self.task.count(error.cause);
-        self.task.note(self.state.failures, self.state.last_error.clone());
+        self.task.note(failures, self.state.last_error.clone());
         self.task.next(again);
-        if let Err(error) = self.save() {
-            warn!(site = &*self.task.host, error = chain(&error), "the failure cannot be stored");
-        }
+        self.task.waits(again, &error.text);
     }
 
     async fn storage_fails(&self, error: CertError) {
         warn!(site = &*self.task.host, error = chain(&error), "nothing is ordered, since it could not be kept");
         self.task.failed(&error);
         self.task.count(Cause::Storage);
+        self.task.waits(self.task.clock.now() + STORAGE_RETRY, &chain(&error));
         sleep(STORAGE_RETRY).await;
     }
-
-    fn save(&self) -> Result<(), CertError> {
-        Ok(self.store.save(&self.file, &self.state.to_json().to_string())?)
-    }
 }
 
-impl State {
-    /// A certificate and nothing else.
-    pub(super) fn new(chain: String, key: String, directory: String) -> Self {
-        Self { chain, key, directory, ..Self::default() }
-    }
-
-    pub(super) fn certificate(&self) -> Result<Certificate, CertError> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(self.chain.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|_| CertError::X509)?;
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| CertError::X509)?;
-        Certificate::new(chain, key)
-    }
-
-    pub(super) fn to_json(&self) -> Value {
-        let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        json!({
-            "version": 1,
-            "chain": self.chain,
-            "key": self.key,
-            "directory": self.directory,
-            "window": self.window.map(|(from, to)| [seconds(from), seconds(to)]),
-            "renew_at": self.facts.renew_at.map(seconds),
-            "not_before": self.facts.not_before.map(seconds),
-            "hurried": self.facts.hurried.map(seconds),
-            "failures": self.failures,
-            "last_error": self.last_error,
-            "pending": self.pending.as_ref().map(|order| {
-                json!({ "directory": order.directory, "url": order.url, "key": order.key })
-            }),
-        })
-    }
-
-    pub(super) fn from_json(text: &str) -> Option<Self> {
-        let json: Value = serde_json::from_str(text).ok()?;
-        let at =
-            |value: &Value| value.as_u64().and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
-        let text = |key: &str| json[key].as_str().map(str::to_owned);
-        Some(Self {
-            chain: text("chain")?,
-            key: text("key")?,
-            directory: text("directory")?,
-            window: at(&json["window"][0]).zip(at(&json["window"][1])),
-            facts: ScheduleInput {
-                renew_at: at(&json["renew_at"]),
-                not_before: at(&json["not_before"]),
-                hurried: at(&json["hurried"]),
-                ..ScheduleInput::default()
-            },
-            failures: json["failures"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
-            last_error: text("last_error"),
-            pending: Pending::from_json(&json["pending"]),
-        })
-    }
-}
-
-impl Pending {
-    fn from_json(json: &Value) -> Option<Self> {
-        let text = |key: &str| json[key].as_str().map(str::to_owned);
-        Some(Self { directory: text("directory")?, url: text("url")?, key: text("key")? })
-    }
+/// A number from 0 to 1000 that is another for every name, and the same after every restart.
+fn spread(host: &str) -> u16 {
+    let mut hasher = DefaultHasher::new();
+    host.hash(&mut hasher);
+    u16::try_from(hasher.finish() % 1001).unwrap_or_default()
 }
 
 /// Any number from 0 to 1 that others do not draw as well.
 fn random() -> f64 {
     f64::from(u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_state_survives_the_file() {
-        let at = |n| UNIX_EPOCH + Duration::from_secs(n);
-        let state = State {
-            chain: "c".into(),
-            key: "k".into(),
-            directory: "https://ca".into(),
-            window: Some((at(1), at(2))),
-            facts: ScheduleInput {
-                renew_at: Some(at(3)),
-                not_before: Some(at(4)),
-                hurried: Some(at(8)),
-                ..ScheduleInput::default()
-            },
-            failures: 5,
-            last_error: Some("six".into()),
-            pending: Some(Pending { directory: "https://ca".into(), url: "https://ca/7".into(), key: "k".into() }),
-        };
-        assert_eq!(State::from_json(&state.to_json().to_string()), Some(state));
-        assert_eq!(State::from_json("{\"chain\":1}"), None);
-    }
 }

@@ -6,9 +6,8 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
 use serde_json::json;
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::{CertError, Certificate, Store, acme::State, issue::account_file};
+use super::{CertError, Store, issue::account_file, state::State};
 
 /// A certificate that another program has ordered.
 #[derive(Clone)]
@@ -55,11 +54,12 @@ pub fn import(store: &Store, foreign: ImportedCertificate, now: SystemTime) -> R
     if certificate.not_after <= now {
         return Err(ImportError::Expired);
     }
-    if !is_for(&certificate, &host) {
+    if !certificate.covers(&host) {
         return Err(ImportError::OtherName);
     }
-    let file = format!("certificates/{host}.json");
-    let _lock = store.lock(&format!("order-{host}")).map_err(CertError::from)?;
+    let _order = store.lock(&State::order_lock_name(&host)).map_err(CertError::from)?;
+    let _lock = store.lock(&State::lock_name(&host)).map_err(CertError::from)?;
+    let file = State::file(&host);
     let known = store.load(&file).map_err(CertError::from)?.and_then(|text| State::from_json(&text));
     if known.and_then(|known| known.certificate().ok()).is_some_and(|known| known.not_after >= certificate.not_after) {
         return Err(ImportError::NotNewer);
@@ -85,19 +85,6 @@ pub fn import_account(store: &Store, directory: &str, url: &str, key: &str) -> R
         json!({ "id": url, "key_pkcs8": BASE64_URL_SAFE_NO_PAD.encode(key.as_ref()), "directory": directory });
     store.save(&file, &account.to_string()).map_err(CertError::from)?;
     Ok(())
-}
-
-fn is_for(certificate: &Certificate, host: &str) -> bool {
-    let Ok(leaf) = certificate.key.end_entity_cert() else { return false };
-    let Ok((_, leaf)) = X509Certificate::from_der(leaf) else { return false };
-    let Ok(Some(names)) = leaf.subject_alternative_name() else { return false };
-    let parent = host.split_once('.').map(|(_, parent)| parent);
-    names.value.general_names.iter().any(|name| match name {
-        GeneralName::DNSName(name) => {
-            name.eq_ignore_ascii_case(host) || name.strip_prefix("*.").is_some_and(|rest| Some(rest) == parent)
-        }
-        _ => false,
-    })
 }
 
 #[cfg(test)]

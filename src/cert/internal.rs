@@ -1,17 +1,22 @@
 //! The local CA of `tls.certificates = "internal"`: a root in the storage that devices are told to trust, and short
 //! certificates that it signs.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use tokio::{sync::oneshot, time::sleep};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{CertError, Certificate, CertificateTask, Store};
+use super::{CertError, Certificate, CertificateTask, Store, schedule::MAX_SLEEP};
 use crate::{clock::Clock, error::chain};
 
 const FILE: &str = "internal-ca.json";
@@ -25,10 +30,14 @@ const LEAF_DAYS: i64 = 7;
 /// Clocks of clients are a little off.
 const BACKDATED: Duration = Duration::from_secs(3600);
 
-/// After a failure, the next try.
-const RETRY: Duration = Duration::from_secs(60);
+/// Roots that are kept. More than one exists only where the clock was wrong when one was made.
+const MAX_ROOTS: usize = 8;
 
-/// The root, which is made if there is none.
+/// A root that is valid for less than this is replaced: a leaf must not outlive it, and devices need time to be told.
+const ROOT_LEFT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A root with its key.
+#[derive(Clone)]
 struct Root {
     certificate: String,
     key: String,
@@ -42,61 +51,124 @@ pub fn root_pem(store: &Store, clock: &Clock) -> Result<String, CertError> {
     root(store, clock).map(|root| root.certificate)
 }
 
-/// The same, where there is one already: nothing is made, and nothing is said of what is damaged.
+/// The same, where there is one already that is valid now: nothing is made, and nothing is told of what is damaged.
 #[must_use]
-pub fn known_root_pem(store: &Store) -> Option<String> {
-    parse(&store.load(FILE).ok()??).map(|root| root.certificate)
+pub fn known_root_pem(store: &Store, clock: &Clock) -> Option<String> {
+    let roots = parse(&store.load(FILE).ok()??)?;
+    roots.into_iter().find(|root| root.is_valid_at(clock.now())).map(|root| root.certificate)
 }
 
-/// Keeps a name served. The first certificate is signed before this returns: it takes a millisecond.
-pub fn spawn(task: CertificateTask, store: Arc<Store>, tasks: &TaskTracker) {
-    let mut wait = renew(&task, &store);
-    tasks.spawn(async move {
-        while task.stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
-            wait = renew(&task, &store);
+/// Starts the task of a name; the receiver is told when the first certificate is signed, which takes a millisecond.
+pub fn spawn(task: CertificateTask, store: Arc<Store>, tasks: &TaskTracker) -> oneshot::Receiver<()> {
+    let (sender, loaded) = oneshot::channel();
+    let stop = task.stop.clone();
+    tasks.spawn(stop.run_until_cancelled_owned(async move {
+        let (task, mut sender) = (Arc::new(task), Some(sender));
+        let mut signed: Option<Signed> = None;
+        loop {
+            // The clock may have been set while we slept: what was signed for another time is signed again.
+            if signed.as_ref().is_none_or(|signed| signed.is_due(task.clock.now())) {
+                let task = task.clone();
+                signed = store.run(move |store| renew(&task, store)).await;
+            }
+            // Nobody waits for it after a while.
+            let _ = sender.take().map(|sender| sender.send(()));
+            sleep(MAX_SLEEP).await;
         }
-    });
+    }));
+    loaded
 }
 
-/// Signs a certificate; how long until the next.
-fn renew(task: &CertificateTask, store: &Store) -> Duration {
+/// When a certificate that was signed is good.
+struct Signed {
+    begin: SystemTime,
+    due: SystemTime,
+}
+
+impl Signed {
+    fn is_due(&self, now: SystemTime) -> bool {
+        now < self.begin || now >= self.due
+    }
+}
+
+/// Signs a certificate and serves it; `None` after a failure.
+fn renew(task: &CertificateTask, store: &Store) -> Option<Signed> {
     match root(store, &task.clock).and_then(|root| sign(&root, &task.host, &task.clock)) {
         Ok(certificate) => {
             task.install(&certificate);
-            let next = certificate.at_a_third();
-            task.next(next);
+            let due = certificate.at_a_third();
+            task.next(due);
             info!(site = &*task.host, "certificate signed by the internal CA");
-            next.duration_since(task.clock.now()).unwrap_or(RETRY)
+            Some(Signed { begin: certificate.not_before, due })
         }
         Err(error) => {
             warn!(site = &*task.host, error = chain(&error), "the internal CA cannot sign");
             task.failed(&error);
-            RETRY
+            None
         }
     }
 }
 
+/// The root that is valid now and has been there longest, so that what devices trust is used again once a clock that was
+/// wrong is right. One is made if there is none; the others are kept.
 fn root(store: &Store, clock: &Clock) -> Result<Root, CertError> {
     let _lock = store.lock("internal-ca")?;
+    let mut roots = Vec::new();
     if let Some(text) = store.load(FILE)? {
-        if let Some(root) = parse(&text) {
-            return Ok(root);
+        match parse(&text) {
+            Some(stored) => roots = stored,
+            None => {
+                let aside = store.set_aside(FILE, "damaged")?;
+                warn!(moved_to = %aside.display(), "the internal CA was damaged; a new one is made");
+            }
         }
-        let aside = store.set_aside(FILE, "damaged")?;
-        warn!(moved_to = %aside.display(), "the internal CA was damaged; a new one is made");
     }
-    let root = make(clock)?;
-    let text = serde_json::json!({ "certificate": root.certificate, "key": root.key });
-    store.save(FILE, &text.to_string())?;
-    Ok(root)
+    if let Some(valid) = roots.iter().find(|root| root.is_valid_at(clock.now())) {
+        return Ok(valid.clone());
+    }
+    if !roots.is_empty() {
+        warn!(
+            now = super::rfc3339(clock.now()),
+            "no root of the internal CA is valid now; a new one is made. If the clock is wrong, set it: the old root is \
+             used again. If not, devices have to be told of the new one (`vestibule ca`)"
+        );
+    }
+    let new = make(clock)?;
+    roots.truncate(MAX_ROOTS - 1);
+    roots.push(new.clone());
+    store.save(FILE, &to_json(&roots))?;
+    Ok(new)
 }
 
-fn parse(text: &str) -> Option<Root> {
+/// The first root stands where the only one has always stood.
+fn to_json(roots: &[Root]) -> String {
+    let json = |root: &Root| serde_json::json!({ "certificate": root.certificate, "key": root.key });
+    let mut document = roots.first().map_or_else(|| serde_json::json!({}), json);
+    document["more"] = roots.iter().skip(1).map(json).collect();
+    document.to_string()
+}
+
+fn parse(text: &str) -> Option<Vec<Root>> {
     let json: serde_json::Value = serde_json::from_str(text).ok()?;
+    let more = json["more"].as_array().map(Vec::as_slice).unwrap_or_default();
+    std::iter::once(&json).chain(more).map(parse_root).collect()
+}
+
+fn parse_root(json: &serde_json::Value) -> Option<Root> {
     let root = Root { certificate: json["certificate"].as_str()?.to_owned(), key: json["key"].as_str()?.to_owned() };
     let key = KeyPair::from_pem(&root.key).ok()?;
     Issuer::from_ca_cert_pem(&root.certificate, key).ok()?;
     Some(root)
+}
+
+impl Root {
+    fn is_valid_at(&self, now: SystemTime) -> bool {
+        let Ok(der) = CertificateDer::from_pem_slice(self.certificate.as_bytes()) else { return false };
+        let Ok((_, parsed)) = X509Certificate::from_der(&der) else { return false };
+        let at = |time: x509_parser::time::ASN1Time| SystemTime::from(time.to_datetime());
+        let (begin, end) = (at(parsed.validity().not_before), at(parsed.validity().not_after));
+        begin <= now && now + ROOT_LEFT < end
+    }
 }
 
 fn make(clock: &Clock) -> Result<Root, CertError> {
@@ -149,6 +221,41 @@ mod tests {
         store.save(FILE, "{\"certificate\":\"x\"}").unwrap();
         assert_ne!(root_pem(&store, &clock).unwrap(), first);
         assert!(folder.path().join("internal-ca.json.damaged-1").exists());
+    }
+
+    #[test]
+    fn a_root_of_a_wrong_clock_is_replaced_and_the_old_one_comes_back_with_the_time() {
+        const YEAR: u64 = 366 * 86_400;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().to_owned());
+        let years = Arc::new(std::sync::atomic::AtomicU64::new(40));
+        let shared = years.clone();
+        let clock = Clock::of(move || {
+            let years = shared.load(std::sync::atomic::Ordering::Relaxed);
+            SystemTime::UNIX_EPOCH + Duration::from_secs(years * YEAR)
+        });
+        let at = |year: u64| {
+            years.store(year, std::sync::atomic::Ordering::Relaxed);
+            let pem = root_pem(&store, &clock).unwrap();
+            assert_eq!(known_root_pem(&store, &clock).as_ref(), Some(&pem));
+            pem
+        };
+        let right = at(40);
+        let ahead = at(70);
+        assert_ne!(right, ahead, "a root that has expired signs nothing");
+        assert_eq!(at(41), right);
+        let behind = at(0);
+        assert!(behind != right && behind != ahead, "a root that is not valid yet signs nothing");
+        assert_eq!(at(42), right, "devices trust the first one");
+        assert_ne!(at(50), right, "in time before it ends");
+        assert!(!folder.path().join("internal-ca.json.damaged-1").exists());
+    }
+
+    #[test]
+    fn a_certificate_is_signed_again_when_the_clock_leaves_its_time() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let signed = Signed { begin: at(100), due: at(200) };
+        assert!(signed.is_due(at(99)) && !signed.is_due(at(100)) && !signed.is_due(at(199)) && signed.is_due(at(200)));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Certificates: where each name's comes from, and that there is always the best one that can be had.
 //!
-//! One task looks after each name. What it finds it puts into the [`Resolver`], which handshakes read without a lock.
+//! One task per name. It puts its certificate into the [`Resolver`], which handshakes read without a lock. Orders of all
+//! names go through the scheduler of their CA account.
 
 mod acme;
+mod authority;
 mod challenge;
 mod files;
 mod import;
@@ -10,9 +12,12 @@ mod internal;
 mod issue;
 mod resolver;
 pub mod schedule;
+pub mod scheduler;
+mod state;
 mod store;
 
 pub use self::{
+    files::inspect,
     import::{ImportError, ImportedCertificate, import, import_account},
     internal::{known_root_pem, root_pem},
     issue::Cause,
@@ -24,26 +29,34 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
+use futures_util::future::{BoxFuture, join_all};
 use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer},
     sign::CertifiedKey,
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use tracing::{info, warn};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::{
     clock::Clock,
-    config::plan::{Acme, Site, SiteTls},
+    config::plan::{Acme, Directory, Site, SiteTls},
     conn::Fetch,
     error::chain,
 };
 
 use self::{challenge::Challenges, issue::Issuer};
+
+/// How long a start or a reload waits for what is in the storage. A storage that hangs is waited for beside the road.
+const LOAD_TIME: Duration = Duration::from_secs(5);
 
 /// Looks after the certificates of all sites.
 pub struct Manager {
@@ -77,6 +90,8 @@ pub struct Status {
     pub not_after: Option<SystemTime>,
     /// When something happens next.
     pub next: Option<SystemTime>,
+    /// What goes on now, in words: the step of an order, or why it waits.
+    pub progress: Option<String>,
     /// Failures since the last success.
     pub failures: u32,
     /// The last of them, in words.
@@ -110,6 +125,9 @@ pub enum CertError {
     /// The key is not the certificate's, or of a kind that TLS does not know.
     #[error("the key does not fit the certificate")]
     Mismatch(#[source] rustls::Error),
+    /// None of several certificates is for the name.
+    #[error("no certificate of tls.certificates is for {0}")]
+    NotCovered(String),
     /// The certificate is not X.509.
     #[error("the certificate cannot be read")]
     X509,
@@ -126,15 +144,27 @@ impl Manager {
     #[must_use]
     pub fn new(store: Store, clock: Clock, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let resolver = Arc::new(Resolver::default());
-        let challenges = Arc::new(Challenges::new(resolver.clone()));
         let store = Arc::new(store);
+        let challenges = Arc::new(Challenges::new(resolver.clone(), store.clone()));
         Self { resolver, store, clock, tasks, stop, challenges, issuers: OnceLock::new(), names: Mutex::default() }
     }
 
     /// The answer to a request for the token of an HTTP-01 challenge.
     #[must_use]
-    pub fn http01(&self, token: &str, from: IpAddr) -> Option<String> {
+    pub fn http01(&self, token: &str, from: IpAddr) -> BoxFuture<'static, Option<String>> {
         self.challenges.http01(token, from)
+    }
+
+    /// Makes sure that a handshake of a CA finds the proof that another process has published for a name.
+    #[must_use]
+    pub fn find_challenge(&self, name: &str) -> BoxFuture<'static, ()> {
+        self.challenges.find_tls_alpn01(name)
+    }
+
+    /// How far this machine's clock is from the CA's, in words, where the difference matters.
+    #[must_use]
+    pub fn clock_offset(&self) -> Option<String> {
+        self.issuers.get()?.borrow().clock_offset()?.words()
     }
 
     /// Orders a new certificate for a name now, whatever the schedule says; whether there is such a name.
@@ -156,16 +186,26 @@ impl Manager {
     }
 
     /// Looks after the names of these sites from now on. What stays is not touched, orders in flight included; what is
-    /// gone is given up. What `acme` and `fetch` say holds for every order that is placed from now on.
-    pub fn apply(&self, sites: &[Site], acme: &Acme, fetch: &Fetch) {
-        let issuer = Arc::new(Issuer {
-            plan: acme.clone(),
-            store: self.store.clone(),
-            challenges: self.challenges.clone(),
-            fetch: fetch.clone(),
-            clock: self.clock.clone(),
-            refused: Mutex::default(),
-        });
+    /// gone is given up. What `acme` and `client` say holds for every order that is placed from now on. Returns when what
+    /// is in the storage is served.
+    pub async fn apply(&self, sites: &[Site], acme: &Acme, client: &(dyn Fn(&Directory) -> Fetch + Sync)) {
+        self.load_accounts(acme).await;
+        let loading = self.start_tasks(sites, acme, client);
+        if timeout(LOAD_TIME, join_all(loading)).await.is_err() {
+            warn!("the storage does not answer; certificates are served as soon as it does");
+        }
+    }
+
+    fn start_tasks(
+        &self,
+        sites: &[Site],
+        acme: &Acme,
+        client: &dyn Fn(&Directory) -> Fetch,
+    ) -> Vec<oneshot::Receiver<()>> {
+        let before = self.issuers.get().map(|issuers| issuers.borrow().clone());
+        let (store, challenges) = (&self.store, &self.challenges);
+        let issuer = Issuer::new(acme.clone(), store, challenges, &self.clock, client, before.as_deref());
+        let issuer = Arc::new(issuer);
         let issuers = self.issuers.get_or_init(|| watch::Sender::new(issuer.clone()));
         issuers.send_replace(issuer);
         let issuers = issuers.subscribe();
@@ -177,10 +217,28 @@ impl Manager {
             }
             stays
         });
+        let mut loading = Vec::new();
         for site in sites.iter().filter(|site| site.tls != SiteTls::Off) {
-            names.entry(site.host.shared()).or_insert_with(|| self.begin(site, &issuers));
+            names.entry(site.host.shared()).or_insert_with(|| {
+                let (name, loaded) = self.begin(site, &issuers);
+                loading.push(loaded);
+                name
+            });
         }
         self.resolver.retain(|host| names.contains_key(host));
+        loading
+    }
+
+    /// Learns the thumbprints of our accounts, from which the tokens of other processes are answered.
+    async fn load_accounts(&self, acme: &Acme) {
+        let urls: Vec<_> = acme.directories.iter().map(|directory| directory.url.clone()).collect();
+        let loaded = self.store.run(|store| {
+            let thumbprint = |url: String| issue::stored_thumbprint(store, &url).map(|thumbprint| (url, thumbprint));
+            urls.into_iter().filter_map(thumbprint).collect::<Vec<_>>()
+        });
+        for (url, thumbprint) in timeout(LOAD_TIME, loaded).await.unwrap_or_default() {
+            self.challenges.know_account(&url, &thumbprint);
+        }
     }
 
     /// What is known of every name.
@@ -195,11 +253,11 @@ impl Manager {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, site: &Site, issuers: &acme::Issuers) -> Name {
+    fn begin(&self, site: &Site, issuers: &acme::Issuers) -> (Name, oneshot::Receiver<()>) {
         let stop = self.stop.child_token();
         let source = match site.tls {
             SiteTls::Internal => "internal",
-            SiteTls::Files { .. } => "file",
+            SiteTls::Files(_) | SiteTls::SharedFiles(_) => "file",
             SiteTls::Acme | SiteTls::Off => "acme",
         };
         let status = Status {
@@ -207,6 +265,7 @@ impl Manager {
             source,
             not_after: None,
             next: None,
+            progress: None,
             failures: 0,
             last_error: None,
             failed_at: None,
@@ -221,14 +280,25 @@ impl Manager {
         };
         let renew = Arc::new(Notify::new());
         let name = Name { source: site.tls.clone(), stop, status: task.status.clone(), renew: renew.clone() };
-        match &site.tls {
-            SiteTls::Files { cert, key } => files::spawn(task, cert.clone(), key.clone(), &self.tasks),
+        let loaded = match &site.tls {
+            SiteTls::Files(pair) => {
+                files::spawn(task, self.store.clone(), vec![pair.clone()], files::Choice::Given, &self.tasks)
+            }
+            SiteTls::SharedFiles(pairs) => {
+                files::spawn(task, self.store.clone(), pairs.to_vec(), files::Choice::Covering, &self.tasks)
+            }
             SiteTls::Internal => internal::spawn(task, self.store.clone(), &self.tasks),
             SiteTls::Acme => acme::spawn(task, self.store.clone(), issuers.clone(), renew, &self.tasks),
-            SiteTls::Off => {}
-        }
-        name
+            SiteTls::Off => oneshot::channel().1,
+        };
+        (name, loaded)
     }
+}
+
+/// An instant for a message, to the second.
+fn rfc3339(at: SystemTime) -> String {
+    let at = time::OffsetDateTime::from(at).replace_nanosecond(0).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -275,6 +345,22 @@ impl CertificateTask {
         status.last_error = last_error;
     }
 
+    /// Tells of a step of an order.
+    fn report(&self, words: &str) {
+        info!(site = &*self.host, "{words}");
+        lock(&self.status).progress = Some(words.to_owned());
+    }
+
+    /// Tells why nothing is done before an instant.
+    fn waits(&self, until: SystemTime, reason: &str) {
+        lock(&self.status).progress = Some(format!("waits until {} to try again: {reason}", rfc3339(until)));
+    }
+
+    /// Nothing goes on any more.
+    fn rest(&self) {
+        lock(&self.status).progress = None;
+    }
+
     fn next(&self, at: SystemTime) {
         lock(&self.status).next = Some(at);
     }
@@ -300,6 +386,60 @@ impl Certificate {
         let (not_before, not_after) = (at(parsed.validity().not_before), at(parsed.validity().not_after));
         let key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(CertError::Mismatch)?;
         Ok(Self { key: Arc::new(key), not_before, not_after })
+    }
+
+    /// Whether it is for a host: the name itself, a wildcard for its last label, or the address.
+    #[must_use]
+    pub fn covers(&self, host: &str) -> bool {
+        let Some(leaf) = self.leaf() else { return false };
+        let Ok(Some(names)) = leaf.subject_alternative_name() else { return false };
+        let parent = host.split_once('.').map(|(_, parent)| parent);
+        names.value.general_names.iter().any(|name| match name {
+            GeneralName::DNSName(name) => {
+                name.eq_ignore_ascii_case(host)
+                    || name.strip_prefix("*.").is_some_and(|rest| parent.is_some_and(|p| p.eq_ignore_ascii_case(rest)))
+            }
+            GeneralName::IPAddress(bytes) => match host.parse::<IpAddr>() {
+                Ok(IpAddr::V4(ip)) => *bytes == ip.octets(),
+                Ok(IpAddr::V6(ip)) => *bytes == ip.octets(),
+                Err(_) => false,
+            },
+            _ => false,
+        })
+    }
+
+    /// What is wrong with it for a host that it is served for, in words.
+    #[must_use]
+    pub fn faults(&self, host: &str, now: SystemTime) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.not_after <= now {
+            faults.push(format!("the certificate has expired at {}", rfc3339(self.not_after)));
+        } else if self.not_before > now {
+            faults.push(format!("the certificate is not valid before {}", rfc3339(self.not_before)));
+        }
+        if !self.covers(host) {
+            faults.push(format!("the certificate is not for {host}"));
+        }
+        if !self.has_chain() {
+            let text = "the certificate stands without its chain, so that many clients will not trust it: \
+                        use the file with all certificates (`fullchain.pem`)";
+            faults.push(text.to_owned());
+        }
+        faults
+    }
+
+    /// Whether the certificate that issued it follows. One that has issued itself needs none.
+    fn has_chain(&self) -> bool {
+        let Some(leaf) = self.leaf() else { return true };
+        if leaf.issuer() == leaf.subject() {
+            return true;
+        }
+        let next = self.key.cert.get(1).and_then(|next| Some(X509Certificate::from_der(next).ok()?.1));
+        next.is_some_and(|next| next.subject() == leaf.issuer())
+    }
+
+    fn leaf(&self) -> Option<X509Certificate<'_>> {
+        Some(X509Certificate::from_der(self.key.cert.first()?).ok()?.1)
     }
 
     /// When a third of the lifetime is left.

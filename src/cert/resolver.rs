@@ -54,6 +54,11 @@ impl Resolver {
         });
     }
 
+    #[cfg(test)]
+    pub(super) fn offers(&self, host: &str) -> bool {
+        self.challenges.load().contains_key(host)
+    }
+
     /// Takes the proof back; how many have seen it.
     pub(super) fn withdraw(&self, host: &str) -> usize {
         let before = self.challenges.rcu(|map| {

@@ -1,10 +1,20 @@
-//! When something is to be done about a certificate. Pure: facts and the time in, an action out.
+//! Decides when a certificate is renewed. Pure: facts and the time go in, an action comes out.
 
 use std::time::{Duration, SystemTime};
 
 /// Minutes between failed orders; the last one repeats. Half a day of failures costs a dozen orders, far below any CA's
 /// limit of failed validations an hour.
 const BACK_OFF_MINUTES: [u64; 11] = [1, 2, 2, 5, 10, 20, 30, 60, 120, 240, 360];
+
+/// No task sleeps longer without reading the clock again: it may have been set meanwhile. Comparing costs nothing.
+pub const MAX_SLEEP: Duration = Duration::from_secs(60);
+
+/// Time between two orders of a name in one process, whatever the clock and the certificates say.
+pub const MIN_BETWEEN_ORDERS: Duration = Duration::from_secs(10);
+
+/// After a certificate that was already due when it was issued: Let's Encrypt issues five certificates a week for the
+/// same name. A clock that is set right meanwhile ends the wait, since the certificate is then no longer due.
+const CLOCK_BACK_OFF: Duration = Duration::from_secs(36 * 3600);
 
 /// No CA has us wait for longer, whatever it says, and no file either: the clock may have been wrong when it was written.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -31,6 +41,8 @@ pub struct ScheduleInput {
     pub hurried: Option<SystemTime>,
     /// The CA that issued it is none of those that are configured now.
     pub moved: bool,
+    /// Thousandths of the time over which renewals are spread, where the CA names no window.
+    pub spread: u16,
 }
 
 /// What to do.
@@ -46,7 +58,7 @@ pub enum Action {
 #[must_use]
 pub fn next(facts: &ScheduleInput, now: SystemTime) -> Action {
     let due = match facts.validity {
-        Some(validity) if !facts.moved => due(validity, facts.renew_at),
+        Some(validity) if !facts.moved => due(validity, facts.renew_at, facts.spread),
         // A CA is changed because the old one is not the right one: staging, for a first try.
         _ => now,
     };
@@ -57,12 +69,32 @@ pub fn next(facts: &ScheduleInput, now: SystemTime) -> Action {
     }
 }
 
-/// When a certificate is renewed: at the instant picked from the CA's window, else with a third of its life left; and in
-/// any case with a twentieth left, whatever the CA says.
+/// When a certificate is renewed: at the instant picked from the CA's window, else with a third of its life left, less up
+/// to a thirtieth by `spread`, so that certificates that were issued together are not renewed together; and in any case
+/// with a twentieth left, whatever the CA says.
 #[must_use]
-pub fn due((begin, end): (SystemTime, SystemTime), renew_at: Option<SystemTime>) -> SystemTime {
+pub fn due((begin, end): (SystemTime, SystemTime), renew_at: Option<SystemTime>, spread: u16) -> SystemTime {
     let life = end.duration_since(begin).unwrap_or_default();
-    renew_at.unwrap_or(end - life / 3).min(end - life / 20)
+    let spread = life / 30 * u32::from(spread.min(1000)) / 1000;
+    renew_at.unwrap_or(end - life / 3 + spread).min(end - life / 20)
+}
+
+/// How long a task sleeps that has something to do `at`, and nothing for the span `rest` whatever the clock says.
+#[must_use]
+pub fn sleep_for(at: SystemTime, now: SystemTime, rest: Duration) -> Duration {
+    at.duration_since(now).unwrap_or_default().max(rest).min(MAX_SLEEP)
+}
+
+/// Whether a certificate is due at the moment it is issued: the clock is wrong, or the CA's is.
+#[must_use]
+pub fn is_stillborn(validity: (SystemTime, SystemTime), now: SystemTime) -> bool {
+    due(validity, None, 0) <= now
+}
+
+/// How long to wait after a certificate that was already due: a third of its lifetime at most.
+#[must_use]
+pub fn clock_back_off((begin, end): (SystemTime, SystemTime)) -> Duration {
+    (end.duration_since(begin).unwrap_or_default() / 3).min(CLOCK_BACK_OFF)
 }
 
 /// An instant from the CA's window (RFC 9773 section 4.2), `fraction` of the way through it; `None` for a window that
@@ -204,6 +236,66 @@ mod tests {
         let asked = ScheduleInput { renew_at: Some(at(10)), ..facts(0, 90 * DAY) };
         assert!(is_hurried(&asked, at(10)) && !is_hurried(&asked, at(9)) && !is_hurried(&asked, at(60 * DAY)));
         assert!(!is_hurried(&facts(0, 90 * DAY), at(10)));
+    }
+
+    #[test]
+    fn renewals_of_one_day_are_spread() {
+        let life = (at(0), at(90 * DAY));
+        assert_eq!(due(life, None, 0), at(60 * DAY));
+        assert_eq!(due(life, None, 1000), at(63 * DAY));
+        assert_eq!(due(life, Some(at(50 * DAY)), 1000), at(50 * DAY), "the CA's window is spread by itself");
+    }
+
+    /// A name under a clock that `jumps` at these seconds of real time; the real seconds of its orders in a day. Each
+    /// certificate is valid for 90 days of `ca` time.
+    fn orders_of_a_day(jumps: &[(u64, i64)], ca: u64) -> Vec<u64> {
+        const START: u64 = 1_800_000_000;
+        let (mut facts, mut failures, mut orders) = (ScheduleInput::default(), 0, Vec::new());
+        let (mut real, mut rest_until) = (0, 0);
+        while real < DAY {
+            let shift: i64 = jumps.iter().filter(|(from, _)| *from <= real).map(|(_, by)| by).sum();
+            let now = at(START.checked_add_signed(i64::try_from(real).unwrap() + shift).unwrap());
+            let wait = match next(&facts, now) {
+                Action::Order if rest_until <= real => {
+                    orders.push(real);
+                    let begin = ca + real;
+                    facts = facts_of(begin);
+                    let mut rest = MIN_BETWEEN_ORDERS;
+                    if is_stillborn(facts.validity.unwrap(), now) {
+                        failures += 1;
+                        rest = back_off(failures, 0.5).max(clock_back_off(facts.validity.unwrap()));
+                        facts.not_before = Some(now + rest);
+                    }
+                    rest_until = real + rest.as_secs();
+                    Duration::from_secs(1)
+                }
+                Action::Order => sleep_for(now, now, Duration::from_secs(rest_until - real)),
+                Action::Wait(until) => sleep_for(until, now, Duration::ZERO),
+            };
+            assert!(wait <= MAX_SLEEP);
+            real += wait.as_secs().max(1);
+        }
+        orders
+    }
+
+    fn facts_of(begin: u64) -> ScheduleInput {
+        facts(begin, begin + 90 * DAY)
+    }
+
+    #[test]
+    fn no_clock_makes_a_name_order_again_and_again() {
+        const CA: u64 = 1_800_000_000;
+        const YEAR: i64 = 366 * 86_400;
+        assert_eq!(orders_of_a_day(&[], CA), [0]);
+        // The clock is a year ahead, or behind; the CA issues what has expired.
+        assert_eq!(orders_of_a_day(&[(0, YEAR)], CA), [0]);
+        assert_eq!(orders_of_a_day(&[(0, -YEAR)], CA), [0]);
+        assert_eq!(orders_of_a_day(&[], CA - 100 * DAY), [0]);
+        // It jumps ahead and back again, many times.
+        let jumps: Vec<_> = (1..20).map(|n| (n * 1000, if n % 2 == 1 { YEAR } else { -YEAR })).collect();
+        assert!(orders_of_a_day(&jumps, CA).len() <= 2, "{:?}", orders_of_a_day(&jumps, CA));
+        // A clock ahead that is set right makes a good certificate good, without another order.
+        assert_eq!(orders_of_a_day(&[(0, YEAR), (600, -YEAR)], CA), [0]);
     }
 
     #[test]

@@ -10,8 +10,12 @@ use std::{
 
 use tokio::time::sleep;
 
-/// How often a lock is tried that somebody else has.
+/// How often a lock is tried that another process or task holds.
 const LOCK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A temporary file older than this is left over from a process that was killed while it wrote: a write takes
+/// milliseconds, on a slow network file system seconds.
+const LEFT_OVER: Duration = Duration::from_secs(3600);
 
 /// The folder.
 #[derive(Debug, Clone)]
@@ -59,13 +63,43 @@ impl Store {
         let folder = path.parent().unwrap_or(&self.dir);
         self.make(folder)?;
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
-        let beside = folder.join(format!(".{file_name}.{}", std::process::id()));
-        write_whole(&beside, text).and_then(|()| fs::rename(&beside, &path)).map_err(|source| {
-            // What is left of the attempt only takes room.
-            let _ = fs::remove_file(&beside);
-            failed("write", &path, source)
-        })?;
+        write_beside(folder, &file_name, text)
+            .and_then(|written| written.persist(&path).map_err(|error| error.error))
+            .map_err(|source| failed("write", &path, source))?;
+        // Of processes that were killed while they wrote.
+        remove_files(folder, &temporary_prefix(&file_name), LEFT_OVER);
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| failed("write", folder, source))
+    }
+
+    /// Removes a file; one that is not there is no error.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the files of a folder that were not written for so long.
+    pub fn remove_older(&self, folder: &str, age: Duration) {
+        remove_files(&self.dir.join(folder), "", age);
+    }
+
+    /// Runs storage work on a thread for blocking calls, so that a file system that hangs holds up neither signals nor
+    /// the admin listener nor a handshake.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let store = self.clone();
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down, and drops this future next.
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 
     /// Moves a file out of the way that is of no use any more; where it is now. `why` becomes part of its name.
@@ -80,7 +114,7 @@ impl Store {
         Ok(aside)
     }
 
-    /// A lock that dies with its holder. Blocks while somebody else has it; for what takes a moment.
+    /// Takes a lock that dies with its holder. Blocks while another holds it; for what takes a moment.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -90,19 +124,27 @@ impl Store {
         Ok(file)
     }
 
-    /// The same for what takes long. Asks again and again instead of waiting in the kernel: a thread that waits there
-    /// cannot be called back when the process ends.
+    /// Takes the lock for work that takes long. Asks again and again instead of waiting in the kernel: a thread that
+    /// waits there cannot be called back when the process ends.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub async fn lock_patiently(&self, name: &str) -> Result<File, StoreError> {
-        let (file, path) = self.lock_file(name)?;
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) => sleep(LOCK_AGAIN).await,
-                Err(TryLockError::Error(source)) => return Err(failed("lock", &path, source)),
+            let name = name.to_owned();
+            if let Some(file) = self.run(move |store| store.try_lock(&name)).await? {
+                return Ok(file);
             }
+            sleep(LOCK_AGAIN).await;
+        }
+    }
+
+    fn try_lock(&self, name: &str) -> Result<Option<File>, StoreError> {
+        let (file, path) = self.lock_file(name)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(failed("lock", &path, source)),
         }
     }
 
@@ -113,15 +155,14 @@ impl Store {
         Ok((open.map_err(|source| failed("lock", &path, source))?, path))
     }
 
-    /// Tries whether anything can be kept here.
+    /// Tests whether the folder can be written.
     ///
     /// # Errors
     /// It cannot.
     pub fn probe(&self) -> Result<(), StoreError> {
-        let path = self.dir.join(format!(".probe.{}", std::process::id()));
         self.make(&self.dir)?;
-        write_whole(&path, "probe")
-            .and_then(|()| fs::remove_file(&path))
+        write_beside(&self.dir, "probe", "probe")
+            .and_then(tempfile::NamedTempFile::close)
             .map_err(|source| failed("write", &self.dir, source))
     }
 
@@ -134,15 +175,30 @@ impl Store {
     }
 }
 
-fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    // Left over by a process that was killed in the middle, which had our number.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+/// Writes a temporary file to the disk. Its name is random: several processes share the storage, and in containers all
+/// of them have the process id 1.
+fn write_beside(folder: &Path, file_name: &str, text: &str) -> io::Result<tempfile::NamedTempFile> {
+    let mut file = tempfile::Builder::new().prefix(&temporary_prefix(file_name)).tempfile_in(folder)?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+fn temporary_prefix(file_name: &str) -> String {
+    format!(".{file_name}.tmp-")
+}
+
+/// Removes the files of a folder that begin with `prefix` and were not written for so long. They only take room, so that
+/// an error is no matter.
+fn remove_files(folder: &Path, prefix: &str, age: Duration) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let is_old = |entry: &fs::DirEntry| {
+        let written = entry.metadata().ok().and_then(|metadata| metadata.modified().ok()?.elapsed().ok());
+        entry.file_name().to_string_lossy().starts_with(prefix) && written.is_some_and(|since| since > age)
+    };
+    for entry in entries.flatten().filter(is_old) {
+        let _ = fs::remove_file(entry.path());
+    }
 }
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> StoreError {
@@ -166,6 +222,27 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path().join("state/a")).unwrap().count(), 1, "nothing is left beside it");
         let aside = store.set_aside("a/b.json", "damaged").unwrap();
         assert_eq!((store.load("a/b.json").unwrap(), fs::read_to_string(aside).unwrap().as_str()), (None, "two"));
+    }
+
+    #[test]
+    fn writers_do_not_meet_and_what_a_kill_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().to_owned());
+        // What a process with the same number left, an hour ago and just now.
+        let (old, new) = (folder.path().join(".a.tmp-old"), folder.path().join(".a.tmp-new"));
+        fs::write(&old, "half").unwrap();
+        fs::write(&new, "half").unwrap();
+        File::options().write(true).open(&old).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let store = &store;
+                scope.spawn(move || (0..25).for_each(|_| store.save("a", &writer.to_string().repeat(100)).unwrap()));
+            }
+        });
+        let text = store.load("a").unwrap().unwrap();
+        assert!(text.len() == 100 && text.bytes().all(|b| b == text.as_bytes()[0]), "{text}");
+        assert!(!old.exists() && new.exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -75,12 +75,18 @@ fn words(value: &serde_json::Value) -> anyhow::Result<String> {
     for reason in value["unready"].as_array().into_iter().flatten() {
         lines.push(format!("not ready: {}", reason.as_str().unwrap_or_default()));
     }
+    if let Some(clock) = value["clock"].as_str() {
+        lines.push(format!("clock: {clock}"));
+    }
     lines.push("\ncertificates".to_owned());
     for certificate in value["certificates"].as_array().into_iter().flatten() {
         let text = |key: &str| certificate[key].as_str().unwrap_or("-").to_owned();
         // On two lines, for terminals of 80 columns.
         lines.push(format!("  {}", text("host")));
         lines.push(format!("    {}, ends {}, next {}", text("source"), text("not_after"), text("next")));
+        if let Some(progress) = certificate["progress"].as_str() {
+            lines.push(format!("    now: {}", progress.replace(char::is_control, " ")));
+        }
         if let Some(error) = certificate["last_error"].as_str() {
             // In the words of the CA, which may speak to the terminal.
             let error = error.replace(char::is_control, " ");

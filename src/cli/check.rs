@@ -2,15 +2,19 @@
 
 use std::{borrow::Cow, path::PathBuf, process::ExitCode};
 
-use super::{BAD_CONFIG, Outcome, load, print};
-use crate::config::{
-    Plan, Report,
-    plan::{Action, Route, Site, SiteTls},
+use super::{BAD_CONFIG, Outcome, print};
+use crate::{
+    cert,
+    clock::Clock,
+    config::{
+        self, Plan, Report,
+        plan::{Action, Route, Site, SiteTls},
+    },
 };
 
 /// Judges the file and touches nothing else.
 pub fn check(named: Option<PathBuf>, json: bool) -> Outcome {
-    match load(named) {
+    match load_and_inspect(named) {
         Ok((path, plan, warnings)) if json => {
             let value = serde_json::json!({
                 "ok": true,
@@ -29,6 +33,14 @@ pub fn check(named: Option<PathBuf>, json: bool) -> Outcome {
         }
         Err(report) => Err(report.into()),
     }
+}
+
+/// Reads the file, and looks into the certificates that it names.
+fn load_and_inspect(named: Option<PathBuf>) -> Result<(PathBuf, Plan, Report), Box<Report>> {
+    let path = config::locate(named)?;
+    let now = Clock::system().now();
+    let (plan, warnings) = config::load_and_inspect(&path, &|pairs, host| cert::inspect(pairs, host, now))?;
+    Ok((path, plan, warnings))
 }
 
 /// A bad file, for a program.
@@ -88,7 +100,8 @@ fn certificate(site: &Site) -> String {
     match &site.tls {
         SiteTls::Acme => "ACME".into(),
         SiteTls::Internal => "internal CA".into(),
-        SiteTls::Files { cert, .. } => format!("file {}", cert.display()),
+        SiteTls::Files(pair) => format!("file {}", pair.cert.display()),
+        SiteTls::SharedFiles(_) => "one of tls.certificates".into(),
         SiteTls::Off => "none, plain HTTP".into(),
     }
 }

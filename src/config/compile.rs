@@ -3,12 +3,11 @@
 use std::{net::SocketAddr, num::NonZeroUsize, ops::Range, sync::Arc, time::Duration};
 
 use super::{
-    diagnostic::closest,
     kind,
     plan::{
-        Acme, Action, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Directory, Eab, Encoding,
-        FixedAnswer, Kind, Limits, Listen, Log, Matrix, Plan, Route, Server, Site, SiteTls, Timeouts, TlsVersion,
-        Upstream, WellKnown,
+        Acme, Action, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Encoding, FixedAnswer,
+        Kind, Limits, Listen, Log, Matrix, Plan, Route, Server, Site, SiteTls, Timeouts, TlsVersion, Upstream,
+        WellKnown,
     },
     raw::{self, Issuer, Raw},
     tree::{At, Reader},
@@ -17,9 +16,6 @@ use super::{
 
 const STORAGE: &str = "/var/lib/vestibule";
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9180);
-const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";
-const ZEROSSL: &str = "https://acme.zerossl.com/v2/DV90";
 
 const CONNECT: Duration = Duration::from_secs(5);
 const RESPONSE: Duration = Duration::from_secs(300);
@@ -32,12 +28,12 @@ const MAX_TARGET: u64 = 65_534;
 /// Judges the file as a whole. What is wrong is noted; the plan is then only good for being thrown away.
 pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
     let listen = listen(&raw, reader);
-    let acme = acme(&raw.acme, reader);
+    let acme = raw.acme.compile(reader);
     let matrix = matrix(&raw, &listen, reader);
     let documents = matrix.as_ref().map(|matrix| documents(matrix, raw.matrix.as_ref()));
     let fill = raw.matrix.as_ref().and_then(|matrix| matrix.rtc_transports.as_ref()).is_none_or(|fill| fill.value);
     let transports = matrix.as_ref().filter(|_| fill).and_then(well_known::rtc_transports);
-    let issuer = raw.tls_certificates.as_ref().map_or(Issuer::Acme, |issuer| issuer.value);
+    let issuer = raw.tls_certificates.as_ref().map_or(&Issuer::Acme, |issuer| &issuer.value);
     let mut sites = Vec::new();
     for site in &raw.sites {
         let is_server = matrix.as_ref().is_some_and(|matrix| host_of(&matrix.server_name) == site.host.value.as_str());
@@ -115,63 +111,6 @@ fn listen(raw: &Raw, reader: &Reader<'_>) -> Listen {
 
 fn cores() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
-}
-
-fn acme(raw: &raw::Acme, reader: &Reader<'_>) -> Acme {
-    let known = |name: &str| match name {
-        "letsencrypt" => Some(Directory { url: LETS_ENCRYPT.into(), staging: Some(LETS_ENCRYPT_STAGING.into()) }),
-        "letsencrypt-staging" => Some(Directory { url: LETS_ENCRYPT_STAGING.into(), staging: None }),
-        "zerossl" => Some(Directory { url: ZEROSSL.into(), staging: None }),
-        url if url.starts_with("https://") || url.starts_with("http://") => {
-            Some(Directory { url: url.into(), staging: None })
-        }
-        _ => None,
-    };
-    let names = raw.directory.as_ref().map_or_else(|| vec!["letsencrypt".to_owned()], |list| list.value.clone());
-    let span = raw.directory.as_ref().map_or(0..0, |list| list.span.clone());
-    let mut directories = Vec::new();
-    for name in &names {
-        match known(name) {
-            Some(directory) => directories.push(directory),
-            None => {
-                let help = match closest(name, ["letsencrypt", "letsencrypt-staging", "zerossl"]) {
-                    Some(likely) => format!("did you mean `{likely}`?"),
-                    None => "one of letsencrypt, letsencrypt-staging, zerossl, or a URL".to_owned(),
-                };
-                reader.error_with(span.clone(), format!("`{name}` is no ACME directory"), help);
-            }
-        }
-    }
-    let eab = match (&raw.eab_kid, &raw.eab_hmac_key) {
-        (Some(kid), Some(key)) => Some(Eab { kid: kid.value.clone(), hmac_key: key.value.clone() }),
-        (Some(kid), None) => {
-            reader.error_with(kid.span.clone(), "`acme.eab_kid` alone binds nothing", "set acme.eab_hmac_key as well");
-            None
-        }
-        (None, Some(key)) => {
-            reader.error_with(key.span.clone(), "`acme.eab_hmac_key` alone binds nothing", "set acme.eab_kid as well");
-            None
-        }
-        (None, None) => None,
-    };
-    if eab.is_none() && raw.eab_kid.is_none() && names.iter().any(|name| name == "zerossl") {
-        reader.error_with(
-            span,
-            "ZeroSSL needs an external account",
-            "set acme.eab_kid and acme.eab_hmac_key from its console",
-        );
-    }
-    Acme {
-        email: raw.email.as_ref().map(|email| email.value.clone()),
-        directories,
-        challenges: raw
-            .challenges
-            .as_ref()
-            .map_or_else(|| vec![Challenge::TlsAlpn01, Challenge::Http01], |list| list.value.clone()),
-        profile: raw.profile.as_ref().map(|profile| profile.value.clone()),
-        eab,
-        ca_file: raw.ca_file.as_ref().map(|path| path.value.clone()),
-    }
 }
 
 /// The deployment as a whole, as far as it can be derived from the sites.
@@ -285,13 +224,14 @@ fn documents(matrix: &Matrix, raw: Option<&raw::Matrix>) -> Arc<WellKnown> {
     })
 }
 
-fn site_tls(site: &raw::Site, issuer: Issuer, listen: &Listen, acme: &Acme, reader: &Reader<'_>) -> SiteTls {
+fn site_tls(site: &raw::Site, issuer: &Issuer, listen: &Listen, acme: &Acme, reader: &Reader<'_>) -> SiteTls {
     let only_http01 = acme.challenges == [Challenge::Http01];
     let tls = match (site.tls.as_ref().map(|tls| &tls.value), issuer) {
         (Some(raw::Tls::Acme), _) | (None, Issuer::Acme) => SiteTls::Acme,
         (Some(raw::Tls::Internal), _) | (None, Issuer::Internal) => SiteTls::Internal,
         (Some(raw::Tls::Off), _) => SiteTls::Off,
-        (Some(raw::Tls::Files { cert, key }), _) => SiteTls::Files { cert: cert.clone(), key: key.clone() },
+        (Some(raw::Tls::Files(pair)), _) => SiteTls::Files(pair.clone()),
+        (None, Issuer::Files(pairs)) => SiteTls::SharedFiles(pairs.clone()),
     };
     let span = site.tls.as_ref().map_or_else(|| site.host.span.clone(), |tls| tls.span.clone());
     if tls != SiteTls::Off && listen.https.is_empty() {

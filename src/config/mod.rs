@@ -4,6 +4,7 @@
 //! file > source (environment) > tree (TOML with places) > raw (each value) > compile (all together) > Plan
 //! ```
 
+mod acme;
 mod compile;
 mod diagnostic;
 mod kind;
@@ -25,7 +26,11 @@ pub use self::{
     plan::Plan,
     reference::{markdown, schema},
 };
-use self::{plan::AdminListen, source::Source, tree::Reader};
+use self::{
+    plan::{AdminListen, KeyPairFiles},
+    source::Source,
+    tree::Reader,
+};
 
 /// Where the file is looked for when nobody says.
 pub const DEFAULT_PATHS: [&str; 2] = ["vestibule.toml", "/etc/vestibule/vestibule.toml"];
@@ -56,7 +61,20 @@ pub fn locate(named: Option<PathBuf>) -> Result<PathBuf, Box<Report>> {
 /// Everything that is wrong with it, in one report.
 pub fn load(path: &Path) -> Result<(Plan, Report), Box<Report>> {
     let (name, text) = read(path)?;
-    validate(&name, &text, folder(path), &|name| env::var(name).ok(), &readable)
+    validate(&name, &text, folder(path), &|name| env::var(name).ok(), &readable, &|_, _| Vec::new())
+}
+
+/// Says what is wrong with the certificate in files that a site is served with. It is handed in: this module knows no
+/// certificates.
+pub type Inspect<'a> = dyn Fn(&[KeyPairFiles], &str) -> Vec<String> + 'a;
+
+/// The same, with a look into the certificates that the file names.
+///
+/// # Errors
+/// Everything that is wrong with it, in one report.
+pub fn load_and_inspect(path: &Path, inspect: &Inspect<'_>) -> Result<(Plan, Report), Box<Report>> {
+    let (name, text) = read(path)?;
+    validate(&name, &text, folder(path), &|name| env::var(name).ok(), &readable, inspect)
 }
 
 /// Where the running edge is asked, as far as the file says it: whatever else is wrong with the file, the edge that read
@@ -105,7 +123,7 @@ pub fn parse(
     dir: PathBuf,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Plan, Report), Box<Report>> {
-    validate(name, text, dir, env, &|_| Ok(()))
+    validate(name, text, dir, env, &|_| Ok(()), &|_, _| Vec::new())
 }
 
 fn validate(
@@ -114,6 +132,7 @@ fn validate(
     dir: PathBuf,
     env: &dyn Fn(&str) -> Option<String>,
     look: &dyn Fn(&Path) -> io::Result<()>,
+    inspect: &Inspect<'_>,
 ) -> Result<(Plan, Report), Box<Report>> {
     let mut found = Vec::new();
     let source = Source::new(name, text, dir, env, &mut found);
@@ -127,6 +146,14 @@ fn validate(
         if let Err(error) = look(file.value) {
             let help = "it has to be there, and readable, where the edge runs";
             reader.warn(file.span.clone(), format!("`{}` cannot be read: {error}", file.value.display()), help);
+        }
+    }
+    for (pairs, host, span) in raw.served_files() {
+        // What cannot be read has been told.
+        if pairs.iter().all(|pair| look(&pair.cert).is_ok() && look(&pair.key).is_ok()) {
+            for fault in inspect(pairs, host) {
+                reader.warn(span.clone(), fault, format!("it would be served for {host}"));
+            }
         }
     }
     // After a syntax error nobody knows what is missing and what was only misread; a key that is there twice is no such.

@@ -69,12 +69,6 @@ pub struct Acme {
     pub directories: Vec<Directory>,
     /// Kinds of challenge in order of preference; never empty.
     pub challenges: Vec<Challenge>,
-    /// A profile that the CA must offer.
-    pub profile: Option<String>,
-    /// External account binding.
-    pub eab: Option<Eab>,
-    /// PEM roots to trust for the directory itself.
-    pub ca_file: Option<PathBuf>,
 }
 
 /// One certificate authority.
@@ -84,6 +78,12 @@ pub struct Directory {
     pub url: String,
     /// The staging directory of the same CA, where failed orders are tried again first.
     pub staging: Option<String>,
+    /// A profile that the CA must offer.
+    pub profile: Option<String>,
+    /// External account binding.
+    pub eab: Option<Eab>,
+    /// PEM roots to trust for the directory itself.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// How control of a name is proven.
@@ -171,15 +171,21 @@ pub enum SiteTls {
     Acme,
     /// Signed by the local CA in the storage.
     Internal,
-    /// PEM files, watched.
-    Files {
-        /// The chain, leaf first.
-        cert: PathBuf,
-        /// The key.
-        key: PathBuf,
-    },
+    /// PEM files of the site's own, watched.
+    Files(KeyPairFiles),
+    /// The one of several PEM files that is for the site's name, watched.
+    SharedFiles(Arc<[KeyPairFiles]>),
     /// Plain HTTP only.
     Off,
+}
+
+/// A certificate and its key in PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPairFiles {
+    /// The chain, leaf first.
+    pub cert: PathBuf,
+    /// The key.
+    pub key: PathBuf,
 }
 
 /// The `/.well-known/matrix/` documents of a site, ready to be sent. A document that is not configured is `None`: 404.

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,7 +15,8 @@ use ipnet::IpNet;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    plan::{Balance, Challenge, ClientIpLog, Encoding, Health, Hostname, Kind, LogFormat, Server, TlsVersion},
+    acme::Acme,
+    plan::{Balance, ClientIpLog, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat, Server, TlsVersion},
     tree::{At, Item, Problem, Reader, Section, boolean, integer, kind_of, list, one_or_more, parsed, string, word},
     value,
 };
@@ -43,12 +45,41 @@ pub struct Raw {
 impl Raw {
     /// The files that it names, which somebody else has to bring.
     pub fn files(&self) -> Vec<At<&Path>> {
-        let roots = self.acme.ca_file.iter().map(|at| At { value: &*at.value, span: at.span.clone() });
-        let pairs = self.sites.iter().filter_map(|site| site.tls.as_ref()).flat_map(|tls| match &tls.value {
-            Tls::Files { cert, key } => [cert, key].map(|path| Some(At { value: &**path, span: tls.span.clone() })),
-            Tls::Acme | Tls::Internal | Tls::Off => [None, None],
+        let pairs = self
+            .pairs()
+            .into_iter()
+            .flat_map(|at| [&*at.value.cert, &*at.value.key].map(|path| At { value: path, span: at.span.clone() }));
+        self.acme.files().into_iter().chain(pairs).collect()
+    }
+
+    /// The sites that are served with certificates in files: the files, the name, and where the file says so.
+    pub fn served_files(&self) -> Vec<(&[KeyPairFiles], &str, Range<usize>)> {
+        let mut served = Vec::new();
+        for site in &self.sites {
+            let host = site.host.value.as_str();
+            match (&site.tls, &self.tls_certificates) {
+                (Some(At { value: Tls::Files(pair), span }), _) => {
+                    served.push((std::slice::from_ref(pair), host, span.clone()));
+                }
+                (None, Some(At { value: Issuer::Files(pairs), span })) => served.push((&**pairs, host, span.clone())),
+                _ => {}
+            }
+        }
+        served
+    }
+
+    /// The certificates in files that it names, of sites and of all sites together.
+    fn pairs(&self) -> Vec<At<&KeyPairFiles>> {
+        let own = self.sites.iter().filter_map(|site| {
+            let tls = site.tls.as_ref()?;
+            let Tls::Files(pair) = &tls.value else { return None };
+            Some(At { value: pair, span: tls.span.clone() })
         });
-        roots.chain(pairs.flatten()).collect()
+        let shared = self.tls_certificates.iter().flat_map(|at| {
+            let Issuer::Files(pairs) = &at.value else { return Vec::new() };
+            pairs.iter().map(|pair| At { value: pair, span: at.span.clone() }).collect()
+        });
+        own.chain(shared).collect()
     }
 }
 
@@ -62,22 +93,13 @@ pub struct Listen {
     pub trusted_proxies: Option<At<Vec<IpNet>>>,
 }
 
-#[derive(Default)]
-pub struct Acme {
-    pub email: Option<At<String>>,
-    pub directory: Option<At<Vec<String>>>,
-    pub challenges: Option<At<Vec<Challenge>>>,
-    pub profile: Option<At<String>>,
-    pub eab_kid: Option<At<String>>,
-    pub eab_hmac_key: Option<At<Vec<u8>>>,
-    pub ca_file: Option<At<PathBuf>>,
-}
-
-/// Who signs certificates where a site does not say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where certificates come from where a site does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Issuer {
     Acme,
     Internal,
+    /// Whichever of these files is for the site's name.
+    Files(Arc<[KeyPairFiles]>),
 }
 
 pub struct Matrix {
@@ -110,7 +132,7 @@ pub enum Tls {
     Acme,
     Internal,
     Off,
-    Files { cert: PathBuf, key: PathBuf },
+    Files(KeyPairFiles),
 }
 
 /// A route, or the site itself, whose prefix is `/`.
@@ -196,15 +218,14 @@ pub fn read(reader: &Reader<'_>, table: &DeTable<'_>, span: Range<usize>) -> Raw
         raw.listen = listen(section);
     }
     if let Some(section) = file.section("acme") {
-        raw.acme = acme(section);
+        raw.acme = Acme::read(section);
     }
     if let Some(section) = file.section("storage") {
         raw.storage_path = section.get("path", path);
         section.finish();
     }
     if let Some(section) = file.section("tls") {
-        raw.tls_certificates =
-            section.get("certificates", word(&[("acme", Issuer::Acme), ("internal", Issuer::Internal)]));
+        raw.tls_certificates = section.get("certificates", |item| certificates(item, &dir));
         raw.tls_min_version = section.get("min_version", word(&[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
         section.finish();
     }
@@ -249,44 +270,6 @@ fn listen(section: Section<'_, '_, '_>) -> Listen {
     };
     section.finish();
     listen
-}
-
-fn acme(section: Section<'_, '_, '_>) -> Acme {
-    let dir = section.reader.source().dir.clone();
-    let text = |item| string(item).map(str::to_owned);
-    let acme = Acme {
-        email: section.get("email", parsed(email)),
-        directory: section.get("directory", one_or_more(text)),
-        challenges: section.get(
-            "challenges",
-            one_or_more(word(&[("tls-alpn-01", Challenge::TlsAlpn01), ("http-01", Challenge::Http01)])),
-        ),
-        profile: section.get("profile", text),
-        eab_kid: section.get("eab_kid", text),
-        eab_hmac_key: section.get("eab_hmac_key", parsed(mac_key)),
-        ca_file: section.get("ca_file", |item| string(item).and_then(|text| value::path(&dir, text))),
-    };
-    section.finish();
-    acme
-}
-
-fn email(text: &str) -> Result<String, Problem> {
-    let address = text.strip_prefix("mailto:").unwrap_or(text);
-    match address.split_once('@') {
-        Some((local, domain)) if !local.is_empty() && domain.contains('.') && !address.contains([' ', ',']) => {
-            Ok(address.to_owned())
-        }
-        _ => Err(Problem::new(format!("`{text}` is no mail address"))),
-    }
-}
-
-fn mac_key(text: &str) -> Result<Vec<u8>, Problem> {
-    use base64::Engine as _;
-    // CAs hand it out with and without padding, in both alphabets.
-    let text = text.trim_end_matches('=').replace('+', "-").replace('/', "_");
-    let key = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text);
-    key.map_err(|_| Problem::new("the key is not base64url"))
-        .and_then(|key| if key.is_empty() { Err(Problem::new("the key is empty")) } else { Ok(key) })
 }
 
 fn matrix(section: Section<'_, '_, '_>) -> Matrix {
@@ -405,22 +388,37 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
 }
 
 fn tls(item: &Item<'_>, dir: &Path) -> Result<Tls, Problem> {
+    match item.get_ref() {
+        DeValue::Table(_) => key_pair(item, dir).map(Tls::Files),
+        _ => word(&[("acme", 0), ("internal", 1), ("off", 2)])(item)
+            .map(|which| [Tls::Acme, Tls::Internal, Tls::Off][which].clone()),
+    }
+}
+
+fn certificates(item: &Item<'_>, dir: &Path) -> Result<Issuer, Problem> {
+    match item.get_ref() {
+        DeValue::Table(_) | DeValue::Array(_) => {
+            one_or_more(|item| key_pair(item, dir))(item).map(|pairs| Issuer::Files(pairs.into()))
+        }
+        _ => word(&[("acme", 0), ("internal", 1)])(item).map(|which| [Issuer::Acme, Issuer::Internal][which].clone()),
+    }
+}
+
+fn key_pair(item: &Item<'_>, dir: &Path) -> Result<KeyPairFiles, Problem> {
+    const HELP: &str = "write it like { cert = \"a.pem\", key = \"b.pem\" }";
     let DeValue::Table(table) = item.get_ref() else {
-        return word(&[("acme", 0), ("internal", 1), ("off", 2)])(item)
-            .map(|which| [Tls::Acme, Tls::Internal, Tls::Off][which].clone());
+        return Err(Problem::new(format!("expected a table, found {}", kind_of(item.get_ref()))).help(HELP));
     };
     let file = |key: &str| match table.get(key) {
         Some(item) => string(item).and_then(|text| value::path(dir, text)).map_err(|problem| problem.at(item.span())),
-        None => {
-            Err(Problem::new(format!("`{key}` is missing")).help("write it like { cert = \"a.pem\", key = \"b.pem\" }"))
-        }
+        None => Err(Problem::new(format!("`{key}` is missing")).help(HELP)),
     };
     if let Some((key, _)) = table.iter().find(|(key, _)| !["cert", "key"].contains(&key.get_ref().as_ref())) {
         return Err(Problem::new(format!("unknown key `{}`", key.get_ref()))
             .at(key.span())
             .help("known here: cert, key"));
     }
-    Ok(Tls::Files { cert: file("cert")?, key: file("key")? })
+    Ok(KeyPairFiles { cert: file("cert")?, key: file("key")? })
 }
 
 fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {

@@ -23,6 +23,8 @@ enum Shape {
     Words(&'static [&'static str]),
     TextList,
     OneOrMore,
+    Directory,
+    Certificates,
     Free,
     Upstream,
     Tls,
@@ -43,7 +45,8 @@ const fn key(name: &'static str, shape: Shape, default: &'static str, doc: &'sta
 }
 
 use Shape::{
-    Count, Free, Health, OneOrMore, Respond, Routes, Size, Span, Switch, Text, TextList, Tls, Upstream, Words,
+    Certificates, Count, Directory, Free, Health, OneOrMore, Respond, Routes, Size, Span, Switch, Text, TextList, Tls,
+    Upstream, Words,
 };
 
 const KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http"]);
@@ -83,9 +86,9 @@ const TABLES: &[Table] = &[
             key("email", Text, "none", "Contact of the account at the CA."),
             key(
                 "directory",
-                OneOrMore,
+                Directory,
                 "\"letsencrypt\"",
-                "`letsencrypt`, `letsencrypt-staging`, `zerossl`, a URL, or a list in order of fallback.",
+                "`letsencrypt`, `letsencrypt-staging`, `zerossl`, a URL, a table `{ url, profile, eab_kid, eab_hmac_key, ca_file }` with settings of its own, or a list of these in order of fallback.",
             ),
             key(
                 "challenges",
@@ -93,7 +96,12 @@ const TABLES: &[Table] = &[
                 "[\"tls-alpn-01\", \"http-01\"]",
                 "The kinds that may be used; the other one is tried when the first fails.",
             ),
-            key("profile", Text, "none", "A profile that the CA offers, such as `shortlived`."),
+            key(
+                "profile",
+                Text,
+                "none",
+                "A profile that the CA offers, such as `shortlived`; for directories that are written as strings, as are the next three.",
+            ),
             key("eab_kid", Text, "none", "Key identifier of an external account binding."),
             key("eab_hmac_key", Text, "none", "MAC key of an external account binding, base64url."),
             key("ca_file", Text, "none", "PEM roots to trust for the directory itself (a private CA)."),
@@ -115,9 +123,9 @@ const TABLES: &[Table] = &[
         keys: &[
             key(
                 "certificates",
-                Words(&["acme", "internal"]),
+                Certificates,
                 "\"acme\"",
-                "`internal` signs with a local CA in the storage; `vestibule ca` prints its root.",
+                "`internal` signs with a local CA in the storage; `vestibule ca` prints its root. `{ cert = \"a.pem\", key = \"b.pem\" }`, or a list of such pairs, serves each site with the pair that is for its name; only sites with `tls = \"acme\"` then order.",
             ),
             key("min_version", Words(&["1.2", "1.3"]), "\"1.2\"", "Oldest version offered."),
         ],
@@ -294,6 +302,18 @@ fn shape(of: Shape) -> Value {
         OneOrMore => json!({ "anyOf": [{ "type": "string" }, text_list] }),
         Free => json!({ "type": "object" }),
         Upstream => json!({ "anyOf": [{ "type": "string" }, text_list, object(UPSTREAM)] }),
+        Directory => {
+            let text = json!({ "type": "string" });
+            let keys = json!({ "url": text, "profile": text, "eab_kid": text, "eab_hmac_key": text, "ca_file": text });
+            let table =
+                json!({ "type": "object", "properties": keys, "required": ["url"], "additionalProperties": false });
+            let one = json!({ "anyOf": [text, table] });
+            json!({ "anyOf": [text, table, { "type": "array", "items": one }] })
+        }
+        Certificates => {
+            let files = shape(Tls)["anyOf"][1].clone();
+            json!({ "anyOf": [{ "enum": ["acme", "internal"] }, files, { "type": "array", "items": files }] })
+        }
         Tls => {
             let files = json!({ "cert": { "type": "string" }, "key": { "type": "string" } });
             let files = json!({ "type": "object", "properties": files, "required": ["cert", "key"], "additionalProperties": false });

@@ -2,11 +2,12 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     time::Duration,
 };
 
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
+use tracing::warn;
 
 /// Connections that wait to be accepted: a restart of a busy server brings thousands of clients back at once. The kernel
 /// cuts it to `net.core.somaxconn`.
@@ -29,9 +30,31 @@ pub struct BindError {
     pub source: io::Error,
 }
 
-/// A listening socket. `[::]` takes IPv4 as well. With `SO_REUSEPORT` every worker has a queue of its own, and a new
-/// process can listen beside the old one.
+/// A listening socket. `[::]` takes IPv4 as well, and only IPv4 where the kernel has no IPv6. With `SO_REUSEPORT` every
+/// worker has a queue of its own, and a new process can listen beside the old one.
 pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    match bind_to(addr) {
+        Err(error) => match without_ipv6(addr, &error) {
+            Some(other) => {
+                let socket = bind_to(other)?;
+                warn!(%addr, instead = %other, "the kernel has no IPv6; only IPv4 is listened on");
+                Ok(socket)
+            }
+            None => Err(error),
+        },
+        bound => bound,
+    }
+}
+
+/// The IPv4 address that stands for "any" where IPv6 is off: a kernel with `ipv6.disable=1` has no such sockets.
+fn without_ipv6(addr: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    const NO_SUCH_FAMILY: i32 = 97; // EAFNOSUPPORT
+    const NO_SUCH_ADDRESS: i32 = 99; // EADDRNOTAVAIL
+    let off = matches!(error.raw_os_error(), Some(NO_SUCH_FAMILY | NO_SUCH_ADDRESS));
+    (off && addr.ip() == Ipv6Addr::UNSPECIFIED).then(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), addr.port()))
+}
+
+fn bind_to(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -71,4 +94,20 @@ pub fn tune(listener: &impl std::os::fd::AsFd) -> io::Result<()> {
     let keepalive =
         TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY).with_retries(KEEPALIVE_TRIES);
     socket.set_tcp_keepalive(&keepalive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_address_falls_back_to_ipv4_where_the_kernel_has_no_ipv6() {
+        let no_family = io::Error::from_raw_os_error(97);
+        let any = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert_eq!(without_ipv6(any("[::]:443"), &no_family), Some(any("0.0.0.0:443")));
+        assert_eq!(without_ipv6(any("[::1]:443"), &no_family), None, "an address that was named is not replaced");
+        assert_eq!(without_ipv6(any("0.0.0.0:443"), &no_family), None);
+        let taken = io::Error::from(io::ErrorKind::AddrInUse);
+        assert_eq!(without_ipv6(any("[::]:443"), &taken), None);
+    }
 }

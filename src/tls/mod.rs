@@ -7,6 +7,7 @@ mod stream;
 
 use std::{future::poll_fn, io, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use rustls::{
     CommonState,
     server::{ResolvesServerCert, UnbufferedServerConnection},
@@ -38,11 +39,15 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Says whether a name has a certificate now.
 pub type HasCertificate = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
+/// Makes sure, before a CA's handshake goes on, that the resolver has the proof for a name, wherever it was published.
+pub type FindChallenge = Arc<dyn Fn(&str) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// Makes TLS of a byte stream. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
     configs: Arc<Configs>,
-    knows: HasCertificate,
+    has_certificate: HasCertificate,
+    find_challenge: FindChallenge,
 }
 
 /// What a handshake led to.
@@ -72,17 +77,18 @@ pub enum AcceptError {
 }
 
 impl Acceptor {
-    /// An acceptor whose certificates come from `resolver`. `knows` tells a name without a certificate apart from a
+    /// An acceptor whose certificates come from `resolver`. `has_certificate` tells a name without one apart from a
     /// client that could not use the one there is.
     ///
     /// # Errors
     /// The system gives no randomness for the ticket keys.
     pub fn new(
         resolver: Arc<dyn ResolvesServerCert>,
-        knows: HasCertificate,
+        has_certificate: HasCertificate,
+        find_challenge: FindChallenge,
         min: TlsVersion,
     ) -> Result<Self, TlsError> {
-        Ok(Self { configs: Arc::new(Configs::new(resolver, min)?), knows })
+        Ok(Self { configs: Arc::new(Configs::new(resolver, min)?), has_certificate, find_challenge })
     }
 
     /// Shakes hands until the deadline.
@@ -113,12 +119,13 @@ impl Acceptor {
         let hello = start.client_hello();
         let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
         let validation = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME_TLS));
-        if !validation && !name.as_deref().is_some_and(|name| (self.knows)(name)) {
+        if !validation && !name.as_deref().is_some_and(|name| (self.has_certificate)(name)) {
             let mut io = start.io.io;
             send_record(&mut io, &UNRECOGNIZED_NAME).await;
             return Err(AcceptError::UnknownName(name.unwrap_or_default()));
         }
         if validation {
+            (self.find_challenge)(name.as_deref().unwrap_or_default()).await;
             let mut stream =
                 start.into_stream(self.configs.validation.clone()).await.map_err(AcceptError::Handshake)?;
             let _ = timeout(FAREWELL, stream.shutdown()).await;

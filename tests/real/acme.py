@@ -176,7 +176,7 @@ class Between(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, pebble):
-        self.pebble, self.hooks, self.seen = pebble, {}, []
+        self.pebble, self.hooks, self.seen, self.connections = pebble, {}, [], 0
         super().__init__(("127.0.0.1", 0), Passing)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pebble.folder / "localhost.pem", pebble.folder / "localhost.key")
@@ -190,11 +190,17 @@ class Between(http.server.ThreadingHTTPServer):
     def count(self, beginning):
         return sum(path.startswith(beginning) for path, _ in self.seen)
 
+    def process_request(self, *arguments):
+        self.connections += 1
+        super().process_request(*arguments)
+
     def handle_error(self, *_):
         """The edge was killed: that is the test."""
 
 
 class Passing(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         hook = next((hook for path, hook in self.server.hooks.items() if self.path.startswith(path)), None)

@@ -1,28 +1,54 @@
-//! One order at one CA, from the account to the chain (RFC 8555). The only file that knows the ACME library.
+//! One order at one CA, from the account to the chain (RFC 8555). The only folder that knows the ACME library.
 
+/// Takes a step again while the CA refuses our nonces. A macro, because the compiler cannot yet see that the future of an
+/// `AsyncFn` may change threads.
+macro_rules! patiently {
+    ($step:expr) => {{
+        let mut tries = 0;
+        loop {
+            match $step {
+                Err(error) if tries < $crate::cert::issue::NONCE_TRIES && is_nonce(&error) => tries += 1,
+                outcome => break outcome,
+            }
+        }
+    }};
+}
+
+mod account;
 mod client;
+
+pub use self::account::{account_file, stored_thumbprint};
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use instant_acme::{
-    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error,
-    ExternalAccountKey, Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, Identifier, NewOrder, Order,
+    OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use self::client::{Client, LastResponse};
-use super::{CertError, Store, StoreError, challenge::Challenges, lock};
+use self::{
+    account::{Ca, DroppedLines, as_name},
+    client::LastResponse,
+};
+use super::{
+    Store,
+    authority::{Authority, ClockOffset},
+    challenge::{Challenges, Proof},
+    scheduler::Need,
+};
 use crate::{
     clock::Clock,
-    config::plan::{Acme, Challenge},
+    config::plan::{Acme, Challenge, Directory},
     conn::Fetch,
-    error::chain,
 };
 
 /// A CA may take its time to validate; Let's Encrypt takes seconds, pebble asks to come back after five.
@@ -31,21 +57,7 @@ const POLL: RetryPolicy =
 
 /// How often a whole step is tried again when the CA does not like our nonce; the library tries three times itself. With
 /// nine of ten nonces refused, a step still fails less than once in ten thousand times.
-const NONCE_TRIES: usize = 30;
-
-/// Takes a step again while the CA does not like our nonces. A macro, because the compiler cannot yet see that the future
-/// of an `AsyncFn` may change threads.
-macro_rules! patiently {
-    ($step:expr) => {{
-        let mut tries = 0;
-        loop {
-            match $step {
-                Err(error) if tries < NONCE_TRIES && is_nonce(&error) => tries += 1,
-                outcome => break outcome,
-            }
-        }
-    }};
-}
+pub(in crate::cert) const NONCE_TRIES: usize = 30;
 
 /// Why there is no certificate.
 #[derive(Debug, Clone)]
@@ -64,22 +76,29 @@ impl IssueError {
         Self { text, cause, retry_at: None }
     }
 
-    /// Both, one after the other: the words of both, the cause of the later, the longer wait.
+    /// The errors of two CAs: the words of both, the cause of the later. The wait that one of them asks for is its own;
+    /// the name waits only where both do.
     pub fn and(self, later: Self) -> Self {
         Self {
             text: format!("{}; {}", self.text, later.text),
             cause: later.cause,
-            retry_at: self.retry_at.max(later.retry_at),
+            retry_at: self.retry_at.zip(later.retry_at).map(|(one, other)| one.min(other)),
         }
     }
 }
+
+/// How long the staging side of a CA may take. It only saves failures at the CA itself, and holds nothing up.
+const STAGING_TIME: Duration = Duration::from_secs(60);
+
+/// How long the CA is left alone that says 429 or 503 and not for how long.
+const UNNAMED_PAUSE: Duration = Duration::from_secs(60);
 
 /// Whose fault it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// The CA does not answer, is broken or is too slow.
     Ca,
-    /// The CA has had enough of us.
+    /// The CA limits our requests.
     RateLimit,
     /// The CA does not want what we ask for.
     Refused,
@@ -87,11 +106,13 @@ pub enum Cause {
     Challenge,
     /// We could not keep what we would get.
     Storage,
+    /// The certificate was already due when it was issued: a clock is wrong.
+    Clock,
 }
 
 impl Cause {
     /// Every cause, in the order of their numbers.
-    pub const ALL: [Self; 5] = [Self::Ca, Self::RateLimit, Self::Refused, Self::Challenge, Self::Storage];
+    pub const ALL: [Self; 6] = [Self::Ca, Self::RateLimit, Self::Refused, Self::Challenge, Self::Storage, Self::Clock];
 
     /// The word for metrics.
     #[must_use]
@@ -102,6 +123,7 @@ impl Cause {
             Self::Refused => "refused",
             Self::Challenge => "challenge",
             Self::Storage => "storage",
+            Self::Clock => "clock",
         }
     }
 
@@ -134,201 +156,216 @@ pub struct Issued {
 pub struct Issuer {
     /// The configuration.
     pub plan: Acme,
-    /// Where accounts are kept.
-    pub store: Arc<Store>,
-    /// Where proofs are shown.
-    pub challenges: Arc<Challenges>,
-    /// How the CA is reached.
-    pub fetch: Fetch,
-    /// For `Retry-After`.
-    pub clock: Clock,
-    /// Directories that gave us no account, when and why.
-    pub refused: Mutex<HashMap<String, (Instant, IssueError)>>,
+    challenges: Arc<Challenges>,
+    clock: Clock,
+    /// The CAs by their directories, staging sides included.
+    cas: HashMap<String, Ca>,
+}
+
+/// Stores an order that was placed.
+pub type Keep<'a> = dyn FnMut(Pending) -> BoxFuture<'static, ()> + Send + 'a;
+
+/// What an order is for.
+pub struct Wanted<'a> {
+    /// The name.
+    pub host: &'a Arc<str>,
+    /// How urgent it is.
+    pub need: Need,
+    /// The certificate that it replaces, DER.
+    pub replaces: Option<&'a [u8]>,
+    /// The order of an earlier run.
+    pub pending: Option<Pending>,
+    /// Told of every step, in words.
+    pub report: &'a (dyn Fn(&str) + Send + Sync),
 }
 
 impl Issuer {
-    /// Orders a certificate for a name at a directory, by each permitted challenge in turn until one works. An order
-    /// that is `pending` there is taken up again first; one that is placed is given to `keep` before anything is done
-    /// about it.
+    /// An issuer for a configuration. What earlier issuers know of a CA, such as a pause, is taken over.
+    pub fn new(
+        plan: Acme,
+        store: &Arc<Store>,
+        challenges: &Arc<Challenges>,
+        clock: &Clock,
+        client: &dyn Fn(&Directory) -> Fetch,
+        before: Option<&Self>,
+    ) -> Self {
+        let staging = |directory: &Directory| {
+            let url = directory.staging.clone()?;
+            Some(Directory { url, staging: None, eab: None, ..directory.clone() })
+        };
+        let all = plan.directories.iter().flat_map(|directory| [Some(directory.clone()), staging(directory)]);
+        let mut cas = HashMap::new();
+        for directory in all.flatten() {
+            let known = before.and_then(|before| before.cas.get(&directory.url)).map(|ca| ca.authority.clone());
+            let new = || {
+                let name = as_name(&directory.url);
+                Arc::new(Authority::new(&directory.url, &name, store.clone(), clock.clone()))
+            };
+            let authority = known.unwrap_or_else(new);
+            let fetch = client(&directory);
+            let url = directory.url.clone();
+            let ca = || Ca::new(directory, authority, fetch, store.clone(), challenges.clone(), clock.clone());
+            cas.entry(url).or_insert_with(ca);
+        }
+        Self { plan, challenges: challenges.clone(), clock: clock.clone(), cas }
+    }
+
+    /// The first difference between our clock and that of a CA which is worth telling.
+    pub fn clock_offset(&self) -> Option<ClockOffset> {
+        let offsets =
+            self.plan.directories.iter().filter_map(|directory| self.cas.get(&directory.url)?.authority.offset());
+        offsets.into_iter().find(|offset| *offset != ClockOffset::Small)
+    }
+
+    /// Orders a certificate at a directory, by each permitted challenge in turn until one works. A pending order is taken
+    /// up again first; one that is placed is given to `keep` before anything is done about it.
     ///
     /// # Errors
     /// None works.
-    pub async fn order(
-        &self,
-        directory: &str,
-        host: &Arc<str>,
-        replaces: Option<&[u8]>,
-        pending: Option<Pending>,
-        keep: &mut (dyn FnMut(Pending) + Send),
-    ) -> Result<Issued, IssueError> {
+    pub async fn order(&self, directory: &str, wanted: Wanted<'_>, keep: &mut Keep<'_>) -> Result<Issued, IssueError> {
+        let ca = self.ca(directory)?;
+        (wanted.report)(&format!("waits for its turn at {directory}"));
+        let _turn = ca.authority.turn(wanted.need).await.map_err(|paused| ca.paused(&paused))?;
+        (wanted.report)(&format!("orders at {directory}"));
         let seen = LastResponse::default();
-        let (mut account, mut text) = self.account(directory, &seen).await?;
-        self.check_profile(&account)?;
+        let outcome = seen.scope(self.order_now(ca, &wanted, keep, &seen)).await;
+        if let Err(error) = &outcome
+            && seen.is_limited()
+            && !is_about_one_name(&error.text, wanted.host)
+        {
+            let until = error.retry_at.unwrap_or_else(|| self.clock.now() + UNNAMED_PAUSE);
+            ca.authority.pause(until, &error.text).await;
+        }
+        outcome
+    }
+
+    /// Orders at the staging side of a CA, to see whether the name can be proven. Only a failure that production would
+    /// see as well is one: staging that is down, slow or limited says nothing.
+    ///
+    /// # Errors
+    /// The name cannot be proven, or the CA does not want it.
+    pub async fn rehearse(&self, staging: &str, wanted: Wanted<'_>) -> Result<(), IssueError> {
+        let host = wanted.host.clone();
+        let mut forget = |_| async {}.boxed();
+        match tokio::time::timeout(STAGING_TIME, self.order(staging, wanted, &mut forget)).await {
+            Ok(Err(error)) if matches!(error.cause, Cause::Challenge | Cause::Refused) => {
+                Err(IssueError { retry_at: None, ..error })
+            }
+            Ok(Err(error)) => {
+                info!(
+                    site = &*host,
+                    directory = staging,
+                    reason = error.text,
+                    "staging says nothing; production is asked"
+                );
+                Ok(())
+            }
+            Err(_) => {
+                info!(site = &*host, directory = staging, "staging is too slow; production is asked");
+                Ok(())
+            }
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+
+    fn ca(&self, directory: &str) -> Result<&Ca, IssueError> {
+        let none = || IssueError::new(Cause::Ca, format!("{directory} is not configured"));
+        self.cas.get(directory).ok_or_else(none)
+    }
+
+    async fn order_now(
+        &self,
+        ca: &Ca,
+        wanted: &Wanted<'_>,
+        keep: &mut Keep<'_>,
+        seen: &LastResponse,
+    ) -> Result<Issued, IssueError> {
+        let email = self.plan.email.as_deref();
+        let mut opened = ca.open(email, seen).await?;
+        check_profile(&ca.directory, &opened.account)?;
         let mut failures: Vec<Failure> = Vec::new();
-        if let Some(pending) = pending {
-            match self.resume(&account, host, &pending, &seen).await {
+        if let Some(pending) = &wanted.pending {
+            match self.resume(&opened.account, wanted, pending, seen).await {
                 Some(Ok(issued)) => return Ok(issued),
                 Some(Err(failure)) => failures.push(failure),
                 None => {}
             }
         }
-        for challenge in &self.plan.challenges {
-            if seen.is_limited() {
+        for challenge in self.plan.challenges.iter().filter(|challenge| can_prove(**challenge, wanted.host)) {
+            // What the CA cannot do by one challenge, it cannot do by the next.
+            if failures.last().is_some_and(|failure| failure.cause.is_theirs()) {
                 break;
             }
-            let mut outcome = self.attempt(&account, directory, host, *challenge, replaces, keep, &seen).await;
-            if outcome.as_ref().is_err_and(|failure| failure.forgotten) {
-                self.forget(directory, &text).await.map_err(|error| self.kept_badly(&error.into()))?;
-                (account, text) = self.account(directory, &seen).await?;
-                outcome = self.attempt(&account, directory, host, *challenge, replaces, keep, &seen).await;
+            let mut outcome = self.attempt(ca, &opened.account, wanted, *challenge, keep, seen).await;
+            if let Err(Failure { dropped: Some(why), .. }) = outcome {
+                ca.forget(&opened, why).await?;
+                opened = ca.open(email, seen).await?;
+                outcome = self.attempt(ca, &opened.account, wanted, *challenge, keep, seen).await;
             }
             match outcome {
                 Ok(issued) => return Ok(issued),
                 Err(failure) => failures.push(failure),
             }
         }
-        let cause = failures.last().map_or(Cause::Ca, |failure| failure.cause);
-        let text: Vec<_> = failures.into_iter().map(|failure| failure.text).collect();
-        Err(self.failed(text.join("; "), cause, &seen))
+        let cause = failures.last().map_or(Cause::Challenge, |failure| failure.cause);
+        let mut text: Vec<_> = failures.into_iter().map(|failure| failure.text).collect();
+        if text.is_empty() {
+            text.push(format!("no permitted challenge can prove {}", wanted.host));
+        }
+        Err(self.failed(text.join("; "), cause, seen))
     }
 
     /// The window in which the CA wants a certificate renewed (RFC 9773); nothing where it does not say.
     /// Beside it, when to ask again.
     pub async fn suggestion(&self, directory: &str, leaf: &[u8]) -> Option<((SystemTime, SystemTime), Duration)> {
-        let (account, _) = self.account(directory, &LastResponse::default()).await.ok()?;
+        let ca = self.cas.get(directory)?;
+        ca.authority.paused().ok()?;
+        let seen = LastResponse::default();
+        let opened = seen.scope(ca.open(self.plan.email.as_deref(), &seen)).await.ok()?;
         let leaf = CertificateDer::from(leaf);
         let id = CertificateIdentifier::try_from(&leaf).ok()?;
-        let asked = account.renewal_info(&id).await;
+        let asked = seen.scope(opened.account.renewal_info(&id)).await;
+        if seen.is_limited() {
+            let wait = seen.retry_after().unwrap_or(UNNAMED_PAUSE);
+            ca.authority.pause(self.clock.now() + wait, "the CA limits requests for renewal information").await;
+        }
         let (info, again) = asked.inspect_err(|error| debug!(%error, "no renewal information")).ok()?;
         Some(((info.suggested_window.start.into(), info.suggested_window.end.into()), again))
-    }
-
-    /// Our account at a CA, made if there is none, with what is stored of it.
-    async fn account(&self, directory: &str, seen: &LastResponse) -> Result<(Account, String), IssueError> {
-        let file = account_file(directory);
-        let stored = match self.stored_account(&file)? {
-            Some(stored) => stored,
-            None => {
-                // Names that begin together, in several processes too, make one account and not one each.
-                let began = Instant::now();
-                let lock = self.store.lock_patiently(&account_lock(directory)).await;
-                let _lock = lock.map_err(|error| self.kept_badly(&error.into()))?;
-                match self.stored_account(&file)? {
-                    Some(stored) => stored,
-                    None => return self.new_account(directory, &file, began, seen).await,
-                }
-            }
-        };
-        let (credentials, text) = stored;
-        let restored = self.builder(seen).from_credentials(credentials).await;
-        let restored = restored.map_err(|error| self.no_account("the CA does not answer", directory, &error, seen))?;
-        Ok((restored, text))
-    }
-
-    /// Makes an account, unless another name has failed to since `began`: whoever has waited for that need not wait for
-    /// the same again.
-    async fn new_account(
-        &self,
-        directory: &str,
-        file: &str,
-        began: Instant,
-        seen: &LastResponse,
-    ) -> Result<(Account, String), IssueError> {
-        if let Some((at, error)) = lock(&self.refused).get(directory)
-            && *at > began
-        {
-            return Err(error.clone());
-        }
-        let contact = self.plan.email.as_ref().map(|email| format!("mailto:{email}"));
-        let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-        let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
-        let eab = self.plan.eab.as_ref().map(|eab| ExternalAccountKey::new(eab.kid.clone(), &eab.hmac_key));
-        let made = patiently!(self.builder(seen).create(&new, directory.to_owned(), eab.as_ref()).await);
-        let (account, credentials) = made.map_err(|error| {
-            let error = self.no_account("no account", directory, &error, seen);
-            lock(&self.refused).insert(directory.to_owned(), (Instant::now(), error.clone()));
-            error
-        })?;
-        let text = serde_json::to_string(&credentials).unwrap_or_default();
-        self.store.save(file, &text).map_err(|error| self.kept_badly(&error.into()))?;
-        Ok((account, text))
-    }
-
-    fn builder(&self, seen: &LastResponse) -> AccountBuilder {
-        Account::builder_with_http(Box::new(Client { fetch: self.fetch.clone(), seen: seen.clone() }))
-    }
-
-    fn no_account(&self, what: &str, directory: &str, error: &Error, seen: &LastResponse) -> IssueError {
-        self.failed(describe(directory, what, error, seen), blame(error, seen), seen)
-    }
-
-    /// What is stored of an account. Damage is set aside, and is as good as none.
-    fn stored_account(&self, file: &str) -> Result<Option<(AccountCredentials, String)>, IssueError> {
-        let badly = |error: StoreError| self.kept_badly(&error.into());
-        let Some(text) = self.store.load(file).map_err(badly)? else { return Ok(None) };
-        if let Ok(credentials) = serde_json::from_str(&text) {
-            return Ok(Some((credentials, text)));
-        }
-        let aside = self.store.set_aside(file, "damaged").map_err(badly)?;
-        warn!(moved_to = %aside.display(), "the stored account is damaged; a new one is made");
-        Ok(None)
-    }
-
-    /// Sets an account aside that the CA has forgotten, unless another name has done so already.
-    async fn forget(&self, directory: &str, text: &str) -> Result<(), StoreError> {
-        let file = account_file(directory);
-        let _lock = self.store.lock_patiently(&account_lock(directory)).await?;
-        if self.store.load(&file)?.is_some_and(|stored| stored == text) {
-            warn!(directory, "the CA does not know our account any more; a new one is made");
-            self.store.set_aside(&file, "forgotten")?;
-        }
-        Ok(())
-    }
-
-    fn check_profile(&self, account: &Account) -> Result<(), IssueError> {
-        let Some(wanted) = &self.plan.profile else { return Ok(()) };
-        let offered: Vec<_> = account.profiles().map(|profile| profile.name.to_owned()).collect();
-        if offered.contains(wanted) {
-            return Ok(());
-        }
-        let text = format!("the CA has no profile `{wanted}`; it has: {}", offered.join(", "));
-        Err(self.failed(text, Cause::Refused, &LastResponse::default()))
     }
 
     /// Goes on with an order of an earlier run; `None` where the CA has nothing of it that is of use.
     async fn resume(
         &self,
         account: &Account,
-        host: &Arc<str>,
+        wanted: &Wanted<'_>,
         pending: &Pending,
         seen: &LastResponse,
     ) -> Option<Result<Issued, Failure>> {
+        let host = wanted.host;
         let key = KeyPair::from_pem(&pending.key).ok()?;
         let mut order = patiently!(account.order(pending.url.clone()).await).ok()?;
         if order.state().status == OrderStatus::Invalid {
             return None;
         }
         info!(site = &**host, order = pending.url, "an order of an earlier run is taken up again");
-        let challenge = self.plan.challenges.first()?;
-        Some(self.complete(&mut order, &key, host, *challenge, seen).await)
+        let challenge = self.plan.challenges.iter().find(|challenge| can_prove(**challenge, host))?;
+        Some(self.complete(&mut order, &key, wanted, *challenge, seen).await)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what an order is made of")]
     async fn attempt(
         &self,
+        ca: &Ca,
         account: &Account,
-        directory: &str,
-        host: &Arc<str>,
+        wanted: &Wanted<'_>,
         challenge: Challenge,
-        replaces: Option<&[u8]>,
-        keep: &mut (dyn FnMut(Pending) + Send),
+        keep: &mut Keep<'_>,
         seen: &LastResponse,
     ) -> Result<Issued, Failure> {
         let key = KeyPair::generate().map_err(|error| Failure::of(Cause::Ca, error.to_string()))?;
-        let mut order = self.place(account, host, replaces, seen).await?;
+        let mut order = place(&ca.directory, account, wanted, seen).await?;
         let url = order.url().to_owned();
-        keep(Pending { directory: directory.to_owned(), url, key: key.serialize_pem() });
-        self.complete(&mut order, &key, host, challenge, seen).await
+        keep(Pending { directory: ca.directory.url.clone(), url, key: key.serialize_pem() }).await;
+        self.complete(&mut order, &key, wanted, challenge, seen).await
     }
 
     /// From wherever an order stands to its certificate.
@@ -336,12 +373,14 @@ impl Issuer {
         &self,
         order: &mut Order,
         key: &KeyPair,
-        host: &Arc<str>,
+        wanted: &Wanted<'_>,
         challenge: Challenge,
         seen: &LastResponse,
     ) -> Result<Issued, Failure> {
+        let host = wanted.host;
         let fails = |what: &str, error: &Error| Failure::of(blame(error, seen), describe(host, what, error, seen));
         if order.state().status == OrderStatus::Pending {
+            (wanted.report)(&format!("waits for the CA to validate by {}", word(challenge)));
             self.prove(order, host, challenge, seen).await?;
         }
         let csr = CertificateParams::new(vec![host.to_string()]).and_then(|mut params| {
@@ -360,43 +399,10 @@ impl Issuer {
                 Err(error) => return Err(fails("the CA did not take the request", &error)),
             }
         }
+        (wanted.report)("waits for the CA to issue");
         let chain =
             patiently!(order.poll_certificate(&POLL).await).map_err(|error| fails("the CA did not issue", &error))?;
         Ok(Issued { chain, key: key.serialize_pem() })
-    }
-
-    /// Places the order; once more without `replaces` where the CA does not like that (RFC 9773 section 5).
-    async fn place(
-        &self,
-        account: &Account,
-        host: &Arc<str>,
-        replaces: Option<&[u8]>,
-        seen: &LastResponse,
-    ) -> Result<Order, Failure> {
-        let names = [Identifier::Dns(host.to_string())];
-        let leaf = replaces.map(CertificateDer::from);
-        let mut replaced = leaf.as_ref().and_then(|leaf| CertificateIdentifier::try_from(leaf).ok());
-        loop {
-            let mut new = NewOrder::new(&names);
-            if let Some(profile) = &self.plan.profile {
-                new = new.profile(profile);
-            }
-            if let Some(replaced) = &replaced {
-                new = new.replaces(replaced.clone());
-            }
-            match patiently!(account.new_order(&new).await) {
-                Ok(order) => return Ok(order),
-                Err(error) if is_problem(&error, "accountDoesNotExist") => {
-                    let text = describe(host, "the CA does not know our account", &error, seen);
-                    return Err(Failure { text, cause: Cause::Refused, forgotten: true });
-                }
-                Err(_) if replaced.is_some() && !seen.is_limited() => replaced = None,
-                Err(error) => {
-                    let text = describe(host, "the CA did not take the order", &error, seen);
-                    return Err(Failure::of(blame(&error, seen), text));
-                }
-            }
-        }
     }
 
     /// Shows the proof, and waits until the CA has seen it.
@@ -409,59 +415,51 @@ impl Issuer {
     ) -> Result<(), Failure> {
         let fail = |what: &str, error: &Error| Failure::of(blame(error, seen), describe(host, what, error, seen));
         patiently!(fetch_authorizations(order).await).map_err(|error| fail("the CA has no authorization", &error))?;
-        let mut token = None;
+        let mut shown = None;
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization.map_err(|error| fail("the CA has no authorization", &error))?;
             if authorization.status == AuthorizationStatus::Valid {
                 continue;
             }
-            let kind = match challenge {
-                Challenge::Http01 => ChallengeType::Http01,
-                Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
-            };
-            let Some(mut offered) = authorization.challenge(kind) else {
+            let Some(mut offered) = authorization.challenge(kind(challenge)) else {
                 return Err(Failure::of(Cause::Challenge, format!("the CA does not offer {}", word(challenge))));
             };
-            let proof = offered.key_authorization();
-            match challenge {
-                Challenge::Http01 => self.challenges.offer_http01(&offered.token, proof.as_str()),
-                Challenge::TlsAlpn01 => self
-                    .challenges
-                    .offer_tls_alpn01(host, proof.digest().as_ref())
-                    .map_err(|error| Failure::of(Cause::Challenge, error.to_string()))?,
-            }
-            token = Some(offered.token.clone());
+            let authorization = offered.key_authorization();
+            let proof = match challenge {
+                Challenge::Http01 => Proof::http01(&offered.token, authorization.as_str()),
+                Challenge::TlsAlpn01 => Proof::tls_alpn01(host, authorization.digest().as_ref()),
+            };
+            let published = self.challenges.publish(proof).await;
+            shown = Some(published.map_err(|error| Failure::of(Cause::Challenge, crate::error::chain(&error)))?);
             if let Err(error) = patiently!(offered.set_ready().await) {
-                self.withdraw(challenge, host, token.as_deref());
                 return Err(fail("the CA did not start to validate", &error));
             }
         }
         let outcome = patiently!(order.poll_ready(&POLL).await);
-        let ours = self.withdraw(challenge, host, token.as_deref());
-        let theirs = match outcome {
-            Ok(OrderStatus::Ready | OrderStatus::Valid | OrderStatus::Processing) => return Ok(()),
-            Ok(status) => format!("the order is {status:?}"),
-            Err(Error::Timeout(_)) => "the CA did not come to an end".into(),
-            Err(error) => error.to_string(),
+        let ours = match shown {
+            Some(shown) => shown.withdraw().await,
+            None => "nothing had to be shown".to_owned(),
         };
-        let problem = refusal(order).await.unwrap_or(theirs);
-        Err(Failure::of(Cause::Challenge, format!("{}: {problem} ({ours})", word(challenge))))
-    }
-
-    fn withdraw(&self, challenge: Challenge, host: &Arc<str>, token: Option<&str>) -> String {
-        match challenge {
-            Challenge::Http01 => self.challenges.withdraw_http01(token.unwrap_or_default()),
-            Challenge::TlsAlpn01 => self.challenges.withdraw_tls_alpn01(host),
+        let (theirs, cause) = match outcome {
+            Ok(OrderStatus::Ready | OrderStatus::Valid | OrderStatus::Processing) => return Ok(()),
+            Ok(status) => (format!("the order is {status:?}"), Cause::Challenge),
+            Err(Error::Timeout(_)) => ("the CA did not come to an end".into(), Cause::Ca),
+            Err(error) => {
+                let is_verdict = matches!(&error, Error::Api(_)) && blame(&error, seen) == Cause::Refused;
+                let cause = if is_verdict { Cause::Challenge } else { blame(&error, seen) };
+                (describe(host, "validation", &error, seen), cause)
+            }
+        };
+        if cause != Cause::Challenge {
+            return Err(Failure::of(cause, format!("{}: {theirs}", word(challenge))));
         }
+        let (problem, cause) = refusal(order).await.unwrap_or((theirs, cause));
+        Err(Failure::of(cause, format!("{}: {problem} ({ours})", word(challenge))))
     }
 
     fn failed(&self, text: String, cause: Cause, seen: &LastResponse) -> IssueError {
         IssueError { text, cause, retry_at: seen.retry_after().map(|wait| self.clock.now() + wait) }
-    }
-
-    fn kept_badly(&self, error: &CertError) -> IssueError {
-        self.failed(chain(error), Cause::Storage, &LastResponse::default())
     }
 }
 
@@ -469,13 +467,13 @@ impl Issuer {
 struct Failure {
     text: String,
     cause: Cause,
-    /// The CA does not know our account any more.
-    forgotten: bool,
+    /// The CA does not accept our account any more.
+    dropped: Option<DroppedLines>,
 }
 
 impl Failure {
     const fn of(cause: Cause, text: String) -> Self {
-        Self { text, cause, forgotten: false }
+        Self { text, cause, dropped: None }
     }
 }
 
@@ -497,6 +495,13 @@ async fn fetch_authorizations(order: &mut Order) -> Result<(), Error> {
     Ok(())
 }
 
+fn kind(challenge: Challenge) -> ChallengeType {
+    match challenge {
+        Challenge::Http01 => ChallengeType::Http01,
+        Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
+    }
+}
+
 const fn word(challenge: Challenge) -> &'static str {
     match challenge {
         Challenge::Http01 => "http-01",
@@ -504,27 +509,80 @@ const fn word(challenge: Challenge) -> &'static str {
     }
 }
 
-/// Where the account at a directory is kept.
-pub fn account_file(directory: &str) -> String {
-    format!("accounts/{}.json", as_name(directory))
+/// Places the order; once more without `replaces` where the CA refuses that (RFC 9773 section 5).
+async fn place(
+    directory: &Directory,
+    account: &Account,
+    wanted: &Wanted<'_>,
+    seen: &LastResponse,
+) -> Result<Order, Failure> {
+    let host = wanted.host;
+    let names = [identifier(host)];
+    let leaf = wanted.replaces.map(CertificateDer::from);
+    let mut replaced = leaf.as_ref().and_then(|leaf| CertificateIdentifier::try_from(leaf).ok());
+    loop {
+        let mut new = NewOrder::new(&names);
+        if let Some(profile) = &directory.profile {
+            new = new.profile(profile);
+        }
+        if let Some(replaced) = &replaced {
+            new = new.replaces(replaced.clone());
+        }
+        match patiently!(account.new_order(&new).await) {
+            Ok(order) => return Ok(order),
+            Err(error) if DroppedLines::of(&error).is_some() => {
+                let text = describe(host, "the CA does not accept our account", &error, seen);
+                return Err(Failure { text, cause: Cause::Refused, dropped: DroppedLines::of(&error) });
+            }
+            Err(_) if replaced.is_some() && !seen.is_limited() => replaced = None,
+            Err(error) => {
+                let text = describe(host, "the CA did not take the order", &error, seen);
+                return Err(Failure::of(blame(&error, seen), text));
+            }
+        }
+    }
 }
 
-fn account_lock(directory: &str) -> String {
-    format!("account-{}", as_name(directory))
+fn identifier(host: &str) -> Identifier {
+    host.parse::<IpAddr>().map_or_else(|_| Identifier::Dns(host.to_owned()), Identifier::Ip)
 }
 
-/// A URL as a part of a file's name.
-fn as_name(url: &str) -> String {
-    url.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+/// Whether a challenge can prove a name at all (RFC 8555 section 8, RFC 8738 section 4).
+fn can_prove(challenge: Challenge, host: &str) -> bool {
+    match challenge {
+        Challenge::Http01 | Challenge::TlsAlpn01 => !host.starts_with("*."),
+    }
 }
 
-/// What the CA says of a proof that it did not accept.
-async fn refusal(order: &mut Order) -> Option<String> {
+/// Whether a limit is on a name and not on the account: Let's Encrypt names it, or speaks of its exact set of names.
+fn is_about_one_name(text: &str, host: &str) -> bool {
+    let text = text.strip_prefix(host).unwrap_or(text);
+    text.contains(host) || text.contains("exact set of")
+}
+
+fn check_profile(directory: &Directory, account: &Account) -> Result<(), IssueError> {
+    let Some(wanted) = &directory.profile else { return Ok(()) };
+    let offered: Vec<_> = account.profiles().map(|profile| profile.name.to_owned()).collect();
+    if offered.contains(wanted) {
+        return Ok(());
+    }
+    let text = format!("{} has no profile `{wanted}`; it has: {}", directory.url, offered.join(", "));
+    Err(IssueError::new(Cause::Refused, text))
+}
+
+/// What the CA says of a proof that it did not accept, and whose fault that is.
+async fn refusal(order: &mut Order) -> Option<(String, Cause)> {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
         let Ok(state) = authorization.refresh().await else { continue };
         if let Some(problem) = state.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
-            return Some(problem.to_string());
+            let is = |kind: &str| problem.r#type.as_deref().is_some_and(|found| found.ends_with(kind));
+            let cause = match () {
+                () if is("serverInternal") => Cause::Ca,
+                () if is("rateLimited") => Cause::RateLimit,
+                () => Cause::Challenge,
+            };
+            return Some((problem.to_string(), cause));
         }
     }
     None

@@ -1,0 +1,297 @@
+//! Decides which name may place an order at a CA next, and when. One scheduler per CA account. Pure: requests and the
+//! time go in, decisions come out; it neither sleeps nor reads a clock.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::{Value, json};
+
+use super::schedule::LONGEST_WAIT;
+
+/// Orders in flight at one CA. Few, so that a hundred names do not open a hundred validations in one second; more than
+/// one, because an order spends most of its time waiting for the CA.
+pub const ORDERS_AT_ONCE: usize = 4;
+
+/// Time between the starts of two orders: at most five per second, far below the request limits of public CAs (Let's
+/// Encrypt: 20 requests a second), since an order takes about eight requests.
+pub const ORDER_SPACING: Duration = Duration::from_millis(200);
+
+/// The span over which public CAs count new orders (Let's Encrypt: 300 in 3 hours and account).
+pub const ORDER_WINDOW: Duration = Duration::from_secs(3 * 3600);
+
+/// Orders in that span. The rest is left for renewals by hand and for a second machine on the same account.
+pub const ORDERS_PER_WINDOW: usize = 250;
+
+/// How urgently a name needs its order: a name without a certificate first, then the certificate that ends first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Need(Option<SystemTime>);
+
+impl Need {
+    /// The need of a name whose certificate ends at `not_after`; `None` has no certificate.
+    #[must_use]
+    pub const fn new(not_after: Option<SystemTime>) -> Self {
+        Self(not_after)
+    }
+}
+
+/// The place of a request in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(Need, u64);
+
+/// What a request may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Place the order; [`Scheduler::finish`] has to follow.
+    Start,
+    /// Ask again after this time, or when another order ends.
+    Wait(Duration),
+    /// Ask again when another order starts or ends.
+    Queued,
+}
+
+/// What an account must remember across restarts and share with other processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// When orders were placed, oldest first.
+    orders: VecDeque<SystemTime>,
+    /// Until when the CA wants to be left alone, and its reason.
+    pause: Option<(SystemTime, String)>,
+}
+
+impl Pace {
+    /// Notes an order.
+    pub fn note(&mut self, now: SystemTime) {
+        // To the millisecond, as it is stored: merging must know an order again.
+        self.orders.push_back(UNIX_EPOCH + Duration::from_millis(milliseconds(now)));
+        self.forget(now);
+    }
+
+    /// Sends no order before `until`; a shorter pause does not shorten a longer one.
+    pub fn pause(&mut self, until: SystemTime, reason: &str, now: SystemTime) {
+        if self.paused(now).is_none_or(|(known, _)| known < until) {
+            self.pause = Some((until.min(now + LONGEST_WAIT), reason.to_owned()));
+        }
+    }
+
+    /// The pause that holds now. One that ends later than any CA can mean was written under a wrong clock.
+    #[must_use]
+    pub fn paused(&self, now: SystemTime) -> Option<(SystemTime, &str)> {
+        let (until, reason) = self.pause.as_ref()?;
+        (*until > now && *until <= now + LONGEST_WAIT).then_some((*until, reason))
+    }
+
+    /// Adds what another process has noted.
+    pub fn merge(&mut self, other: &Self, now: SystemTime) {
+        let mut orders: Vec<_> = self.orders.iter().chain(&other.orders).copied().collect();
+        orders.sort_unstable();
+        orders.dedup();
+        self.orders = orders.into();
+        if let Some((until, reason)) = other.paused(now) {
+            self.pause(until, reason, now);
+        }
+        self.forget(now);
+    }
+
+    /// Drops orders that count no longer, and those of a clock that was ahead.
+    fn forget(&mut self, now: SystemTime) {
+        self.orders.retain(|at| *at <= now && *at + ORDER_WINDOW > now);
+    }
+
+    /// The form in the storage. Milliseconds, so that merging does not take two orders of one second for one.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let orders: Vec<_> = self.orders.iter().map(|at| milliseconds(*at)).collect();
+        let (until, reason) = self.pause.as_ref().map(|(until, reason)| (milliseconds(*until), reason)).unzip();
+        json!({ "orders": orders, "paused_until": until, "reason": reason })
+    }
+
+    /// Reads it back; what is damaged counts as nothing, since it only slows orders down.
+    #[must_use]
+    pub fn from_json(text: &str) -> Self {
+        let json: Value = serde_json::from_str(text).unwrap_or_default();
+        let at = |value: &Value| UNIX_EPOCH.checked_add(Duration::from_millis(value.as_u64()?));
+        let orders = json["orders"].as_array().map(|list| list.iter().filter_map(at).collect()).unwrap_or_default();
+        let reason = json["reason"].as_str().unwrap_or("the CA asked for it").to_owned();
+        Self { orders, pause: at(&json["paused_until"]).map(|until| (until, reason)) }
+    }
+}
+
+fn milliseconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The queue of one CA account.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    pace: Pace,
+    running: usize,
+    waiting: BTreeMap<Ticket, ()>,
+    next_ticket: u64,
+    last_start: Option<SystemTime>,
+}
+
+impl Scheduler {
+    /// Joins the queue. [`leave`](Self::leave) or a [`Decision::Start`] has to follow.
+    pub fn join(&mut self, need: Need) -> Ticket {
+        let ticket = Ticket(need, self.next_ticket);
+        self.next_ticket += 1;
+        self.waiting.insert(ticket, ());
+        ticket
+    }
+
+    /// Leaves the queue without an order.
+    pub fn leave(&mut self, ticket: Ticket) {
+        self.waiting.remove(&ticket);
+    }
+
+    /// What the request with this ticket may do now.
+    pub fn decide(&mut self, ticket: Ticket, now: SystemTime) -> Decision {
+        if let Some((until, _)) = self.pace.paused(now) {
+            return Decision::Wait(since(until, now));
+        }
+        let is_first = self.waiting.first_key_value().is_some_and(|(first, ())| *first == ticket);
+        if !is_first || self.running >= ORDERS_AT_ONCE {
+            return Decision::Queued;
+        }
+        // An instant of a clock that was ahead holds nothing up.
+        if let Some(last) = self.last_start.filter(|last| *last <= now && *last + ORDER_SPACING > now) {
+            return Decision::Wait(since(last + ORDER_SPACING, now));
+        }
+        self.pace.forget(now);
+        if let Some(oldest) = self.pace.orders.front().filter(|_| self.pace.orders.len() >= ORDERS_PER_WINDOW) {
+            return Decision::Wait(since(*oldest + ORDER_WINDOW, now));
+        }
+        self.waiting.remove(&ticket);
+        self.running += 1;
+        self.last_start = Some(now);
+        self.pace.note(now);
+        Decision::Start
+    }
+
+    /// An order that was started has ended, well or not.
+    pub const fn finish(&mut self) {
+        self.running = self.running.saturating_sub(1);
+    }
+
+    /// What is shared with other processes.
+    pub const fn pace(&mut self) -> &mut Pace {
+        &mut self.pace
+    }
+}
+
+fn since(at: SystemTime, now: SystemTime) -> Duration {
+    at.duration_since(now).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::from_secs(1_800_000_000);
+
+    /// Runs orders of `needs` that take `each`, in simulated time; the name and the second of every start.
+    fn simulate(needs: &[Option<u64>], each: Duration) -> Vec<(usize, Duration)> {
+        let mut scheduler = Scheduler::default();
+        let end = |end: &Option<u64>| end.map(|days| UNIX_EPOCH + START + Duration::from_secs(days * 86_400));
+        let mut waiting: Vec<_> =
+            needs.iter().enumerate().map(|(name, need)| (name, scheduler.join(Need::new(end(need))))).collect();
+        let (mut running, mut starts, mut at): (Vec<Duration>, Vec<_>, _) = (Vec::new(), Vec::new(), Duration::ZERO);
+        while !waiting.is_empty() {
+            let now = UNIX_EPOCH + START + at;
+            running.retain(|ends| {
+                let goes_on = *ends > at;
+                if !goes_on {
+                    scheduler.finish();
+                }
+                goes_on
+            });
+            waiting.retain(|(name, ticket)| {
+                let starts_now = scheduler.decide(*ticket, now) == Decision::Start;
+                if starts_now {
+                    starts.push((*name, at));
+                    running.push(at + each);
+                }
+                !starts_now
+            });
+            assert!(running.len() <= ORDERS_AT_ONCE);
+            at += Duration::from_millis(50);
+        }
+        starts
+    }
+
+    #[test]
+    fn sixty_names_begin_one_after_the_other() {
+        let starts = simulate(&[None; 60], Duration::from_secs(2));
+        let within = |limit| starts.iter().filter(|(_, at)| *at < Duration::from_secs(limit)).count();
+        assert_eq!(starts.len(), 60);
+        assert_eq!(within(1), ORDERS_AT_ONCE);
+        assert!(within(30) >= 48, "four at once, two seconds each: {}", within(30));
+    }
+
+    #[test]
+    fn quick_orders_are_spaced_as_well() {
+        let starts = simulate(&[None; 20], Duration::ZERO);
+        assert!(starts.windows(2).all(|pair| pair[1].1 - pair[0].1 >= ORDER_SPACING), "{starts:?}");
+    }
+
+    #[test]
+    fn names_without_a_certificate_come_first_and_then_what_ends_first() {
+        let starts = simulate(&[Some(20), None, Some(3), Some(10), None], Duration::from_secs(1));
+        let order: Vec<_> = starts.iter().map(|(name, _)| *name).collect();
+        assert_eq!(order, [1, 4, 2, 3, 0]);
+    }
+
+    #[test]
+    fn no_window_of_three_hours_has_more_orders_than_the_limit() {
+        let starts = simulate(&[None; 600], Duration::from_secs(1));
+        for (index, (_, at)) in starts.iter().enumerate() {
+            let within = starts[index..].iter().filter(|(_, other)| *other < *at + ORDER_WINDOW).count();
+            assert!(within <= ORDERS_PER_WINDOW, "{within} from {at:?}");
+        }
+        assert!(starts.last().unwrap().1 < ORDER_WINDOW * 3, "and no time is lost");
+    }
+
+    #[test]
+    fn a_pause_holds_every_name_and_survives_the_storage() {
+        let now = UNIX_EPOCH + START;
+        let mut first = Scheduler::default();
+        first.pace().pause(now + Duration::from_secs(90), "rateLimited", now);
+        first.pace().pause(now + Duration::from_secs(30), "busy", now);
+        let stored = first.pace().to_json().to_string();
+        let mut second = Scheduler::default();
+        second.pace().merge(&Pace::from_json(&stored), now);
+        let ticket = second.join(Need::new(None));
+        assert_eq!(second.decide(ticket, now), Decision::Wait(Duration::from_secs(90)));
+        assert_eq!(second.pace().paused(now).map(|(_, reason)| reason.to_owned()).as_deref(), Some("rateLimited"));
+        assert_eq!(second.decide(ticket, now + Duration::from_secs(91)), Decision::Start);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_or_ahead_stops_nothing() {
+        let now = UNIX_EPOCH + START;
+        let year = Duration::from_secs(366 * 86_400);
+        let mut scheduler = Scheduler::default();
+        for _ in 0..ORDERS_PER_WINDOW {
+            scheduler.pace().note(now + year);
+        }
+        scheduler.pace().pause(now + year + Duration::from_secs(60), "limit", now + year);
+        let first = scheduler.join(Need::new(None));
+        assert_eq!(scheduler.decide(first, now), Decision::Start, "what was noted by a clock ahead does not count");
+        scheduler.finish();
+        let second = scheduler.join(Need::new(None));
+        assert_eq!(scheduler.decide(second, now - year), Decision::Start);
+    }
+
+    #[test]
+    fn orders_of_two_processes_add_up() {
+        let now = UNIX_EPOCH + START;
+        let (mut one, mut other) = (Pace::default(), Pace::default());
+        (0..100).rev().for_each(|n| one.note(now - Duration::from_secs(n)));
+        (0..100).rev().for_each(|n| other.note(now - Duration::from_millis(500 + 1000 * n)));
+        one.merge(&Pace::from_json(&other.to_json().to_string()), now);
+        one.merge(&other, now);
+        assert_eq!(one.orders.len(), 200);
+    }
+}

@@ -1,0 +1,218 @@
+//! `[acme]`: what the file says of the CAs, and what it means.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use toml::de::DeValue;
+
+use super::{
+    diagnostic::closest,
+    plan::{self, Challenge, Eab},
+    tree::{At, Item, Problem, Reader, Section, one_or_more, parsed, string, word},
+    value,
+};
+
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";
+const ZEROSSL: &str = "https://acme.zerossl.com/v2/DV90";
+
+/// The CAs that have a name here.
+const NAMED: [&str; 3] = ["letsencrypt", "letsencrypt-staging", "zerossl"];
+
+/// What the file says, value by value.
+#[derive(Default)]
+pub struct Acme {
+    pub email: Option<At<String>>,
+    pub directory: Option<At<Vec<Directory>>>,
+    pub challenges: Option<At<Vec<Challenge>>>,
+    /// What holds for the directories that are written as strings.
+    pub profile: Option<At<String>>,
+    pub eab_kid: Option<At<String>>,
+    pub eab_hmac_key: Option<At<Vec<u8>>>,
+    pub ca_file: Option<At<PathBuf>>,
+}
+
+/// An entry of `acme.directory`.
+pub struct Directory {
+    url: String,
+    span: Range<usize>,
+    /// A table says everything of its directory itself.
+    own: Option<Own>,
+}
+
+#[derive(Default)]
+struct Own {
+    profile: Option<String>,
+    eab_kid: Option<String>,
+    eab_hmac_key: Option<Vec<u8>>,
+    ca_file: Option<PathBuf>,
+}
+
+impl Acme {
+    /// Reads the section.
+    pub fn read(section: Section<'_, '_, '_>) -> Self {
+        let dir = section.reader.source().dir.clone();
+        let text = |item| string(item).map(str::to_owned);
+        let acme = Self {
+            email: section.get("email", parsed(email)),
+            directory: section.get("directory", one_or_more(|item| Directory::read(item, &dir))),
+            challenges: section.get(
+                "challenges",
+                one_or_more(word(&[("tls-alpn-01", Challenge::TlsAlpn01), ("http-01", Challenge::Http01)])),
+            ),
+            profile: section.get("profile", text),
+            eab_kid: section.get("eab_kid", text),
+            eab_hmac_key: section.get("eab_hmac_key", parsed(mac_key)),
+            ca_file: section.get("ca_file", |item| string(item).and_then(|text| value::path(&dir, text))),
+        };
+        section.finish();
+        acme
+    }
+
+    /// The files that it names.
+    pub fn files(&self) -> Vec<At<&Path>> {
+        let shared = self.ca_file.iter().map(|at| At { value: &*at.value, span: at.span.clone() });
+        let entries = self.directory.iter().flat_map(|list| &list.value);
+        let own = entries
+            .filter_map(|entry| Some(At { value: entry.own.as_ref()?.ca_file.as_deref()?, span: entry.span.clone() }));
+        shared.chain(own).collect()
+    }
+
+    /// What it means.
+    pub fn compile(&self, reader: &Reader<'_>) -> plan::Acme {
+        let shared_eab = eab("acme.", &self.eab_kid, &self.eab_hmac_key, reader);
+        let shared = plan::Directory {
+            url: String::new(),
+            staging: None,
+            profile: self.profile.as_ref().map(|profile| profile.value.clone()),
+            eab: shared_eab,
+            ca_file: self.ca_file.as_ref().map(|path| path.value.clone()),
+        };
+        let directories = match &self.directory {
+            None => {
+                vec![plan::Directory { url: LETS_ENCRYPT.into(), staging: Some(LETS_ENCRYPT_STAGING.into()), ..shared }]
+            }
+            Some(list) => list.value.iter().filter_map(|entry| entry.compile(&shared, self, reader)).collect(),
+        };
+        plan::Acme {
+            email: self.email.as_ref().map(|email| email.value.clone()),
+            directories,
+            challenges: self
+                .challenges
+                .as_ref()
+                .map_or_else(|| vec![Challenge::TlsAlpn01, Challenge::Http01], |list| list.value.clone()),
+        }
+    }
+}
+
+impl Directory {
+    fn read(item: &Item<'_>, dir: &Path) -> Result<Self, Problem> {
+        let span = item.span();
+        let DeValue::Table(table) = item.get_ref() else {
+            return Ok(Self { url: known(string(item)?)?, span, own: None });
+        };
+        let (mut url, mut own) = (None, Own::default());
+        for (key, item) in table.iter() {
+            let at = |problem: Problem| problem.at(item.span());
+            let text = || string(item).map(str::to_owned).map_err(at);
+            match key.get_ref().as_ref() {
+                "url" => url = Some(known(&text()?).map_err(at)?),
+                "profile" => own.profile = Some(text()?),
+                "eab_kid" => own.eab_kid = Some(text()?),
+                "eab_hmac_key" => own.eab_hmac_key = Some(mac_key(&text()?).map_err(at)?),
+                "ca_file" => own.ca_file = Some(value::path(dir, &text()?).map_err(at)?),
+                other => {
+                    const KEYS: [&str; 5] = ["url", "profile", "eab_kid", "eab_hmac_key", "ca_file"];
+                    let problem = Problem::new(format!("unknown key `{other}`")).at(key.span());
+                    return Err(problem.help(match closest(other, KEYS) {
+                        Some(likely) => format!("did you mean `{likely}`?"),
+                        None => format!("known here: {}", KEYS.join(", ")),
+                    }));
+                }
+            }
+        }
+        match url {
+            Some(url) => Ok(Self { url, span, own: Some(own) }),
+            None => Err(Problem::new("a directory needs its `url`")
+                .help("write it like { url = \"letsencrypt\", profile = \"shortlived\" }")),
+        }
+    }
+
+    fn compile(&self, shared: &plan::Directory, acme: &Acme, reader: &Reader<'_>) -> Option<plan::Directory> {
+        let staging = (self.url == LETS_ENCRYPT).then(|| LETS_ENCRYPT_STAGING.to_owned());
+        let (eab, names_kid) = match &self.own {
+            None => (shared.eab.clone(), acme.eab_kid.is_some() || acme.eab_hmac_key.is_some()),
+            Some(own) => {
+                let at = |value: Option<String>| value.map(|value| At { value, span: self.span.clone() });
+                let key = own.eab_hmac_key.clone().map(|value| At { value, span: self.span.clone() });
+                (eab("", &at(own.eab_kid.clone()), &key, reader), own.eab_kid.is_some() || own.eab_hmac_key.is_some())
+            }
+        };
+        if self.url == ZEROSSL && eab.is_none() && !names_kid {
+            reader.error_with(
+                self.span.clone(),
+                "ZeroSSL needs an external account",
+                "set eab_kid and eab_hmac_key from its console: in acme, or in a table { url = \"zerossl\", … }",
+            );
+        }
+        let (profile, ca_file) = match &self.own {
+            None => (shared.profile.clone(), shared.ca_file.clone()),
+            Some(own) => (own.profile.clone(), own.ca_file.clone()),
+        };
+        Some(plan::Directory { url: self.url.clone(), staging, profile, eab, ca_file })
+    }
+}
+
+/// The URL of a directory: of a CA that has a name here, or as it is written.
+fn known(name: &str) -> Result<String, Problem> {
+    match name {
+        "letsencrypt" => Ok(LETS_ENCRYPT.into()),
+        "letsencrypt-staging" => Ok(LETS_ENCRYPT_STAGING.into()),
+        "zerossl" => Ok(ZEROSSL.into()),
+        url if url.starts_with("https://") || url.starts_with("http://") => Ok(url.into()),
+        _ => Err(Problem::new(format!("`{name}` is no ACME directory")).help(match closest(name, NAMED) {
+            Some(likely) => format!("did you mean `{likely}`?"),
+            None => format!("one of {}, or a URL", NAMED.join(", ")),
+        })),
+    }
+}
+
+fn eab(prefix: &str, kid: &Option<At<String>>, key: &Option<At<Vec<u8>>>, reader: &Reader<'_>) -> Option<Eab> {
+    let alone = |span: &Range<usize>, is: &str, other: &str| {
+        let message = format!("`{prefix}{is}` alone binds nothing");
+        reader.error_with(span.clone(), message, format!("set {prefix}{other} as well"));
+    };
+    match (kid, key) {
+        (Some(kid), Some(key)) => Some(Eab { kid: kid.value.clone(), hmac_key: key.value.clone() }),
+        (Some(kid), None) => {
+            alone(&kid.span, "eab_kid", "eab_hmac_key");
+            None
+        }
+        (None, Some(key)) => {
+            alone(&key.span, "eab_hmac_key", "eab_kid");
+            None
+        }
+        (None, None) => None,
+    }
+}
+
+fn email(text: &str) -> Result<String, Problem> {
+    let address = text.strip_prefix("mailto:").unwrap_or(text);
+    match address.split_once('@') {
+        Some((local, domain)) if !local.is_empty() && domain.contains('.') && !address.contains([' ', ',']) => {
+            Ok(address.to_owned())
+        }
+        _ => Err(Problem::new(format!("`{text}` is no mail address"))),
+    }
+}
+
+fn mac_key(text: &str) -> Result<Vec<u8>, Problem> {
+    use base64::Engine as _;
+    // CAs hand it out with and without padding, in both alphabets.
+    let text = text.trim_end_matches('=').replace('+', "-").replace('/', "_");
+    let key = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text);
+    key.map_err(|_| Problem::new("the key is not base64url"))
+        .and_then(|key| if key.is_empty() { Err(Problem::new("the key is empty")) } else { Ok(key) })
+}
