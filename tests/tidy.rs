@@ -38,7 +38,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("anyhow", &["cli/"]),
     ("rpassword", &["cli/"]),
     ("saphyr", &["doctor/files/"]),
-    ("simple_dns", &["doctor/srv.rs"]),
+    ("simple_dns", &["doctor/srv.rs", "cert/dns/lookup.rs"]),
 ];
 
 fn sources() -> BTreeMap<String, String> {

@@ -35,6 +35,9 @@ pub struct Authority {
     changed: Notify,
     nonces: Mutex<Vec<String>>,
     offset: Mutex<Option<ClockOffset>>,
+    /// The names by which the CA goes in DNS.
+    issuers: Mutex<Vec<String>>,
+    issuers_file: String,
 }
 
 /// How far the clock of a CA is from ours.
@@ -105,6 +108,8 @@ impl Authority {
             changed: Notify::new(),
             nonces: Mutex::default(),
             offset: Mutex::default(),
+            issuers: Mutex::default(),
+            issuers_file: format!("accounts/{name}.issuers.json"),
         }
     }
 
@@ -191,6 +196,22 @@ impl Authority {
     /// Drops all nonces: the CA has refused one, and those of the same age will fare no better.
     pub fn drop_nonces(&self) {
         lock(&self.nonces).clear();
+    }
+
+    /// The names by which the CA goes in DNS, once it has said so.
+    pub fn issuers(&self) -> Vec<String> {
+        lock(&self.issuers).clone()
+    }
+
+    /// Notes these names, and stores them for `vestibule dns-record`.
+    pub async fn note_issuers(&self, names: Vec<String>) {
+        if std::mem::replace(&mut *lock(&self.issuers), names.clone()) == names {
+            return;
+        }
+        let (file, text) = (self.issuers_file.clone(), serde_json::json!(names).to_string());
+        if let Err(error) = self.store.run(move |store| store.save(&file, &text)).await {
+            warn!(directory = self.url, error = chain(&error), "the names of the CA cannot be stored");
+        }
     }
 
     /// Compares the clocks, and tells when the result changes.

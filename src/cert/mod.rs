@@ -6,6 +6,7 @@
 mod acme;
 mod authority;
 mod challenge;
+mod dns;
 mod files;
 mod import;
 mod internal;
@@ -128,6 +129,14 @@ pub enum CertError {
     /// None of several certificates is for the name.
     #[error("no certificate of tls.certificates is for {0}")]
     NotCovered(String),
+    /// No account is stored.
+    #[error("there is no account at {0} yet: `vestibule run` makes one with its first order")]
+    NoAccount(String),
+    /// The CA's name in DNS is not known.
+    #[error(
+        "{0} has not said by which name it goes in DNS: it does with the first order, where it offers dns-persist-01"
+    )]
+    NoIssuer(String),
     /// The certificate is not X.509.
     #[error("the certificate cannot be read")]
     X509,
@@ -218,7 +227,7 @@ impl Manager {
             stays
         });
         let mut loading = Vec::new();
-        for site in sites.iter().filter(|site| site.tls != SiteTls::Off) {
+        for site in sites.iter().filter(|site| !matches!(site.tls, SiteTls::Off | SiteTls::Wildcard)) {
             names.entry(site.host.shared()).or_insert_with(|| {
                 let (name, loaded) = self.begin(site, &issuers);
                 loading.push(loaded);
@@ -258,7 +267,7 @@ impl Manager {
         let source = match site.tls {
             SiteTls::Internal => "internal",
             SiteTls::Files(_) | SiteTls::SharedFiles(_) => "file",
-            SiteTls::Acme | SiteTls::Off => "acme",
+            SiteTls::Acme | SiteTls::Wildcard | SiteTls::Off => "acme",
         };
         let status = Status {
             host: site.host.shared(),
@@ -289,7 +298,7 @@ impl Manager {
             }
             SiteTls::Internal => internal::spawn(task, self.store.clone(), &self.tasks),
             SiteTls::Acme => acme::spawn(task, self.store.clone(), issuers.clone(), renew, &self.tasks),
-            SiteTls::Off => oneshot::channel().1,
+            SiteTls::Wildcard | SiteTls::Off => oneshot::channel().1,
         };
         (name, loaded)
     }
@@ -299,6 +308,19 @@ impl Manager {
 fn rfc3339(at: SystemTime) -> String {
     let at = time::OffsetDateTime::from(at).replace_nanosecond(0).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
+/// The TXT record of dns-persist-01 for a name: its own name and its value.
+///
+/// # Errors
+/// There is no account yet, the CA has not said its name, or the storage cannot be read.
+pub fn dns_record(store: &Store, directory: &str, host: &str) -> Result<(String, String), CertError> {
+    let account =
+        issue::stored_account_url(store, directory)?.ok_or_else(|| CertError::NoAccount(directory.to_owned()))?;
+    let known = directory.ends_with(".letsencrypt.org/directory").then(|| "letsencrypt.org".to_owned());
+    let issuer = issue::stored_issuers(store, directory).into_iter().next().or(known);
+    let issuer = issuer.ok_or_else(|| CertError::NoIssuer(directory.to_owned()))?;
+    Ok((dns::persist_name(host), dns::persist_record(host, &issuer, &account)))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -34,7 +34,7 @@ impl Resolver {
     /// Whether a name has a certificate. Lower case, without a trailing dot.
     #[must_use]
     pub fn knows(&self, host: &str) -> bool {
-        self.names.load().contains_key(host)
+        find(&self.names.load(), host).is_some()
     }
 
     pub(super) fn set(&self, host: &Arc<str>, key: Arc<CertifiedKey>) {
@@ -78,6 +78,14 @@ impl Resolver {
     }
 }
 
+/// The certificate of a name itself, or that of the wildcard above it.
+fn find<'m>(map: &'m Map, host: &str) -> Option<&'m Arc<CertifiedKey>> {
+    map.get(host).or_else(|| {
+        let (_, parent) = host.split_once('.')?;
+        map.get(format!("*.{parent}").as_str())
+    })
+}
+
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name()?.trim_end_matches('.');
@@ -88,10 +96,8 @@ impl ResolvesServerCert for Resolver {
             return Some(offered.key.clone());
         }
         let map = self.names.load();
-        match map.get(name) {
-            None if name.bytes().any(|b| b.is_ascii_uppercase()) => {
-                map.get(name.to_ascii_lowercase().as_str()).cloned()
-            }
+        match find(&map, name) {
+            None if name.bytes().any(|b| b.is_ascii_uppercase()) => find(&map, &name.to_ascii_lowercase()).cloned(),
             found => found.cloned(),
         }
     }

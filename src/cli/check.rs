@@ -102,6 +102,7 @@ fn certificate(site: &Site) -> String {
         SiteTls::Internal => "internal CA".into(),
         SiteTls::Files(pair) => format!("file {}", pair.cert.display()),
         SiteTls::SharedFiles(_) => "one of tls.certificates".into(),
+        SiteTls::Wildcard => "that of the wildcard".into(),
         SiteTls::Off => "none, plain HTTP".into(),
     }
 }

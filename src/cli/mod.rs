@@ -67,6 +67,11 @@ enum Command {
     ImportCaddy(import_caddy::Args),
     /// Print the root of the internal CA
     Ca,
+    /// Print the TXT record that proves a name by dns-persist-01
+    DnsRecord {
+        /// A site with a certificate of a CA
+        host: String,
+    },
     /// Make the running edge read its file again
     Reload,
     /// Make the running edge order a new certificate for a name now
@@ -105,6 +110,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::ImportCaddy(args) => import_caddy::run(&args),
         Command::Ca => ca(cli.config),
+        Command::DnsRecord { host } => dns_record(cli.config, &host),
         Command::Reload => ask::reload(cli.config),
         Command::Renew { host } => ask::renew(cli.config, &host),
         Command::Status { json } => ask::status(cli.config, json),
@@ -186,6 +192,21 @@ fn ca(named: Option<PathBuf>) -> Outcome {
         Err(anyhow!("no site has its certificate from the internal CA (tls.certificates = \"internal\")"))?;
     }
     print(cert::root_pem(&cert::Store::new(plan.storage), &Clock::system())?)
+}
+
+/// Prints the record in the form of a zone file, one line for each CA.
+fn dns_record(named: Option<PathBuf>, host: &str) -> Outcome {
+    let (_, plan, _) = load(named)?;
+    if !plan.sites.iter().any(|site| site.host.as_str() == host && site.tls == SiteTls::Acme) {
+        Err(anyhow!("no site `{host}` has its certificate from a CA"))?;
+    }
+    let store = cert::Store::new(plan.storage);
+    let mut lines = String::new();
+    for directory in &plan.acme.directories {
+        let (name, value) = cert::dns_record(&store, &directory.url, host)?;
+        lines.push_str(&format!("{name}. IN TXT \"{value}\"\n"));
+    }
+    print(lines)
 }
 
 fn completions(shell: clap_complete::Shell) -> Outcome {

@@ -1,22 +1,33 @@
 //! `[acme]`: what the file says of the CAs, and what it means.
 
 use std::{
+    net::{IpAddr, SocketAddr},
     ops::Range,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use toml::de::DeValue;
 
 use super::{
     diagnostic::closest,
-    plan::{self, Challenge, Eab},
-    tree::{At, Item, Problem, Reader, Section, one_or_more, parsed, string, word},
+    plan::{self, Challenge, Dns, DnsProvider, Eab, Rfc2136, Secret, TsigAlgorithm},
+    tree::{At, Item, Problem, Reader, Section, kind_of, list, one_or_more, parsed, string, word},
     value,
 };
 
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";
 const ZEROSSL: &str = "https://acme.zerossl.com/v2/DV90";
+
+/// Where a name server listens (RFC 1035 section 4.2).
+const DNS_PORT: u16 = 53;
+
+/// How long a command of `acme.dns` may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a record may take to appear at the authoritative servers: those of large providers take a minute.
+const PROPAGATION: Duration = Duration::from_secs(120);
 
 /// The CAs that have a name here.
 const NAMED: [&str; 3] = ["letsencrypt", "letsencrypt-staging", "zerossl"];
@@ -27,6 +38,7 @@ pub struct Acme {
     pub email: Option<At<String>>,
     pub directory: Option<At<Vec<Directory>>>,
     pub challenges: Option<At<Vec<Challenge>>>,
+    pub dns: Option<At<Dns>>,
     /// What holds for the directories that are written as strings.
     pub profile: Option<At<String>>,
     pub eab_kid: Option<At<String>>,
@@ -60,8 +72,14 @@ impl Acme {
             directory: section.get("directory", one_or_more(|item| Directory::read(item, &dir))),
             challenges: section.get(
                 "challenges",
-                one_or_more(word(&[("tls-alpn-01", Challenge::TlsAlpn01), ("http-01", Challenge::Http01)])),
+                one_or_more(word(&[
+                    ("tls-alpn-01", Challenge::TlsAlpn01),
+                    ("http-01", Challenge::Http01),
+                    ("dns-01", Challenge::Dns01),
+                    ("dns-persist-01", Challenge::DnsPersist01),
+                ])),
             ),
+            dns: section.get("dns", |item| dns(item, &dir)),
             profile: section.get("profile", text),
             eab_kid: section.get("eab_kid", text),
             eab_hmac_key: section.get("eab_hmac_key", parsed(mac_key)),
@@ -99,11 +117,24 @@ impl Acme {
         plan::Acme {
             email: self.email.as_ref().map(|email| email.value.clone()),
             directories,
-            challenges: self
-                .challenges
-                .as_ref()
-                .map_or_else(|| vec![Challenge::TlsAlpn01, Challenge::Http01], |list| list.value.clone()),
+            challenges: self.challenges(reader),
+            dns: self.dns.as_ref().map(|dns| dns.value.clone()),
         }
+    }
+}
+
+impl Acme {
+    fn challenges(&self, reader: &Reader<'_>) -> Vec<Challenge> {
+        let has_provider = self.dns.as_ref().is_some_and(|dns| dns.value.provider.is_some());
+        let Some(list) = &self.challenges else {
+            let usual = [Challenge::TlsAlpn01, Challenge::Http01];
+            return usual.into_iter().chain(has_provider.then_some(Challenge::Dns01)).collect();
+        };
+        if list.value.contains(&Challenge::Dns01) && !has_provider {
+            let help = "set acme.dns = { command = [\"/path\"] } or { provider = \"rfc2136\", … }";
+            reader.error_with(list.span.clone(), "`dns-01` needs a provider that sets records in DNS", help);
+        }
+        list.value.clone()
     }
 }
 
@@ -196,6 +227,107 @@ fn eab(prefix: &str, kid: &Option<At<String>>, key: &Option<At<Vec<u8>>>, reader
         }
         (None, None) => None,
     }
+}
+
+/// The keys of `acme.dns`.
+const DNS_KEYS: [&str; 11] = [
+    "provider",
+    "command",
+    "timeout",
+    "nameservers",
+    "propagation_timeout",
+    "server",
+    "zone",
+    "key_name",
+    "key_secret",
+    "key_secret_file",
+    "key_algorithm",
+];
+
+const DNS_HELP: &str = "write it like { command = [\"/path\"] }, or { provider = \"rfc2136\", server = \"192.0.2.1\", \
+                        key_name = \"acme\", key_secret = \"${TSIG_SECRET}\" }";
+
+fn dns(item: &Item<'_>, dir: &Path) -> Result<Dns, Problem> {
+    let DeValue::Table(table) = item.get_ref() else {
+        return Err(Problem::new(format!("expected a table, found {}", kind_of(item.get_ref()))).help(DNS_HELP));
+    };
+    if let Some((key, _)) = table.iter().find(|(key, _)| !DNS_KEYS.contains(&key.get_ref().as_ref())) {
+        let problem = Problem::new(format!("unknown key `{}`", key.get_ref())).at(key.span());
+        return Err(problem.help(match closest(key.get_ref(), DNS_KEYS) {
+            Some(likely) => format!("did you mean `{likely}`?"),
+            None => format!("known here: {}", DNS_KEYS.join(", ")),
+        }));
+    }
+    let of = Values(table);
+    let provider = match (of.get("provider", string)?, of.get("command", one_or_more(text))?) {
+        (Some(_), Some(_)) => {
+            return Err(Problem::new("`provider` and `command` are two ways to do one thing").help("keep one of them"));
+        }
+        (None, Some(command)) => {
+            let timeout = of.get("timeout", parsed(value::bounded))?.unwrap_or(COMMAND_TIMEOUT);
+            Some(DnsProvider::Command { command, timeout })
+        }
+        (Some("rfc2136"), None) => Some(DnsProvider::Rfc2136(rfc2136(&of, dir)?)),
+        (Some(other), None) => {
+            let help = "rfc2136 is known; for any other, set `command` to a program that sets the record";
+            return Err(Problem::new(format!("`{other}` is no DNS provider")).help(help));
+        }
+        (None, None) => None,
+    };
+    let nameservers = of.get("nameservers", list(parsed(dns_server)))?.unwrap_or_default();
+    if provider.is_none() && nameservers.is_empty() {
+        return Err(Problem::new("`acme.dns` needs a `provider` or a `command`").help(DNS_HELP));
+    }
+    let propagation = of.get("propagation_timeout", parsed(value::bounded))?.unwrap_or(PROPAGATION);
+    Ok(Dns { provider, nameservers, propagation })
+}
+
+fn rfc2136(of: &Values<'_, '_>, dir: &Path) -> Result<Rfc2136, Problem> {
+    let missing = |key: &str| Problem::new(format!("`rfc2136` needs `{key}`")).help(DNS_HELP);
+    let path = |item| string(item).and_then(|text| value::path(dir, text));
+    let key_secret = match (of.get("key_secret", text)?, of.get("key_secret_file", path)?) {
+        (Some(secret), None) => Secret::Text(secret.into()),
+        (None, Some(file)) => Secret::File(file),
+        (None, None) => return Err(missing("key_secret")),
+        (Some(_), Some(_)) => {
+            return Err(Problem::new("`key_secret` and `key_secret_file` are the same thing").help("keep one of them"));
+        }
+    };
+    let algorithms = word(&[
+        ("hmac-sha256", TsigAlgorithm::HmacSha256),
+        ("hmac-sha384", TsigAlgorithm::HmacSha384),
+        ("hmac-sha512", TsigAlgorithm::HmacSha512),
+    ]);
+    Ok(Rfc2136 {
+        address: of.get("server", parsed(dns_server))?.ok_or_else(|| missing("server"))?,
+        zone: of.get("zone", parsed(value::hostname))?.map(|zone| zone.as_str().to_owned()),
+        key_name: of.get("key_name", text)?.ok_or_else(|| missing("key_name"))?,
+        key_secret,
+        algorithm: of.get("key_algorithm", algorithms)?.unwrap_or(TsigAlgorithm::HmacSha256),
+    })
+}
+
+/// The values of a table whose keys are known to be right.
+struct Values<'t, 'i>(&'t toml::de::DeTable<'i>);
+
+impl<'t, 'i> Values<'t, 'i> {
+    fn get<T>(&self, key: &str, parse: impl FnOnce(&'t Item<'i>) -> Result<T, Problem>) -> Result<Option<T>, Problem> {
+        let Some(item) = self.0.get(key) else { return Ok(None) };
+        parse(item).map(Some).map_err(|problem| problem.at(item.span()))
+    }
+}
+
+fn text(item: &Item<'_>) -> Result<String, Problem> {
+    string(item).map(str::to_owned)
+}
+
+/// The address of a name server, with or without a port.
+fn dns_server(text: &str) -> Result<SocketAddr, Problem> {
+    let bare = text.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| SocketAddr::new(ip, DNS_PORT));
+    bare.or_else(|_| text.parse()).map_err(|_| {
+        Problem::new(format!("`{text}` is no address of a name server"))
+            .help("write it like \"192.0.2.1\" or \"192.0.2.1:53\"")
+    })
 }
 
 fn email(text: &str) -> Result<String, Problem> {

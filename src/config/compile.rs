@@ -41,12 +41,16 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
             .well_known
             .as_ref()
             .map_or_else(|| is_server || kind_of(&site.root) == Kind::Synapse, |wants| wants.value);
+        if site.host.value.is_wildcard() && kind_of(&site.root) == Kind::Synapse {
+            let help = "clients are told one name: write the site with it";
+            reader.error_with(site.host.span.clone(), "a homeserver has one name, and no wildcard", help);
+        }
         if let (true, None, Some(wants)) = (wants, &matrix, &site.well_known) {
             reader.error_with(wants.span.clone(), "there is no document to serve", "set matrix.server_name");
         }
         sites.push(Site {
             host: site.host.value.clone(),
-            tls: site_tls(site, issuer, &listen, &acme, reader),
+            tls: site_tls(site, issuer, &raw, &listen, &acme, reader),
             well_known: documents.clone().filter(|_| wants),
             routes: routes(site, wants, transports.as_ref(), reader),
             hsts: site.hsts.as_ref().is_some_and(|hsts| hsts.value),
@@ -224,11 +228,19 @@ fn documents(matrix: &Matrix, raw: Option<&raw::Matrix>) -> Arc<WellKnown> {
     })
 }
 
-fn site_tls(site: &raw::Site, issuer: &Issuer, listen: &Listen, acme: &Acme, reader: &Reader<'_>) -> SiteTls {
+fn site_tls(
+    site: &raw::Site,
+    issuer: &Issuer,
+    raw: &Raw,
+    listen: &Listen,
+    acme: &Acme,
+    reader: &Reader<'_>,
+) -> SiteTls {
     let only_http01 = acme.challenges == [Challenge::Http01];
     let tls = match (site.tls.as_ref().map(|tls| &tls.value), issuer) {
         (Some(raw::Tls::Acme), _) | (None, Issuer::Acme) => SiteTls::Acme,
         (Some(raw::Tls::Internal), _) | (None, Issuer::Internal) => SiteTls::Internal,
+        (Some(raw::Tls::Wildcard), _) => SiteTls::Wildcard,
         (Some(raw::Tls::Off), _) => SiteTls::Off,
         (Some(raw::Tls::Files(pair)), _) => SiteTls::Files(pair.clone()),
         (None, Issuer::Files(pairs)) => SiteTls::SharedFiles(pairs.clone()),
@@ -250,11 +262,28 @@ fn site_tls(site: &raw::Site, issuer: &Issuer, listen: &Listen, acme: &Acme, rea
     } else if tls == SiteTls::Acme && listen.http.is_empty() && only_http01 {
         let help = "set listen.http, or permit \"tls-alpn-01\"";
         reader.error_with(span, "the CA would come by plain HTTP, but no address listens for it", help);
+    } else if tls == SiteTls::Acme && site.host.value.is_wildcard() && !proves_wildcards(acme) {
+        let help = "set acme.dns = { command = [\"/path\"] } or { provider = \"rfc2136\", … }, or challenges = \"dns-persist-01\"";
+        reader.error_with(span, "no CA signs a wildcard without a proof in DNS", help);
+    } else if tls == SiteTls::Wildcard && !is_below_a_wildcard(site, raw) {
+        let help = "add a site \"*.example.org\" whose name is one label above it";
+        reader.error_with(span, "no site is a wildcard for this name", help);
     } else if tls == SiteTls::Acme && !site.host.value.as_str().contains('.') {
         let help = "public CAs sign public names; write tls = \"internal\"";
         reader.warn(span, format!("no CA will sign `{}`", site.host.value), help);
     }
     tls
+}
+
+fn proves_wildcards(acme: &Acme) -> bool {
+    acme.challenges.iter().any(|challenge| matches!(challenge, Challenge::Dns01 | Challenge::DnsPersist01))
+}
+
+fn is_below_a_wildcard(site: &raw::Site, raw: &Raw) -> bool {
+    let Some((_, parent)) = site.host.value.as_str().split_once('.') else { return false };
+    raw.sites.iter().any(|other| {
+        other.host.value.as_str().strip_prefix("*.") == Some(parent) && site.host.value != other.host.value
+    })
 }
 
 fn kind_of(route: &raw::Route) -> Kind {

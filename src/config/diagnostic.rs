@@ -143,10 +143,10 @@ impl Report {
 /// A line with stars for what nobody else may read, each in its place: the report of a reload goes to the log.
 fn without_secrets(line: &str) -> String {
     let mut hidden: Vec<Range<usize>> = Vec::new();
-    if let Some(key) = line.find("eab_hmac_key")
-        && let Some(at) = line[key..].find('=')
-    {
-        hidden.push(key + at + 1..line.len());
+    for key in ["eab_hmac_key", "key_secret"].iter().filter_map(|key| line.find(key)) {
+        if let Some(at) = line[key..].find('=') {
+            hidden.push(key + at + 1..line.len());
+        }
     }
     for (at, scheme) in line.match_indices("://") {
         let start = at + scheme.len();
@@ -204,6 +204,7 @@ mod tests {
                 "upstream = [\"http://ü:p@ss@a:1\", \"http://b:1\"]",
                 "upstream = [\"http://******@a:1\", \"http://b:1\"]",
             ),
+            ("dns = { key_secret = \"s3cret\" }", "dns = { key_secret = \"******\" *"),
             ("email = \"a@example.org\"", "email = \"a@example.org\""),
         ] {
             assert_eq!(without_secrets(line), shown);

@@ -69,6 +69,8 @@ pub struct Acme {
     pub directories: Vec<Directory>,
     /// Kinds of challenge in order of preference; never empty.
     pub challenges: Vec<Challenge>,
+    /// How records are set and looked up in DNS.
+    pub dns: Option<Dns>,
 }
 
 /// One certificate authority.
@@ -93,6 +95,94 @@ pub enum Challenge {
     Http01,
     /// RFC 8737.
     TlsAlpn01,
+    /// RFC 8555 section 8.4.
+    Dns01,
+    /// draft-ietf-acme-dns-persist.
+    DnsPersist01,
+}
+
+/// `acme.dns`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// Who sets the records; none where only the servers are named.
+    pub provider: Option<DnsProvider>,
+    /// The authoritative servers of the names; where there are none, DNS is asked for them.
+    pub nameservers: Vec<SocketAddr>,
+    /// How long a record may take to appear at them.
+    pub propagation: Duration,
+}
+
+/// Who sets records in DNS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsProvider {
+    /// A command, called with `present` or `cleanup`, the name and the value.
+    Command {
+        /// The program and its first arguments; never empty.
+        command: Vec<String>,
+        /// How long it may take.
+        timeout: Duration,
+    },
+    /// Dynamic updates.
+    Rfc2136(Rfc2136),
+}
+
+/// A server that takes dynamic updates (RFC 2136), and the key that signs them (RFC 8945).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rfc2136 {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The zone; where there is none, the server is asked for it.
+    pub zone: Option<String>,
+    /// The name of the key.
+    pub key_name: String,
+    /// The key, base64.
+    pub key_secret: Secret,
+    /// How it signs.
+    pub algorithm: TsigAlgorithm,
+}
+
+/// An algorithm of TSIG.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TsigAlgorithm {
+    /// SHA-256.
+    HmacSha256,
+    /// SHA-384.
+    HmacSha384,
+    /// SHA-512.
+    HmacSha512,
+}
+
+/// A secret: as it is, or in a file that is read when it is needed.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// As it is.
+    Text(Box<str>),
+    /// The file.
+    File(PathBuf),
+}
+
+impl Secret {
+    /// The secret.
+    ///
+    /// # Errors
+    /// The file cannot be read; which, and why.
+    pub fn read(&self) -> Result<String, (String, std::io::Error)> {
+        match self {
+            Self::Text(text) => Ok(text.to_string()),
+            Self::File(path) => std::fs::read_to_string(path)
+                .map(|text| text.trim().to_owned())
+                .map_err(|error| (path.display().to_string(), error)),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("Text(..)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
 }
 
 /// External account binding (RFC 8555 section 7.3.4).
@@ -119,11 +209,17 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// A host name: valid, lower case, without a trailing dot.
+/// A host name, or a wildcard for names one label below another: valid, lower case, without a trailing dot.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hostname(pub(super) Arc<str>);
 
 impl Hostname {
+    /// Whether it stands for every name one label below another (`*.example.org`).
+    #[must_use]
+    pub fn is_wildcard(&self) -> bool {
+        self.0.starts_with("*.")
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -175,6 +271,8 @@ pub enum SiteTls {
     Files(KeyPairFiles),
     /// The one of several PEM files that is for the site's name, watched.
     SharedFiles(Arc<[KeyPairFiles]>),
+    /// The certificate of the wildcard site above it.
+    Wildcard,
     /// Plain HTTP only.
     Off,
 }

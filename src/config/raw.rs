@@ -131,6 +131,7 @@ pub struct Site {
 pub enum Tls {
     Acme,
     Internal,
+    Wildcard,
     Off,
     Files(KeyPairFiles),
 }
@@ -332,7 +333,7 @@ fn json(item: &Item<'_>) -> Result<serde_json::Value, Problem> {
 fn sites(section: &Section<'_, '_, '_>) -> Vec<Site> {
     let mut sites: Vec<Site> = Vec::new();
     for (key, item) in section.entries() {
-        let host = match value::hostname(key.value) {
+        let host = match value::site_name(key.value) {
             Ok(value) => At { value, span: key.span.clone() },
             Err(problem) => {
                 // Noted at the key; the site below it is read all the same, for its own errors.
@@ -390,8 +391,8 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
 fn tls(item: &Item<'_>, dir: &Path) -> Result<Tls, Problem> {
     match item.get_ref() {
         DeValue::Table(_) => key_pair(item, dir).map(Tls::Files),
-        _ => word(&[("acme", 0), ("internal", 1), ("off", 2)])(item)
-            .map(|which| [Tls::Acme, Tls::Internal, Tls::Off][which].clone()),
+        _ => word(&[("acme", 0), ("internal", 1), ("wildcard", 2), ("off", 3)])(item)
+            .map(|which| [Tls::Acme, Tls::Internal, Tls::Wildcard, Tls::Off][which].clone()),
     }
 }
 

@@ -94,7 +94,13 @@ const TABLES: &[Table] = &[
                 "challenges",
                 OneOrMore,
                 "[\"tls-alpn-01\", \"http-01\"]",
-                "The kinds that may be used; the other one is tried when the first fails.",
+                "The kinds that may be used, in this order: `tls-alpn-01`, `http-01`, `dns-01`, `dns-persist-01`. With `acme.dns`, `dns-01` is the last of the default.",
+            ),
+            key(
+                "dns",
+                Free,
+                "none",
+                "Sets the records of DNS-01: `{ command = [\"/path\"], timeout = \"60s\" }` is called with `present` or `cleanup`, the name and the value; `{ provider = \"rfc2136\", server = \"192.0.2.1\", zone = \"example.org\", key_name = \"acme\", key_secret = \"${TSIG}\", key_algorithm = \"hmac-sha256\" }` sends dynamic updates (`key_secret_file` names a file). `nameservers = [\"192.0.2.1\"]` are asked for the record before the CA is told, in place of those that DNS names; `propagation_timeout = \"120s\"` bounds the wait.",
             ),
             key(
                 "profile",
@@ -262,7 +268,7 @@ const SITE: &[Key] = &[
         "tls",
         Tls,
         "`tls.certificates`",
-        "`acme`, `internal`, `off` (plain HTTP only), or `{ cert = \"a.pem\", key = \"b.pem\" }`, watched, the last good pair kept.",
+        "`acme`, `internal`, `wildcard` (the certificate of the site `*.` above it), `off` (plain HTTP only), or `{ cert = \"a.pem\", key = \"b.pem\" }`, watched, the last good pair kept.",
     ),
     key("compress", Switch, "true", "Whether answers may be compressed."),
     key("max_body", Size, "by kind", "Largest request body; over it, 413."),
@@ -317,7 +323,7 @@ fn shape(of: Shape) -> Value {
         Tls => {
             let files = json!({ "cert": { "type": "string" }, "key": { "type": "string" } });
             let files = json!({ "type": "object", "properties": files, "required": ["cert", "key"], "additionalProperties": false });
-            json!({ "anyOf": [{ "enum": ["acme", "internal", "off"] }, files] })
+            json!({ "anyOf": [{ "enum": ["acme", "internal", "wildcard", "off"] }, files] })
         }
         Respond => {
             let parts = json!({ "status": { "type": "integer" }, "content_type": { "type": "string" }, "body": { "type": "string" } });

@@ -87,6 +87,17 @@ pub fn address(text: &str) -> Result<SocketAddr, Problem> {
     }
 }
 
+/// The name of a site: a host name, or `*.` before one.
+pub fn site_name(text: &str) -> Result<Hostname, Problem> {
+    let Some(parent) = text.strip_prefix("*.") else { return hostname(text) };
+    let parent = hostname(parent)?;
+    if parent.as_str().contains('.') {
+        Ok(Hostname(format!("*.{parent}").into()))
+    } else {
+        Err(Problem::new(format!("`{text}` stands for too many names")).help("write it like \"*.example.org\""))
+    }
+}
+
 /// A host name, made lower case.
 pub fn hostname(text: &str) -> Result<Hostname, Problem> {
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
@@ -100,7 +111,9 @@ pub fn hostname(text: &str) -> Result<Hostname, Problem> {
         return Err(Problem::new(format!("`{text}` is an address, not a name")).help("certificates are for names"));
     }
     if name.contains('*') {
-        return Err(Problem::new("wildcards are not served").help("write one site for each name"));
+        return Err(
+            Problem::new(format!("`{text}` is no name")).help("a wildcard is a site of its own: \"*.example.org\"")
+        );
     }
     if name.contains("://") || name.contains('/') || name.contains(':') {
         return Err(Problem::new(format!("`{text}` is more than a host name"))

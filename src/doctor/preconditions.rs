@@ -78,7 +78,9 @@ fn names(plan: &Plan) -> BTreeMap<(String, u16), Option<&Site>> {
         let others = matrix.rtc_services.iter().cloned().chain([format!("https://{}", matrix.federation)]);
         names.extend(urls.into_iter().chain(others).filter_map(|url| authority(&url)).map(|name| (name, None)));
     }
-    for site in plan.sites.iter().filter(|site| site.tls != SiteTls::Off) {
+    // What a wildcard stands for is in no list.
+    let named = |site: &&Site| site.tls != SiteTls::Off && !site.host.is_wildcard();
+    for site in plan.sites.iter().filter(named) {
         names.insert((site.host.as_str().to_owned(), plan.listen.public_port), Some(site));
     }
     names

@@ -10,12 +10,14 @@ pub use path::{is_under, strip};
 
 use std::collections::BTreeMap;
 
-/// Sites by exact host name, each with its routes by path prefix.
+/// Sites by host name or wildcard, each with its routes by path prefix.
 #[derive(Debug)]
 pub struct Router<S, R> {
     /// Ordered and not hashed: a handful of names are compared sooner than one is hashed against attackers (750
     /// instructions), and these names are ours.
     hosts: BTreeMap<Box<str>, Site<S, R>>,
+    /// Without them, a name that is not there costs nothing more.
+    has_wildcards: bool,
 }
 
 /// What stands behind one host.
@@ -34,17 +36,31 @@ impl<S, R> Router<S, R> {
             routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
             (host, Site { site, routes })
         });
-        Self { hosts: hosts.collect() }
+        let hosts: BTreeMap<Box<str>, _> = hosts.collect();
+        Self { has_wildcards: hosts.keys().any(|host| host.starts_with("*.")), hosts }
     }
 
-    /// The site that a `Host` field or `:authority` names; case, port and a trailing dot do not matter.
+    /// The site that a `Host` field or `:authority` names; case, port and a trailing dot do not matter. An exact name wins
+    /// over a wildcard, which stands for one label.
     #[must_use]
     pub fn site(&self, authority: &str) -> Option<&Site<S, R>> {
         let host = bare_host(authority);
-        match self.hosts.get(host) {
-            None if host.bytes().any(|b| b.is_ascii_uppercase()) => self.hosts.get(host.to_ascii_lowercase().as_str()),
+        match self.lower_case(host) {
+            None if host.bytes().any(|b| b.is_ascii_uppercase()) => self.lower_case(&host.to_ascii_lowercase()),
             found => found,
         }
+    }
+
+    fn lower_case(&self, host: &str) -> Option<&Site<S, R>> {
+        let exact = self.hosts.get(host);
+        if exact.is_some() || !self.has_wildcards {
+            return exact;
+        }
+        let (label, parent) = host.split_once('.')?;
+        if label.is_empty() || label == "*" {
+            return None;
+        }
+        self.hosts.get(format!("*.{parent}").as_str())
     }
 
     /// All sites, in no order.
@@ -91,6 +107,18 @@ mod tests {
         }
         for host in ["", "example.com", "xmatrix.example.org", "matrix.example.org.evil", "matrix.example.org.."] {
             assert!(router.site(host).is_none(), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_one_label_and_an_exact_name_wins() {
+        let site = |host: &str, name| (host.into(), name, Vec::<(Box<str>, ())>::new());
+        let router = Router::new([site("*.example.org", "wild"), site("a.example.org", "exact")]);
+        let found = |host| router.site(host).map(|found| found.site);
+        assert_eq!(found("a.example.org"), Some("exact"));
+        assert_eq!(found("B.Example.ORG.:443"), Some("wild"));
+        for host in ["example.org", "x.y.example.org", ".example.org", "*.example.org.evil", "b.example.com"] {
+            assert_eq!(found(host), None, "{host}");
         }
     }
 

@@ -34,7 +34,7 @@ def make_authority(folder):
 class Pebble:
     """pebble and its DNS, in which every name is this machine."""
 
-    def __init__(self, folder, http_port, tls_port, lifetime=90 * 86400, nonce_reject=0, slow=0, **more):
+    def __init__(self, folder, http_port, tls_port, lifetime=90 * 86400, nonce_reject=0, slow=0, resolver=None, **more):
         self.folder = folder
         make_authority(folder)
         self.port, self.management, dns, self.dns_management = (free_port() for _ in range(4))
@@ -53,7 +53,8 @@ class Pebble:
         self.environment = {**os.environ, "PEBBLE_WFE_NONCEREJECT": str(nonce_reject), "PEBBLE_AUTHZREUSE": "0"}
         # How long it takes to validate, in seconds: a number up to this, or none at all.
         self.environment |= {"PEBBLE_VA_SLEEPTIME": str(slow)} if slow else {"PEBBLE_VA_NOSLEEP": "1"}
-        self.command = [PEBBLE, "-config", "pebble.json", "-dnsserver", f"127.0.0.1:{dns}"]
+        self.command = [PEBBLE, "-config", "pebble.json", "-dnsserver", resolver or f"127.0.0.1:{dns}"]
+        self.dns_port = dns
         self.context = ssl.create_default_context(cafile=folder / "ca.pem")
         self.start()
 
@@ -77,6 +78,15 @@ class Pebble:
     def leads_elsewhere(self, host):
         body = json.dumps({"host": f"{host}.", "addresses": ["127.0.0.2"]}).encode()
         urllib.request.urlopen(f"http://127.0.0.1:{self.dns_management}/add-a", body, timeout=5)
+
+    def set_text(self, name, value):
+        """A TXT record, as an operator sets it by hand."""
+        body = json.dumps({"host": f"{name}.", "value": value}).encode()
+        urllib.request.urlopen(f"http://127.0.0.1:{self.dns_management}/set-txt", body, timeout=5)
+
+    def clear_text(self, name):
+        body = json.dumps({"host": f"{name}."}).encode()
+        urllib.request.urlopen(f"http://127.0.0.1:{self.dns_management}/clear-txt", body, timeout=5)
 
     def suggest(self, certificate, window):
         """What it answers from now on when asked when to renew a certificate (RFC 9773)."""

@@ -228,6 +228,24 @@ pub fn stored_thumbprint(store: &Store, directory: &str) -> Option<String> {
     thumbprint(credentials.private_key().secret_pkcs8_der())
 }
 
+/// The URL of the account that is stored for a directory.
+///
+/// # Errors
+/// The storage cannot be read.
+pub fn stored_account_url(store: &Store, directory: &str) -> Result<Option<String>, StoreError> {
+    let text = store.load(&account_file(directory))?.unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    Ok(json["id"].as_str().map(str::to_owned))
+}
+
+/// The names by which the CA of a directory goes in DNS, as it has said itself.
+pub fn stored_issuers(store: &Store, directory: &str) -> Vec<String> {
+    // What cannot be read is asked for again with the next order.
+    let file = format!("accounts/{}.issuers.json", as_name(directory));
+    let text = store.load(&file).ok().flatten().unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
 /// An error of the storage.
 pub fn storage_error(error: CertError) -> IssueError {
     debug!(error = chain(&error), "the storage failed");

@@ -117,6 +117,9 @@ impl HttpClient for Client {
             if status == StatusCode::BAD_REQUEST && bytes.windows(BAD_NONCE.len()).any(|part| part == BAD_NONCE) {
                 authority.drop_nonces();
             }
+            if let Some(names) = issuers(&bytes) {
+                authority.note_issuers(names).await;
+            }
             if method != Method::HEAD
                 && let Some(nonce) = text_of(&fields, REPLAY_NONCE)
             {
@@ -130,6 +133,17 @@ impl HttpClient for Client {
             Ok(BytesResponse::from(answer))
         })
     }
+}
+
+/// The names of the CA in an authorization with dns-persist-01, which the library does not read.
+fn issuers(body: &[u8]) -> Option<Vec<String>> {
+    const KEY: &str = "issuer-domain-names";
+    if !body.windows(KEY.len()).any(|part| part == KEY.as_bytes()) {
+        return None;
+    }
+    let document: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let names = document["challenges"].as_array()?.iter().find_map(|challenge| challenge[KEY].as_array())?;
+    Some(names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect())
 }
 
 /// The error that means a nonce was refused (RFC 8555 section 6.5).

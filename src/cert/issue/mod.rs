@@ -17,7 +17,7 @@ macro_rules! patiently {
 mod account;
 mod client;
 
-pub use self::account::{account_file, stored_thumbprint};
+pub use self::account::{account_file, stored_account_url, stored_issuers, stored_thumbprint};
 
 use std::{
     collections::HashMap,
@@ -28,8 +28,8 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use instant_acme::{
-    Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, Identifier, NewOrder, Order,
-    OrderStatus, RetryPolicy,
+    Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, Identifier, KeyAuthorization, NewOrder,
+    Order, OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
@@ -42,13 +42,15 @@ use self::{
 use super::{
     Store,
     authority::{Authority, ClockOffset},
-    challenge::{Challenges, Proof},
+    challenge::{Challenges, Proof, Published},
+    dns,
     scheduler::Need,
 };
 use crate::{
     clock::Clock,
     config::plan::{Acme, Challenge, Directory},
     conn::Fetch,
+    error::chain,
 };
 
 /// A CA may take its time to validate; Let's Encrypt takes seconds, pebble asks to come back after five.
@@ -285,7 +287,7 @@ impl Issuer {
         check_profile(&ca.directory, &opened.account)?;
         let mut failures: Vec<Failure> = Vec::new();
         if let Some(pending) = &wanted.pending {
-            match self.resume(&opened.account, wanted, pending, seen).await {
+            match self.resume(ca, &opened.account, wanted, pending, seen).await {
                 Some(Ok(issued)) => return Ok(issued),
                 Some(Err(failure)) => failures.push(failure),
                 None => {}
@@ -295,6 +297,10 @@ impl Issuer {
             // What the CA cannot do by one challenge, it cannot do by the next.
             if failures.last().is_some_and(|failure| failure.cause.is_theirs()) {
                 break;
+            }
+            if let Err(failure) = self.check_persisted(ca, &opened.account, wanted.host, *challenge).await {
+                failures.push(failure);
+                continue;
             }
             let mut outcome = self.attempt(ca, &opened.account, wanted, *challenge, keep, seen).await;
             if let Err(Failure { dropped: Some(why), .. }) = outcome {
@@ -336,6 +342,7 @@ impl Issuer {
     /// Goes on with an order of an earlier run; `None` where the CA has nothing of it that is of use.
     async fn resume(
         &self,
+        ca: &Ca,
         account: &Account,
         wanted: &Wanted<'_>,
         pending: &Pending,
@@ -349,7 +356,8 @@ impl Issuer {
         }
         info!(site = &**host, order = pending.url, "an order of an earlier run is taken up again");
         let challenge = self.plan.challenges.iter().find(|challenge| can_prove(**challenge, host))?;
-        Some(self.complete(&mut order, &key, wanted, *challenge, seen).await)
+        let at = (ca, account);
+        Some(self.complete(at, &mut order, &key, wanted, *challenge, seen).await)
     }
 
     async fn attempt(
@@ -365,12 +373,13 @@ impl Issuer {
         let mut order = place(&ca.directory, account, wanted, seen).await?;
         let url = order.url().to_owned();
         keep(Pending { directory: ca.directory.url.clone(), url, key: key.serialize_pem() }).await;
-        self.complete(&mut order, &key, wanted, challenge, seen).await
+        self.complete((ca, account), &mut order, &key, wanted, challenge, seen).await
     }
 
     /// From wherever an order stands to its certificate.
     async fn complete(
         &self,
+        at: (&Ca, &Account),
         order: &mut Order,
         key: &KeyPair,
         wanted: &Wanted<'_>,
@@ -381,7 +390,7 @@ impl Issuer {
         let fails = |what: &str, error: &Error| Failure::of(blame(error, seen), describe(host, what, error, seen));
         if order.state().status == OrderStatus::Pending {
             (wanted.report)(&format!("waits for the CA to validate by {}", word(challenge)));
-            self.prove(order, host, challenge, seen).await?;
+            self.prove(at, order, host, challenge, seen).await?;
         }
         let csr = CertificateParams::new(vec![host.to_string()]).and_then(|mut params| {
             params.distinguished_name = rcgen::DistinguishedName::new();
@@ -408,6 +417,7 @@ impl Issuer {
     /// Shows the proof, and waits until the CA has seen it.
     async fn prove(
         &self,
+        at: (&Ca, &Account),
         order: &mut Order,
         host: &Arc<str>,
         challenge: Challenge,
@@ -425,20 +435,19 @@ impl Issuer {
             let Some(mut offered) = authorization.challenge(kind(challenge)) else {
                 return Err(Failure::of(Cause::Challenge, format!("the CA does not offer {}", word(challenge))));
             };
+            self.check_persisted(at.0, at.1, host, challenge).await?;
             let authorization = offered.key_authorization();
-            let proof = match challenge {
-                Challenge::Http01 => Proof::http01(&offered.token, authorization.as_str()),
-                Challenge::TlsAlpn01 => Proof::tls_alpn01(host, authorization.digest().as_ref()),
-            };
-            let published = self.challenges.publish(proof).await;
-            shown = Some(published.map_err(|error| Failure::of(Cause::Challenge, crate::error::chain(&error)))?);
+            shown = Some(self.show(host, challenge, &offered.token, &authorization).await?);
             if let Err(error) = patiently!(offered.set_ready().await) {
+                if let Some(shown) = shown {
+                    self.withdraw(shown).await;
+                }
                 return Err(fail("the CA did not start to validate", &error));
             }
         }
         let outcome = patiently!(order.poll_ready(&POLL).await);
         let ours = match shown {
-            Some(shown) => shown.withdraw().await,
+            Some(shown) => self.withdraw(shown).await,
             None => "nothing had to be shown".to_owned(),
         };
         let (theirs, cause) = match outcome {
@@ -458,9 +467,76 @@ impl Issuer {
         Err(Failure::of(cause, format!("{}: {problem} ({ours})", word(challenge))))
     }
 
+    /// Shows a proof to the CA.
+    async fn show(
+        &self,
+        host: &Arc<str>,
+        challenge: Challenge,
+        token: &str,
+        authorization: &KeyAuthorization,
+    ) -> Result<Shown, Failure> {
+        let failed = |text: String| Failure::of(Cause::Challenge, format!("{}: {text}", word(challenge)));
+        let proof = match challenge {
+            Challenge::Http01 => Proof::http01(token, authorization.as_str()),
+            Challenge::TlsAlpn01 => Proof::tls_alpn01(host, authorization.digest().as_ref()),
+            Challenge::Dns01 => {
+                let Some(dns) = &self.plan.dns else { return Err(failed("acme.dns is not set".into())) };
+                let record = dns::present(dns, host, &authorization.dns_value(), self.clock.now()).await;
+                return record.map(Shown::Record).map_err(|error| failed(chain(&error)));
+            }
+            Challenge::DnsPersist01 => return Ok(Shown::Lasting),
+        };
+        let published = self.challenges.publish(proof).await;
+        published.map(Shown::Published).map_err(|error| failed(chain(&error)))
+    }
+
+    /// Takes a proof back; what happened meanwhile, in words.
+    async fn withdraw(&self, shown: Shown) -> String {
+        match (shown, &self.plan.dns) {
+            (Shown::Published(published), _) => published.withdraw().await,
+            (Shown::Record(record), Some(dns)) => {
+                dns::remove(dns, &record, self.clock.now()).await;
+                "the record was in DNS".into()
+            }
+            (Shown::Record(_) | Shown::Lasting, _) => "the record is in DNS".into(),
+        }
+    }
+
+    /// Makes sure that the lasting record is there and names this account, before the CA looks for it.
+    async fn check_persisted(
+        &self,
+        ca: &Ca,
+        account: &Account,
+        host: &str,
+        challenge: Challenge,
+    ) -> Result<(), Failure> {
+        let issuers = ca.authority.issuers();
+        // Which name the CA goes by is known after the first authorization.
+        if challenge != Challenge::DnsPersist01 || issuers.is_empty() {
+            return Ok(());
+        }
+        match dns::Persisted::look_up(self.plan.dns.as_ref(), host, &issuers, account.id()).await {
+            dns::Persisted::Right | dns::Persisted::Unknown => Ok(()),
+            dns::Persisted::Wrong(words) => {
+                let text = format!("dns-persist-01: {words}; `vestibule dns-record {host}` prints the right one");
+                Err(Failure::of(Cause::Challenge, text))
+            }
+        }
+    }
+
     fn failed(&self, text: String, cause: Cause, seen: &LastResponse) -> IssueError {
         IssueError { text, cause, retry_at: seen.retry_after().map(|wait| self.clock.now() + wait) }
     }
+}
+
+/// A proof that the CA can see.
+enum Shown {
+    /// At our own listeners.
+    Published(Published),
+    /// In DNS, for this order.
+    Record(dns::Record),
+    /// In DNS, for all orders.
+    Lasting,
 }
 
 /// Why an attempt came to nothing.
@@ -499,6 +575,8 @@ fn kind(challenge: Challenge) -> ChallengeType {
     match challenge {
         Challenge::Http01 => ChallengeType::Http01,
         Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
+        Challenge::Dns01 => ChallengeType::Dns01,
+        Challenge::DnsPersist01 => ChallengeType::Unknown(word(challenge).to_owned()),
     }
 }
 
@@ -506,6 +584,8 @@ const fn word(challenge: Challenge) -> &'static str {
     match challenge {
         Challenge::Http01 => "http-01",
         Challenge::TlsAlpn01 => "tls-alpn-01",
+        Challenge::Dns01 => "dns-01",
+        Challenge::DnsPersist01 => "dns-persist-01",
     }
 }
 
@@ -551,6 +631,7 @@ fn identifier(host: &str) -> Identifier {
 fn can_prove(challenge: Challenge, host: &str) -> bool {
     match challenge {
         Challenge::Http01 | Challenge::TlsAlpn01 => !host.starts_with("*."),
+        Challenge::Dns01 | Challenge::DnsPersist01 => host.parse::<IpAddr>().is_err(),
     }
 }
 
