@@ -12,7 +12,7 @@ use tracing::warn;
 use super::{
     Store, lock,
     schedule::MAX_SLEEP,
-    scheduler::{Decision, Need, Pace, Scheduler, Ticket},
+    scheduler::{Decision, Need, Pace, Scheduler, Ticket, orders_per_window},
 };
 use crate::{clock::Clock, error::chain};
 
@@ -104,7 +104,7 @@ impl Authority {
             file: format!("accounts/{name}.pace.json"),
             store,
             clock,
-            scheduler: Mutex::default(),
+            scheduler: Mutex::new(Scheduler::new(orders_per_window(url))),
             changed: Notify::new(),
             nonces: Mutex::default(),
             offset: Mutex::default(),

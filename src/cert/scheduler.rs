@@ -18,11 +18,21 @@ pub const ORDERS_AT_ONCE: usize = 4;
 /// Encrypt: 20 requests a second), since an order takes about eight requests.
 pub const ORDER_SPACING: Duration = Duration::from_millis(200);
 
-/// The span over which public CAs count new orders (Let's Encrypt: 300 in 3 hours and account).
+/// The span over which Let's Encrypt counts new orders: 300 in 3 hours and account.
 pub const ORDER_WINDOW: Duration = Duration::from_secs(3 * 3600);
 
-/// Orders in that span. The rest is left for renewals by hand and for a second machine on the same account.
-pub const ORDERS_PER_WINDOW: usize = 250;
+/// Orders in that span there. The rest is left for renewals by hand and for a second machine on the same account.
+const ORDERS_PER_WINDOW: usize = 250;
+
+/// The most orders in [`ORDER_WINDOW`] at a CA. One whose limit is not known says 429 when it is reached, and is then
+/// left alone for as long as it asks.
+#[must_use]
+pub fn orders_per_window(directory: &str) -> usize {
+    if directory.contains(".letsencrypt.org/") { ORDERS_PER_WINDOW } else { usize::MAX }
+}
+
+/// Orders that are remembered: more than any window takes.
+const MAX_REMEMBERED: usize = 1000;
 
 /// How urgently a name needs its order: a name without a certificate first, then the certificate that ends first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +106,9 @@ impl Pace {
 
     /// Drops orders that count no longer, and those of a clock that was ahead.
     fn forget(&mut self, now: SystemTime) {
+        while self.orders.len() > MAX_REMEMBERED {
+            self.orders.pop_front();
+        }
         self.orders.retain(|at| *at <= now && *at + ORDER_WINDOW > now);
     }
 
@@ -123,8 +136,10 @@ fn milliseconds(at: SystemTime) -> u64 {
 }
 
 /// The queue of one CA account.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Scheduler {
+    /// See [`orders_per_window`].
+    per_window: usize,
     pace: Pace,
     running: usize,
     waiting: BTreeMap<Ticket, ()>,
@@ -133,6 +148,13 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
+    /// A queue that lets so many orders pass in [`ORDER_WINDOW`].
+    #[must_use]
+    pub fn new(per_window: usize) -> Self {
+        let (pace, waiting) = (Pace::default(), BTreeMap::new());
+        Self { per_window, pace, running: 0, waiting, next_ticket: 0, last_start: None }
+    }
+
     /// Joins the queue. [`leave`](Self::leave) or a [`Decision::Start`] has to follow.
     pub fn join(&mut self, need: Need) -> Ticket {
         let ticket = Ticket(need, self.next_ticket);
@@ -160,7 +182,7 @@ impl Scheduler {
             return Decision::Wait(since(last + ORDER_SPACING, now));
         }
         self.pace.forget(now);
-        if let Some(oldest) = self.pace.orders.front().filter(|_| self.pace.orders.len() >= ORDERS_PER_WINDOW) {
+        if let Some(oldest) = self.pace.orders.front().filter(|_| self.pace.orders.len() >= self.per_window) {
             return Decision::Wait(since(*oldest + ORDER_WINDOW, now));
         }
         self.waiting.remove(&ticket);
@@ -193,7 +215,7 @@ mod tests {
 
     /// Runs orders of `needs` that take `each`, in simulated time; the name and the second of every start.
     fn simulate(needs: &[Option<u64>], each: Duration) -> Vec<(usize, Duration)> {
-        let mut scheduler = Scheduler::default();
+        let mut scheduler = Scheduler::new(ORDERS_PER_WINDOW);
         let end = |end: &Option<u64>| end.map(|days| UNIX_EPOCH + START + Duration::from_secs(days * 86_400));
         let mut waiting: Vec<_> =
             needs.iter().enumerate().map(|(name, need)| (name, scheduler.join(Need::new(end(need))))).collect();
@@ -256,11 +278,11 @@ mod tests {
     #[test]
     fn a_pause_holds_every_name_and_survives_the_storage() {
         let now = UNIX_EPOCH + START;
-        let mut first = Scheduler::default();
+        let mut first = Scheduler::new(ORDERS_PER_WINDOW);
         first.pace().pause(now + Duration::from_secs(90), "rateLimited", now);
         first.pace().pause(now + Duration::from_secs(30), "busy", now);
         let stored = first.pace().to_json().to_string();
-        let mut second = Scheduler::default();
+        let mut second = Scheduler::new(ORDERS_PER_WINDOW);
         second.pace().merge(&Pace::from_json(&stored), now);
         let ticket = second.join(Need::new(None));
         assert_eq!(second.decide(ticket, now), Decision::Wait(Duration::from_secs(90)));
@@ -272,7 +294,7 @@ mod tests {
     fn a_clock_that_jumps_back_or_ahead_stops_nothing() {
         let now = UNIX_EPOCH + START;
         let year = Duration::from_secs(366 * 86_400);
-        let mut scheduler = Scheduler::default();
+        let mut scheduler = Scheduler::new(ORDERS_PER_WINDOW);
         for _ in 0..ORDERS_PER_WINDOW {
             scheduler.pace().note(now + year);
         }
