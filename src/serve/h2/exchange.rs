@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::Poll,
 };
@@ -13,19 +13,22 @@ use http_body::Body as _;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    StreamClosed,
     body::Upload,
-    connection::Incoming,
-    streams::{Receiver, Sender, Shared},
+    shared::{Receiver, Sender, Shared, TurnPermit},
     tunnel::Bytestream,
-    watch::{OpenStream, Streams},
 };
 use crate::{
-    conn::{ConnInfo, InterimSink},
+    conn::ConnInfo,
     error::Kind,
     message::{Body, Fields, Request, Response},
     serve::{Date, Handler, Settings, normalize},
-    wire::{self, h2::Reason},
+    wire::{
+        self,
+        h2::{
+            Head, Reason,
+            connection::{Incoming, StreamClosed},
+        },
+    },
 };
 
 /// What the streams of one connection share.
@@ -33,7 +36,6 @@ pub struct Exchange<H> {
     pub conn: Arc<ConnInfo>,
     pub handler: H,
     pub settings: Arc<Settings>,
-    pub streams: Arc<Streams>,
     pub tasks: TaskTracker,
     pub shared: Arc<Shared>,
 }
@@ -41,16 +43,9 @@ pub struct Exchange<H> {
 /// Why a request is refused, and what it was for.
 type Refused = (Kind, Option<PathAndQuery>);
 
-impl InterimSink for Sender {
-    fn push(&self, status: StatusCode, fields: &Fields) {
-        self.hint(status, fields);
-    }
-}
-
 impl<H: Handler> Exchange<H> {
-    /// Answers a request, to the last byte of its body.
+    /// Answers a request, to the last byte of its body. A stream that closes takes its request with it.
     pub fn answer(&self, incoming: Incoming) -> impl Future<Output = ()> + use<'_, H> {
-        let mut stream = OpenStream::new(&self.streams);
         let send = Arc::new(Sender::new(self.shared.clone(), incoming.id));
         let is_head = incoming.head.method == Some(Method::HEAD);
         let (request, tunnel) = self.request(incoming);
@@ -64,22 +59,25 @@ impl<H: Handler> Exchange<H> {
         };
         // Not an async fn: its future would own a room for the request as it came, and one for each form that it takes.
         async move {
-            let response = match handling {
-                Ok(mut handling) => {
-                    let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
-                        Poll::Ready(response) => Poll::Ready(Some(response)),
-                        // A client that resets the stream takes its request with it.
-                        Poll::Pending => send.poll_gone(cx).map(|()| None),
-                    });
-                    let Some(response) = answered.await else { return };
-                    response
+            let mut work = pin!(async {
+                let response = match handling {
+                    Ok(handling) => handling.await,
+                    Err(refusal) => *refusal,
+                };
+                if let Some(body) = self.begin(response, &send, is_head, tunnel) {
+                    // Nobody is there who wants the rest of a stream that has closed.
+                    let _ = pipe(body, &send).await;
                 }
-                Err(refusal) => *refusal,
-            };
-            if let Some(body) = self.begin(response, &send, is_head, tunnel) {
-                // Whoever is gone needs no more of it.
-                let _ = pipe(body, &send, &mut stream).await;
-            }
+            });
+            poll_fn(|cx| match send.begin_poll(cx) {
+                TurnPermit::Granted => work.as_mut().poll(cx),
+                TurnPermit::Spent => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                TurnPermit::Closed => Poll::Ready(()),
+            })
+            .await;
         }
     }
 
@@ -101,35 +99,33 @@ impl<H: Handler> Exchange<H> {
 
     /// The request as every handler sees it, and what a WebSocket needs besides.
     fn request(&self, incoming: Incoming) -> (Result<Request, Refused>, Option<Receiver>) {
-        let Incoming { id, mut head, ended } = incoming;
+        let Incoming { id, mut head, ended, .. } = incoming;
         self.settings.count_dropped(head.dropped);
         let is_websocket = head.protocol.is_some();
         let settled = self.settle(&mut head, is_websocket);
         // Named before anything can fail, so that a body which nobody wants is known to be unwanted.
-        let arriving = (!ended).then(|| {
-            let owes_continue = !is_websocket && wire::expects_continue(&head.fields);
-            Receiver::new(self.shared.clone(), id, owes_continue)
-        });
+        let arriving = (!ended).then(|| Receiver::new(self.shared.clone(), id));
         let (method, uri) = match settled {
             Ok(settled) => settled,
             Err(kind) => return (Err((kind, head.path)), None),
         };
         let (body, tunnel) = match arriving {
             Some(arriving) if is_websocket => (Body::empty(), Some(arriving)),
-            Some(arriving) => (Body::stream(Upload::new(arriving, &head.fields, self.settings.body_stall)), None),
+            Some(arriving) => (Body::stream(Upload::new(arriving, &head.fields)), None),
             None => (Body::empty(), None),
         };
         (Ok(Request { method, uri, version: Version::HTTP_2, fields: head.fields, body }), tunnel)
     }
 
-    fn settle(&self, head: &mut wire::h2::Head, is_websocket: bool) -> Result<(Method, http::Uri), Kind> {
+    fn settle(&self, head: &mut Head, is_websocket: bool) -> Result<(Method, http::Uri), Kind> {
         if head.path.as_ref().is_some_and(|target| target.as_str().len() > self.settings.head.target) {
             return Err(Kind::TargetTooLong);
         }
+        let settled = normalize::multiplexed(head)?;
+        // Counted now that a cookie is one field, in however many crumbs it came.
         if head.fields.len() > self.settings.head.fields {
             return Err(Kind::HeadTooLarge);
         }
-        let settled = normalize::multiplexed(head)?;
         if is_websocket {
             normalize::websocket_to_http1(&mut head.fields, &websocket_key());
         }
@@ -159,22 +155,15 @@ impl<H: Handler> Exchange<H> {
         self.complete(&mut response.fields, &Body::empty());
         // Fails when the client left before the answer; then the tunnel is dropped with the takeover.
         let Ok(()) = send.head(StatusCode::OK, &response.fields, false) else { return };
-        let (open, send) = (OpenStream::new(&self.streams), send.clone());
-        self.tasks.spawn(async move {
-            takeover.run(Box::new(Bytestream::new(send, recv)), Bytes::new()).await;
-            drop(open);
-        });
+        let stream = Bytestream::new(send.clone(), recv);
+        self.tasks.spawn(takeover.run(Box::new(stream), Bytes::new()));
     }
 }
 
 /// Sends a body as it comes and as fast as the peer takes it.
-async fn pipe(mut body: Body, send: &Sender, stream: &mut OpenStream) -> Result<(), StreamClosed> {
+async fn pipe(mut body: Body, send: &Sender) -> Result<(), StreamClosed> {
     loop {
-        let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-            Poll::Pending => send.poll_gone(cx).map(|()| Err(StreamClosed)),
-        });
-        let frame = match frame.await? {
+        let frame = match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
             Some(Ok(frame)) => frame,
             Some(Err(_cause)) => {
                 // A cut body never ends cleanly.
@@ -186,7 +175,7 @@ async fn pipe(mut body: Body, send: &Sender, stream: &mut OpenStream) -> Result<
         match frame.into_data() {
             Ok(data) => {
                 let last = body.is_end_stream();
-                pass(&data, last, send, stream).await?;
+                pass(&data, last, send).await?;
                 if last {
                     return Ok(());
                 }
@@ -199,22 +188,14 @@ async fn pipe(mut body: Body, send: &Sender, stream: &mut OpenStream) -> Result<
     }
 }
 
-/// Hands a piece over as far as the peer's windows let it leave.
-async fn pass(mut data: &[u8], last: bool, send: &Sender, stream: &mut OpenStream) -> Result<(), StreamClosed> {
+/// Sends a part of a body as far as the peer's windows let it leave.
+async fn pass(mut data: &[u8], last: bool, send: &Sender) -> Result<(), StreamClosed> {
     if data.is_empty() && last {
         return send.data(&[], true);
     }
     while !data.is_empty() {
-        let fits = poll_fn(|cx| {
-            let room = send.poll_room(cx, data.len());
-            if room.is_pending() {
-                stream.waits_for_peer();
-            } else {
-                stream.moves();
-            }
-            room
-        });
-        let (now, later) = data.split_at(fits.await?);
+        let room = poll_fn(|cx| send.poll_room(cx, data.len())).await?;
+        let (now, later) = data.split_at(room);
         data = later;
         send.data(now, last && data.is_empty())?;
     }

@@ -1,45 +1,49 @@
-//! HTTP/2 towards clients (RFC 9113), WebSocket included (RFC 8441).
+//! HTTP/2 towards clients (RFC 9113), WebSocket included (RFC 8441): the socket, the timer and the tasks around the state
+//! machine of [`wire::h2`](crate::wire::h2::connection).
 //!
-//! A connection is one task, its streams included, and what one turn of it writes leaves in one piece. The h2 crate, which
-//! stood here before, copied every frame and made each answer a few buffers of its own: a third of what a small answer cost.
-//!
-//! `connection` reads frames and holds a peer to the rules; `streams` holds windows and states, and is what both ends of a
-//! stream work on; `exchange` answers a request; `budget` and `watch` bound what a peer can cost.
+//! A connection is one task, its streams included, and what one turn of it writes leaves in one piece. `shared` is the
+//! machine as its streams hold it, `exchange` answers a request, `body` and `tunnel` are what arrives on a stream.
 
 mod body;
-mod budget;
-mod connection;
 mod exchange;
-mod streams;
+mod shared;
 mod tunnel;
-mod watch;
 
 use std::{
+    cell::Cell,
     future::{Future, poll_fn},
-    pin::pin,
-    sync::Arc,
-    task::{Context, Poll},
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker, ready},
 };
 
+use bytes::BytesMut;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::task::unconstrained;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
-use self::{
-    connection::{Connection, ConnectionEnd, Incoming},
-    exchange::Exchange,
-    watch::{Streams, Watchdog, WatchdogAction},
+use tokio::{
+    task::{unconstrained, yield_now},
+    time::{Instant, Sleep, sleep_until},
 };
+use tokio_util::{io::poll_read_buf, sync::CancellationToken, task::TaskTracker};
+
+use self::{exchange::Exchange, shared::Shared};
 use super::{Handler, Settings};
-use crate::{conn::ConnInfo, message::Io};
+use crate::{
+    conn::ConnInfo,
+    message::Io,
+    wire::h2::{
+        FRAME_HEADER, FrameHeader,
+        connection::Incoming,
+        cost::{Limits, READ},
+    },
+};
 
-/// How often one turn of a connection goes round between its frames and its streams before the other connections of the
-/// thread have theirs: a client whose requests are answered at once could go on for as long as it sends.
-const ROUNDS: usize = 8;
-
-/// A stream is over: reset by the client, or gone with its connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StreamClosed;
+thread_local! {
+    /// The buffer of whichever connection reads: one that waits owns none.
+    static SPARE: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
 
 /// Serves a connection to its end.
 pub async fn serve<IO: Io, H: Handler>(
@@ -50,129 +54,252 @@ pub async fn serve<IO: Io, H: Handler>(
     drain: CancellationToken,
     tasks: TaskTracker,
 ) {
-    let streams = Streams::new();
-    let mut connection = Connection::new(io, &settings);
+    let shared = Shared::new(Limits {
+        streams: usize::try_from(settings.streams).unwrap_or(usize::MAX),
+        list: settings.head.bytes + settings.head.target,
+        header: settings.header,
+        keep_alive: settings.keep_alive,
+        body_stall: settings.body_stall,
+    });
+    let exchange = Exchange { conn, handler, settings, tasks, shared: shared.clone() };
+    let mut driver = ConnectionDriver::new(io, shared.clone());
     let mut draining = pin!(drain.cancelled());
-    let mut watch = Watchdog::new(&settings, streams.clone());
-    let shared = connection.shared().clone();
-    let exchange = Exchange { conn, handler, settings, streams, tasks, shared };
-    let mut turns = ConnectionDriver { exchanges: FuturesUnordered::new(), is_over: false };
-    let mut leaving = false;
+    let mut is_draining = false;
     poll_fn(|cx| {
-        if !leaving && (draining.as_mut().poll(cx).is_ready() || watch.is_idle()) {
-            leaving = true;
-            watch.leaves();
-            connection.leave();
+        if !is_draining && draining.as_mut().poll(cx).is_ready() {
+            is_draining = true;
+            shared.lock().shut_down();
         }
-        if turns.poll(cx, &mut connection, |incoming| exchange.answer(incoming)).is_ready() {
-            return Poll::Ready(());
-        }
-        if turns.is_over && !leaving {
-            // What is written still waits for the peer, but not for longer than a farewell.
-            leaving = true;
-            watch.leaves();
-        }
-        match watch.poll(cx, &connection) {
-            Poll::Ready(WatchdogAction::Drop) => Poll::Ready(()),
-            Poll::Ready(WatchdogAction::Tell(reason)) => {
-                connection.tell(reason);
-                turns.end(&connection, ConnectionEnd::Told(reason));
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            Poll::Pending => Poll::Pending,
-        }
+        driver.poll(cx, |incoming| exchange.answer(incoming))
     })
     .await;
 }
 
-/// The work of a connection: frames, and the exchanges that they begin.
-struct ConnectionDriver<F> {
+/// Drives a connection: its socket, its timer, and the exchanges that it begins. Dropped, whenever and however that is,
+/// it takes all streams with it.
+struct ConnectionDriver<IO, F> {
+    io: IO,
+    shared: Arc<Shared>,
     exchanges: FuturesUnordered<F>,
-    /// Nothing is read any more; what has been written may still be on its way.
-    is_over: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Read, and not yet understood.
+    input: BytesMut,
+    /// The whole frames in `input` had to wait for this turn.
+    is_behind: bool,
+    /// The last turn was spent.
+    rest: Option<Arc<Rest>>,
 }
 
-impl<F: Future<Output = ()>> ConnectionDriver<F> {
-    /// One turn. Ready when the connection has ended.
-    fn poll<IO: Io>(
-        &mut self,
-        cx: &mut Context<'_>,
-        connection: &mut Connection<IO>,
-        answer: impl Fn(Incoming) -> F,
-    ) -> Poll<()> {
-        connection.shared().lock().begin_turn();
-        let ended = self.go_round(cx, connection, answer);
-        connection.shared().lock().end_turn(cx);
-        ended
+/// The time between two turns of a connection that could go on: until the sockets of all others have been looked at, and
+/// their tasks have run. A connection that wakes itself would only let those run that are ready already, dozens of times.
+struct Rest {
+    is_over: AtomicBool,
+    task: Waker,
+}
+
+impl Rest {
+    fn begin(cx: &Context<'_>) -> Arc<Self> {
+        let rest = Arc::new(Self { is_over: AtomicBool::new(false), task: cx.waker().clone() });
+        // Never ready: it wakes whoever polls it behind everybody else.
+        let _ = pin!(yield_now()).poll(&mut Context::from_waker(&rest.clone().into()));
+        rest
+    }
+}
+
+impl Wake for Rest {
+    fn wake(self: Arc<Self>) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.task.wake_by_ref();
+    }
+}
+
+/// What became of reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// Something was read, and there may be more.
+    Moved,
+    /// The socket wakes the task when there is more.
+    Waits,
+    /// The output is full, or the turn is spent.
+    Held,
+}
+
+impl<IO, F> Drop for ConnectionDriver<IO, F> {
+    fn drop(&mut self) {
+        self.shared.lock().lose();
+    }
+}
+
+impl<IO: Io, F: Future<Output = ()>> ConnectionDriver<IO, F> {
+    fn new(io: IO, shared: Arc<Shared>) -> Self {
+        let (exchanges, input) = (FuturesUnordered::new(), BytesMut::new());
+        Self { io, shared, exchanges, timer: None, input, is_behind: false, rest: None }
     }
 
-    fn go_round<IO: Io>(
-        &mut self,
-        cx: &mut Context<'_>,
-        connection: &mut Connection<IO>,
-        answer: impl Fn(Incoming) -> F,
-    ) -> Poll<()> {
-        for _ in 0..ROUNDS {
-            if self.is_over {
-                return self.poll_end(cx, connection);
+    /// One turn, or several where a deadline has passed meanwhile. Ready when the connection is over.
+    fn poll(&mut self, cx: &mut Context<'_>, answer: impl Fn(Incoming) -> F) -> Poll<()> {
+        if self.rest.as_ref().is_some_and(|rest| !rest.is_over.load(Ordering::Relaxed)) {
+            return Poll::Pending;
+        }
+        self.rest = None;
+        loop {
+            self.shared.begin_turn();
+            let over = self.take_turn(cx, &answer);
+            let deadline = self.shared.end_turn(cx);
+            if over.is_ready() || !self.poll_timer(cx, deadline.map(Instant::from_std)).is_ready() {
+                return over;
             }
-            let read = connection.poll_read(cx);
-            if let Poll::Ready(Err(over)) = read {
-                self.end(connection, over);
-                continue;
+        }
+    }
+
+    /// Ready when the deadline has passed. A timer that rings too early is set on, which costs less than to move it for
+    /// every request.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
+        let Some(deadline) = deadline else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline {
+                return Poll::Ready(());
             }
-            self.exchanges.extend(connection.requests().map(&answer));
-            self.poll_exchanges(cx);
-            if read.is_ready() && !connection.shared().lock().is_full() {
+            timer.as_mut().reset(deadline);
+        }
+    }
+
+    /// Reads, answers and writes until nothing moves any more or the turn is spent. Whatever could go on has a waker
+    /// when this is pending: the socket where it was read or written to its end, the exchanges by themselves, and where
+    /// reading is held by a full output, the socket that has to take it.
+    fn take_turn(&mut self, cx: &mut Context<'_>, answer: impl Fn(Incoming) -> F) -> Poll<()> {
+        loop {
+            let read = self.poll_read(cx);
+            self.poll_exchanges(cx, &answer);
+            let (is_spent, is_full, has_ended) = {
+                let connection = self.shared.lock();
+                (connection.is_turn_spent(), connection.is_output_full(), connection.end().is_some())
+            };
+            if has_ended {
+                return self.poll_end(cx);
+            }
+            if read == Read::Moved && !is_spent && !is_full {
                 // More may be there, and what is written may grow.
                 continue;
             }
-            if let Poll::Ready(Err(over)) = connection.poll_push(cx) {
-                self.end(connection, over);
-                continue;
+            let may_go_on = self.poll_write(cx);
+            if is_spent {
+                self.rest = Some(Rest::begin(cx));
+                return Poll::Pending;
             }
-            if connection.is_done() && self.exchanges.is_empty() {
-                self.is_over = true;
-                continue;
-            }
-            if !connection.shared().lock().wake_queue() && read.is_pending() {
+            let can_read = read != Read::Waits && !self.shared.lock().is_output_full();
+            if !may_go_on && !can_read {
                 return Poll::Pending;
             }
         }
-        // What was written does not wait for the next turn.
-        if let Poll::Ready(Err(over)) = connection.poll_push(cx) {
-            self.end(connection, over);
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
+    /// Reads once, and takes the frames.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Read {
+        let mut connection = self.shared.lock();
+        if !connection.can_receive() {
+            return Read::Held;
+        }
+        if !self.is_behind {
+            if self.input.capacity() == 0 {
+                self.input = SPARE.take();
+            }
+            // Room for a whole frame, so that the payload of one that is large is never copied together.
+            let whole = FrameHeader::parse_first(&self.input).map_or(READ, |header| FRAME_HEADER + header.len);
+            self.input.reserve(whole.min(READ).saturating_sub(self.input.len()).max(READ / 4));
+            let outcome = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input);
+            match outcome {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(0) | Err(_)) => connection.lose(),
+                Poll::Pending => {
+                    drop(connection);
+                    self.give_back_input();
+                    return Read::Waits;
+                }
+            }
+        }
+        connection.receive(&mut self.input);
+        self.is_behind = connection.end().is_none() && !connection.can_receive() && !self.input.is_empty();
+        drop(connection);
+        self.give_back_input();
+        Read::Moved
+    }
+
+    fn give_back_input(&mut self) {
+        if self.input.is_empty() {
+            SPARE.set(std::mem::take(&mut self.input));
+        }
+    }
+
+    /// Begins the exchanges that have come, and polls those that can go on.
+    ///
     /// Without tokio's budget of 128 operations a poll, which is meant for one request and not for all those of a
-    /// connection: once it is spent, everybody who is polled after that only asks to be polled again. The windows bound
-    /// what one turn can move.
-    fn poll_exchanges(&mut self, cx: &mut Context<'_>) {
-        let turn = pin!(unconstrained(poll_fn(|cx| {
+    /// connection; the turn has a budget of its own.
+    fn poll_exchanges(&mut self, cx: &mut Context<'_>, answer: impl Fn(Incoming) -> F) {
+        let next = || self.shared.lock().next_request();
+        self.exchanges.extend(std::iter::from_fn(next).map(answer));
+        let polling = pin!(unconstrained(poll_fn(|cx| {
             while let Poll::Ready(Some(())) = self.exchanges.poll_next_unpin(cx) {}
             Poll::Ready(())
         })));
-        // Never pending: the closure is done when nobody gets any further.
-        let _ = turn.poll(cx);
+        // Never pending: it is done when none gets any further.
+        let _ = polling.poll(cx);
     }
 
-    /// Whatever still runs has nobody to answer.
-    fn end<IO: Io>(&mut self, connection: &Connection<IO>, over: ConnectionEnd) {
-        self.is_over = true;
-        connection.shared().lock().end(over == ConnectionEnd::StreamClosed);
-        self.exchanges.clear();
-    }
-
-    /// Sends what is left to say, and goes.
-    fn poll_end<IO: Io>(&self, cx: &mut Context<'_>, connection: &mut Connection<IO>) -> Poll<()> {
-        match connection.poll_push(cx) {
-            Poll::Ready(Ok(())) => connection.poll_shutdown(cx),
-            Poll::Ready(Err(_gone)) => Poll::Ready(()),
-            Poll::Pending => Poll::Pending,
+    /// Writes what there is. Whether streams may go on that waited for it; if not everything has left, the socket wakes
+    /// the task.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut connection = self.shared.lock();
+        let (mut may_go_on, mut moved) = (false, false);
+        while !connection.output().is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, connection.output()) {
+                Poll::Ready(Ok(n @ 1..)) => {
+                    may_go_on |= connection.written(n);
+                    moved = true;
+                }
+                Poll::Ready(_) => {
+                    connection.lose();
+                    return true;
+                }
+                Poll::Pending => {
+                    connection.note_socket(moved, true);
+                    return may_go_on;
+                }
+            }
         }
+        match Pin::new(&mut self.io).poll_flush(cx) {
+            Poll::Ready(Ok(())) => connection.note_socket(moved, false),
+            Poll::Ready(Err(_)) => {
+                connection.lose();
+                return true;
+            }
+            Poll::Pending => connection.note_socket(moved, true),
+        }
+        may_go_on
+    }
+
+    /// Writes what is left, closes, and waits for the peer where that is worth it. The exchanges have nobody to answer.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.exchanges.clear();
+        self.poll_write(cx);
+        if self.shared.lock().is_over() {
+            return Poll::Ready(());
+        }
+        if !self.shared.lock().output().is_empty() {
+            return Poll::Pending;
+        }
+        // Whether the peer hears it or not, this is the end.
+        let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+        while self.shared.lock().linger() {
+            self.input.clear();
+            self.input.reserve(READ / 4);
+            let Ok(1..) = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)) else { break };
+        }
+        Poll::Ready(())
     }
 }

@@ -10,7 +10,8 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::streams::{BodyFrame, Receiver, Sender};
+use super::shared::{Receiver, Sender};
+use crate::wire::h2::connection::BodyFrame;
 
 /// A stream of HTTP/2 as a stream of bytes.
 pub struct Bytestream {
@@ -39,11 +40,11 @@ impl AsyncRead for Bytestream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         while this.read.is_empty() {
-            match ready!(this.recv.poll_piece(cx)) {
+            match ready!(this.recv.poll_frame(cx)) {
                 BodyFrame::Data(data) => this.read = data,
-                BodyFrame::Trailers(_) => {}
+                BodyFrame::Trailers(_) | BodyFrame::Stalled => {}
                 // A WebSocket says goodbye by itself: how its stream ends says no more than that it does.
-                BodyFrame::End | BodyFrame::Cut => return Poll::Ready(Ok(())),
+                BodyFrame::End | BodyFrame::Reset => return Poll::Ready(Ok(())),
                 BodyFrame::Lost => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             }
         }

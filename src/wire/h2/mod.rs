@@ -1,11 +1,14 @@
 //! HTTP/2 as it stands on the wire (RFC 9113): frame headers, settings, reasons, and HPACK (RFC 7541). Pure: bytes in,
 //! words out. What a frame means for a connection is `serve`'s.
 
+pub mod connection;
+pub mod cost;
 mod decode;
 mod encode;
 mod huffman;
 mod table;
 
+pub use connection::Connection;
 pub use decode::{Decoder, Head, Protocol, Scheme};
 pub use encode::Encoder;
 
