@@ -1,5 +1,7 @@
 //! What makes it a Matrix front door: well-known documents, kinds of sites, the guide's layouts.
 
+use std::sync::{Arc, Mutex};
+
 use crate::support::{Client, Edge, Origin, origin};
 
 async fn guide() -> (Edge, Origin, Origin, Origin) {
@@ -26,6 +28,13 @@ redirect = "https://www.example.org"
         livekit.url()
     ));
     (edge, synapse, jwt, livekit)
+}
+
+/// What clients have asked of a homeserver, without the edge's own question about call tokens.
+fn asked(synapse: &Origin) -> Vec<String> {
+    let mut seen = synapse.seen();
+    seen.retain(|request| !request.contains("/rtc/livekit/get_token "));
+    seen
 }
 
 #[tokio::test]
@@ -69,7 +78,7 @@ async fn paths_that_are_nobodys_business_are_closed() {
             assert_eq!(answer.json()["errcode"], "M_UNRECOGNIZED");
         }
     }
-    assert_eq!(synapse.seen().len() + jwt.seen().len() + livekit.seen().len(), 0);
+    assert_eq!(asked(&synapse).len() + jwt.seen().len() + livekit.seen().len(), 0);
 }
 
 #[tokio::test]
@@ -143,7 +152,7 @@ async fn well_known_documents_are_answered_everywhere_and_first() {
             }
         }
     }
-    assert_eq!(synapse.seen().len(), 0);
+    assert_eq!(asked(&synapse).len(), 0);
     // Where there is no document, the redirect can be followed by a browser.
     let other = Client::plain(edge.http()).await.get("matrixrtc.example.org", "/.well-known/matrix/client").await;
     assert_eq!((other.status, other.field("access-control-allow-origin").as_deref()), (308, Some("*")));
@@ -155,7 +164,7 @@ async fn preflights_are_answered() {
     let request =
         "OPTIONS /_matrix/client/v3/login HTTP/1.1\r\nHost: matrix.example.org\r\nOrigin: https://app\r\n\r\n";
     let answer = Client::tls(&edge, "matrix.example.org").await.ask(request).await;
-    assert_eq!((answer.status, synapse.seen().len()), (204, 0));
+    assert_eq!((answer.status, asked(&synapse).len()), (204, 0));
     assert!(answer.field("access-control-allow-headers").unwrap().contains("Authorization"));
     // The stand-in answers OPTIONS without CORS, as a service that is not there would.
     let request = "OPTIONS /sfu/get HTTP/1.1\r\nHost: jwt.matrixrtc.example.org\r\nOrigin: https://app\r\n\r\n";
@@ -189,7 +198,7 @@ async fn what_synapse_would_choke_on_is_told() {
         assert_eq!(answer.json()["errcode"], errcode);
         assert_eq!(answer.field("access-control-allow-origin").as_deref(), Some("*"));
     }
-    assert_eq!(synapse.seen().len(), 0, "nothing of it reached Synapse");
+    assert_eq!(asked(&synapse).len(), 0, "nothing of it reached Synapse");
 }
 
 #[tokio::test]
@@ -222,5 +231,122 @@ async fn transports_are_filled_in_and_tokens_are_checked() {
                 assert_eq!(answer.json()["rtc_transports"][0]["livekit_service_url"], "https://jwt.example.org");
             }
         }
+    }
+}
+
+/// A homeserver of which everything about calls can be changed while it runs.
+#[derive(Default)]
+struct Homeserver {
+    hands_out_tokens: bool,
+    unstable: Option<&'static str>,
+    stable: Option<&'static str>,
+}
+
+impl Homeserver {
+    fn answer(&self, request: &str) -> Vec<u8> {
+        let unrecognized = || origin::answer("404 Not Found", &[], r#"{"errcode":"M_UNRECOGNIZED","error":"x"}"#);
+        let unauthorized = || origin::answer("401 Unauthorized", &[], r#"{"errcode":"M_MISSING_TOKEN"}"#);
+        let good = request.to_ascii_lowercase().contains("bearer good");
+        match (request.split(' ').nth(1).unwrap(), self.unstable, self.stable) {
+            ("/_matrix/client/v1/rtc/livekit/get_token", ..) if self.hands_out_tokens => unauthorized(),
+            ("/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", Some(list), _)
+            | ("/_matrix/client/v1/rtc/transports", _, Some(list)) => {
+                if good {
+                    origin::ok(list)
+                } else {
+                    unauthorized()
+                }
+            }
+            ("/_matrix/client/v3/account/whoami", ..) => {
+                if good {
+                    origin::ok("{}")
+                } else {
+                    unauthorized()
+                }
+            }
+            _ => unrecognized(),
+        }
+    }
+}
+
+const LAYOUTS: [(&str, &str, &str); 2] = [
+    (
+        "[sites.\"rtc.example.org\"]\nkind = \"livekit\"\nupstream = \"http://127.0.0.1:1\"\n\
+         [sites.\"jwt.example.org\"]\nkind = \"lk-jwt\"\nupstream = \"http://127.0.0.1:1\"\n",
+        "wss://rtc.example.org",
+        "https://jwt.example.org",
+    ),
+    (
+        "[sites.\"matrix.example.org\".routes]\n\
+         \"/livekit/jwt\" = { kind = \"lk-jwt\", upstream = \"http://127.0.0.1:1\", strip_prefix = true }\n\
+         \"/livekit/sfu\" = { kind = \"livekit\", upstream = \"http://127.0.0.1:1\", strip_prefix = true }\n",
+        "wss://matrix.example.org/livekit/sfu",
+        "https://matrix.example.org/livekit/jwt",
+    ),
+];
+
+async fn transports(edge: &Edge, path: &str) -> serde_json::Value {
+    let request = format!(
+        "GET /_matrix/client/{path}/rtc/transports HTTP/1.1\r\nHost: matrix.example.org\r\nAuthorization: Bearer good\r\n\r\n"
+    );
+    let answer = Client::tls(edge, "matrix.example.org").await.ask(&request).await;
+    assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    answer.json()
+}
+
+/// A homeserver that hands out tokens or not, its list empty, missing or its own, both paths, both layouts, and an update
+/// of the homeserver behind a running edge.
+#[tokio::test(flavor = "multi_thread")]
+async fn transports_name_the_sfu_where_the_homeserver_hands_out_tokens() {
+    const OWN: &str = r#"{"rtc_transports":[{"type":"livekit","livekit_service_url":"https://own"}]}"#;
+    let own: serde_json::Value = serde_json::from_str(OWN).unwrap();
+    for (sites, sfu, service) in LAYOUTS {
+        let old = serde_json::json!([{ "type": "livekit", "livekit_service_url": service }]);
+        let new = serde_json::json!([
+            { "type": "m.livekit", "url": sfu },
+            { "type": "livekit", "url": sfu, "livekit_service_url": service },
+        ]);
+        let state = Arc::new(Mutex::new(Homeserver::default()));
+        let synapse = Origin::answering({
+            let state = state.clone();
+            move |request| state.lock().unwrap().answer(request)
+        })
+        .await;
+        let edge = Edge::start(&format!(
+            "[matrix]\nserver_name = \"matrix.example.org\"\n\
+             [sites.\"matrix.example.org\"]\nkind = \"synapse\"\nupstream = \"{}\"\n{sites}",
+            synapse.url()
+        ));
+        for (probe, hands_out_tokens) in [false, true, false].into_iter().enumerate() {
+            state.lock().unwrap().hands_out_tokens = hands_out_tokens;
+            if probe > 0 {
+                assert!(edge.command(&["reload"]).status.success());
+            }
+            edge.wait_for_logs("whether the homeserver hands out call tokens", probe + 1);
+            let ours = if hands_out_tokens { &new } else { &old };
+            for list in [None, Some("{}"), Some(r#"{"rtc_transports":[]}"#), Some(OWN)] {
+                state.lock().unwrap().unstable = list;
+                let expected = if list == Some(OWN) { &own["rtc_transports"] } else { ours };
+                let unstable = transports(&edge, "unstable/org.matrix.msc4143").await;
+                assert_eq!(&unstable["rtc_transports"], expected, "{sfu} {hands_out_tokens} {list:?}");
+                assert!(unstable.get("transports").is_none());
+                let stable = transports(&edge, "v1").await;
+                assert_eq!((&stable["transports"], &stable["rtc_transports"]), (expected, expected), "{list:?}");
+            }
+            state.lock().unwrap().stable = Some(r#"{"transports":[{"type":"m.livekit","url":"wss://own"}]}"#);
+            assert_eq!(
+                transports(&edge, "v1").await.to_string(),
+                r#"{"transports":[{"type":"m.livekit","url":"wss://own"}]}"#
+            );
+            *state.lock().unwrap() = Homeserver::default();
+        }
+        let probes = synapse.seen().iter().filter(|request| request.contains("/get_token ")).count();
+        // Both paths where the first is not served; and never for a client.
+        assert_eq!(probes, 2 + 1 + 2, "{:?}", synapse.seen());
+        let client = Client::tls(&edge, "matrix.example.org")
+            .await
+            .get("matrix.example.org", "/.well-known/matrix/client")
+            .await;
+        assert_eq!(client.json()["org.matrix.msc4143.rtc_foci"], old);
     }
 }

@@ -155,6 +155,8 @@ impl Control {
         let outcome = match config::load(&self.path) {
             Err(report) => Reloaded::BadFile(report.render()),
             Ok((plan, _)) if plan == self.plan => {
+                // What changed may be behind the edge.
+                self.edge.watch_upstreams();
                 info!("reload: the configuration is the same");
                 Reloaded::Fine("the configuration is the same; nothing to do\n".to_owned())
             }

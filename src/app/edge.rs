@@ -259,13 +259,16 @@ impl Edge {
         }
     }
 
-    /// Probes the upstreams of the current generation, and tidies their pools.
-    fn watch_upstreams(&mut self) {
+    /// Probes the upstreams of the current generation, and tidies their pools. Called again, it asks everything anew.
+    pub fn watch_upstreams(&mut self) {
         self.probes.cancel();
         self.probes = self.stop.child_token();
         let current = self.pipeline.current.load_full();
         for upstream in current.upstreams() {
             self.background.spawn(upstream::probe(upstream.clone(), self.probes.clone()));
+        }
+        for probe in current.rtc_probes() {
+            self.background.spawn(probe.run(self.probes.clone()));
         }
         let stop = self.probes.clone();
         self.background.spawn(async move {

@@ -7,6 +7,7 @@ mod checkup;
 mod control;
 mod edge;
 mod pipeline;
+mod rtc_probe;
 mod signal;
 mod stack;
 mod worker;

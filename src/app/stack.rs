@@ -18,6 +18,7 @@ use futures_util::future::BoxFuture;
 use http::{Method, Uri, Version, header, uri::Scheme};
 use ipnet::IpNet;
 
+use super::rtc_probe;
 use crate::{
     clock::Clock,
     config::plan::{self, Kind as SiteKind},
@@ -34,7 +35,7 @@ use crate::{
         rescue::{self, Form},
         respond::{Fixed, WellKnown},
         response_head,
-        rtc_transports::RtcTransports,
+        rtc_transports::{self, RtcTransports},
     },
     message::{Fields, Request, Response},
     route::{self, Router, bare_host},
@@ -132,6 +133,19 @@ impl Generation {
         self.router.sites().flat_map(|(_, site)| site.routes()).filter_map(|route| match &route.action {
             Action::Proxy(upstream) => Some(upstream),
             Action::Redirect(_) | Action::Respond(_) | Action::NotFound => None,
+        })
+    }
+
+    /// The homeservers whose answer about call tokens matters. A route of its own may lead these requests elsewhere than the
+    /// rest, to a worker.
+    pub fn rtc_probes(&self) -> impl Iterator<Item = rtc_probe::Probe> {
+        self.router.sites().flat_map(|(host, site)| {
+            site.routes().filter_map(move |route| {
+                let endpoint = route.transports.as_ref()?.token_endpoint()?;
+                let asked = site.route(rtc_transports::GET_TOKEN[0]).filter(|asked| asked.kind == SiteKind::Synapse);
+                let Action::Proxy(upstream) = &asked.unwrap_or(route).action else { return None };
+                Some(rtc_probe::Probe { host: host.to_owned(), upstream: upstream.clone(), endpoint })
+            })
         })
     }
 

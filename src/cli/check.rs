@@ -71,8 +71,10 @@ fn words(plan: &Plan) -> String {
         lines.push(format!("server name  {}", matrix.server_name));
         lines.push(format!("homeserver   {}", matrix.homeserver));
         lines.push(format!("federation   {}", matrix.federation));
-        for url in &matrix.rtc_services {
-            lines.push(format!("calls        {url}"));
+        for transport in &matrix.rtc_transports {
+            let addresses = [transport.url.as_deref(), transport.service.as_deref()];
+            let addresses: Vec<_> = addresses.into_iter().flatten().collect();
+            lines.push(format!("calls        {}", addresses.join("  token service: ")));
         }
     }
     for site in &plan.sites {

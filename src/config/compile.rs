@@ -6,10 +6,10 @@ use super::{
     kind,
     plan::{
         Acme, Action, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Encoding, FixedAnswer,
-        Kind, Limits, Listen, Log, Matrix, Plan, Route, Server, Site, SiteTls, Timeouts, TlsVersion, Upstream,
-        WellKnown,
+        Kind, Limits, Listen, Log, Matrix, Plan, Route, RtcDocuments, RtcTransport, Server, Site, SiteTls, Timeouts,
+        TlsVersion, Upstream, WellKnown,
     },
-    raw::{self, Issuer, Raw},
+    raw::{self, Issuer, Raw, RtcService},
     tree::{At, Reader},
     well_known,
 };
@@ -32,7 +32,7 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
     let matrix = matrix(&raw, &listen, reader);
     let documents = matrix.as_ref().map(|matrix| documents(matrix, raw.matrix.as_ref()));
     let fill = raw.matrix.as_ref().and_then(|matrix| matrix.rtc_transports.as_ref()).is_none_or(|fill| fill.value);
-    let transports = matrix.as_ref().filter(|_| fill).and_then(well_known::rtc_transports);
+    let transports = matrix.as_ref().filter(|_| fill).and_then(well_known::rtc_documents).map(Arc::new);
     let issuer = raw.tls_certificates.as_ref().map_or(&Issuer::Acme, |issuer| &issuer.value);
     let mut sites = Vec::new();
     for site in &raw.sites {
@@ -138,7 +138,7 @@ fn matrix(raw: &Raw, listen: &Listen, reader: &Reader<'_>) -> Option<Matrix> {
         reader.error_with(matrix.span.clone(), "`matrix.server_name` is missing", help);
     }
     let homeserver = homeserver(raw, matrix, listen, reader);
-    let rtc_services = rtc_services(raw, matrix, listen, reader);
+    let rtc_transports = rtc_transports(raw, matrix, listen, reader);
     let (server_name, homeserver) = (matrix.server_name.clone()?, homeserver?);
     let host = host_of(&server_name.value).to_owned();
     if !raw.sites.iter().any(|site| site.host.value.as_str() == host) {
@@ -150,7 +150,7 @@ fn matrix(raw: &Raw, listen: &Listen, reader: &Reader<'_>) -> Option<Matrix> {
         );
     }
     let federation = matrix.federation.as_ref().map_or_else(|| homeserver.clone(), |at| at.value.clone());
-    Some(Matrix { server_name: server_name.value, federation: with_port(&federation), homeserver, rtc_services })
+    Some(Matrix { server_name: server_name.value, federation: with_port(&federation), homeserver, rtc_transports })
 }
 
 fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<'_>) -> Option<String> {
@@ -173,21 +173,50 @@ fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<
     }
 }
 
-fn rtc_services(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<'_>) -> Vec<String> {
-    if let Some(urls) = &matrix.rtc_service {
-        return urls.value.clone();
-    }
+/// Where calls are: as the file says, and else from its sites.
+fn rtc_transports(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<'_>) -> Vec<RtcTransport> {
+    let services = public_urls(raw, Kind::LkJwt, listen);
+    let sfus: Vec<_> = public_urls(raw, Kind::Livekit, listen).iter().map(|url| websocket(url)).collect();
+    let Some(named) = &matrix.rtc_service else {
+        if services.len() > 1 {
+            choose(reader, matrix.span.clone(), "matrix.rtc_service", &services);
+        }
+        return match (sfus.as_slice(), services.as_slice()) {
+            ([url], []) => vec![RtcTransport { url: Some(url.clone()), service: None }],
+            (_, services) => services.iter().map(|service| beside(service, services, &sfus)).collect(),
+        };
+    };
+    let transport = |named: &RtcService| match named {
+        RtcService::Url(service) => beside(service, &services, &sfus),
+        RtcService::Transport(transport) => transport.clone(),
+    };
+    named.value.iter().map(transport).collect()
+}
+
+/// A service and the SFU that it admits to. It is only known for certain where this file has one of each; a `url` is a
+/// promise, so that none is better than a guess.
+fn beside(service: &str, services: &[String], sfus: &[String]) -> RtcTransport {
+    let url = match (services, sfus) {
+        ([ours], [sfu]) if ours == service => Some(sfu.clone()),
+        _ => None,
+    };
+    RtcTransport { url, service: Some(service.to_owned()) }
+}
+
+/// The public addresses of every site and route of a kind.
+fn public_urls(raw: &Raw, kind: Kind, listen: &Listen) -> Vec<String> {
     let mut found = Vec::new();
     for site in &raw.sites {
-        let routes = std::iter::once(&site.root).chain(&site.routes).filter(|route| kind_of(route) == Kind::LkJwt);
+        let routes = std::iter::once(&site.root).chain(&site.routes).filter(|route| kind_of(route) == kind);
         found.extend(
             routes.map(|route| public_url(site.host.value.as_str(), route.prefix.value.trim_end_matches('/'), listen)),
         );
     }
-    if found.len() > 1 {
-        choose(reader, matrix.span.clone(), "matrix.rtc_service", &found);
-    }
     found
+}
+
+fn websocket(url: &str) -> String {
+    url.replacen("https://", "wss://", 1)
 }
 
 fn choose(reader: &Reader<'_>, span: Range<usize>, key: &str, choices: &[String]) {
@@ -290,7 +319,12 @@ fn kind_of(route: &raw::Route) -> Kind {
     route.kind.as_ref().map_or(Kind::Http, |kind| kind.value)
 }
 
-fn routes(site: &raw::Site, well_known: bool, transports: Option<&bytes::Bytes>, reader: &Reader<'_>) -> Vec<Route> {
+fn routes(
+    site: &raw::Site,
+    well_known: bool,
+    transports: Option<&Arc<RtcDocuments>>,
+    reader: &Reader<'_>,
+) -> Vec<Route> {
     let mut routes: Vec<Route> = Vec::new();
     for raw in &site.routes {
         if let Some(route) = route(raw, transports, reader) {
@@ -333,7 +367,7 @@ fn root_twirp(routes: &[Route]) -> Option<Route> {
     (!taken).then(|| Route { prefix: TWIRP.to_owned(), strip_prefix: false, ..mounted.clone() })
 }
 
-fn route(raw: &raw::Route, transports: Option<&bytes::Bytes>, reader: &Reader<'_>) -> Option<Route> {
+fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Reader<'_>) -> Option<Route> {
     let prefix = prefix(raw, reader)?;
     let kind = kind_of(raw);
     let action = action(raw, kind, reader)?;

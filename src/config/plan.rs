@@ -317,7 +317,7 @@ pub struct Route {
     /// Bounds on request bodies, first match wins; none means no bound.
     pub max_body: Vec<BodyRule>,
     /// What `/_matrix/…/rtc/transports` answers with where Synapse has nothing to say; `None` passes.
-    pub rtc_transports: Option<Bytes>,
+    pub rtc_transports: Option<Arc<RtcDocuments>>,
     /// Where a browser that asks for `/` is sent (308 to this origin), on a route that otherwise goes upstream.
     pub root_redirect: Option<String>,
 }
@@ -618,8 +618,48 @@ pub struct Matrix {
     pub server_name: String,
     /// `m.homeserver.base_url`.
     pub homeserver: String,
-    /// `livekit_service_url` of each transport, in order of preference.
-    pub rtc_services: Vec<String>,
+    /// Where calls are, in order of preference.
+    pub rtc_transports: Vec<RtcTransport>,
     /// `m.server`.
     pub federation: String,
+}
+
+impl Matrix {
+    /// The authorisation services of the transports, in order of preference.
+    pub fn rtc_services(&self) -> impl Iterator<Item = &str> {
+        self.rtc_transports.iter().filter_map(|transport| transport.service.as_deref())
+    }
+
+    /// The SFUs of the transports, in order of preference.
+    pub fn sfus(&self) -> impl Iterator<Item = &str> {
+        self.rtc_transports.iter().filter_map(|transport| transport.url.as_deref())
+    }
+}
+
+/// A LiveKit backend of calls, by its public addresses; at least one of the two is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RtcTransport {
+    /// The `wss://` address of the SFU, for clients that get their token from the homeserver (MSC4195). It is the
+    /// service's `LIVEKIT_URL` to the letter.
+    pub url: Option<String>,
+    /// The `https://` address of the authorisation service, for clients that get their token there.
+    pub service: Option<String>,
+}
+
+/// The answers of the transports endpoint that stand in for the homeserver's, ready to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RtcDocuments {
+    /// With the services alone: for a homeserver that does not hand out call tokens. None where there is no service.
+    pub services: Option<RtcDocument>,
+    /// With the SFUs as well: for a homeserver that does. None where there is no SFU.
+    pub sfus: Option<RtcDocument>,
+}
+
+/// One list of transports, in the form of each path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RtcDocument {
+    /// For the unstable path.
+    pub unstable: Bytes,
+    /// For `/v1`.
+    pub stable: Bytes,
 }

@@ -16,7 +16,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     acme::Acme,
-    plan::{Balance, ClientIpLog, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat, Server, TlsVersion},
+    plan::{
+        Balance, ClientIpLog, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat, RtcTransport, Server,
+        TlsVersion,
+    },
     tree::{At, Item, Problem, Reader, Section, boolean, integer, kind_of, list, one_or_more, parsed, string, word},
     value,
 };
@@ -109,13 +112,22 @@ pub struct Matrix {
     pub names_server: bool,
     pub homeserver: Option<At<String>>,
     pub names_homeserver: bool,
-    pub rtc_service: Option<At<Vec<String>>>,
+    pub rtc_service: Option<At<Vec<RtcService>>>,
     pub federation: Option<At<String>>,
     pub well_known_max_age: Option<At<Duration>>,
     pub rtc_transports: Option<At<bool>>,
     pub client: Option<serde_json::Map<String, serde_json::Value>>,
     pub server: Option<serde_json::Map<String, serde_json::Value>>,
     pub support: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// One value of `matrix.rtc_service`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RtcService {
+    /// The address of the authorisation service alone.
+    Url(String),
+    /// A table.
+    Transport(RtcTransport),
 }
 
 pub struct Site {
@@ -280,7 +292,7 @@ fn matrix(section: Section<'_, '_, '_>) -> Matrix {
         server_name: section.get("server_name", parsed(value::server_name)),
         names_homeserver: section.item("homeserver").is_some(),
         homeserver: section.get("homeserver", parsed(value::url)),
-        rtc_service: section.get("rtc_service", one_or_more(parsed(value::url))),
+        rtc_service: section.get("rtc_service", one_or_more(|item| rtc_service(section.reader, item))),
         federation: section.get("federation", parsed(value::server_name)),
         well_known_max_age: section.get("well_known_max_age", parsed(value::bounded)),
         rtc_transports: section.get("rtc_transports", word(&[("fill", true), ("pass", false)])),
@@ -290,6 +302,25 @@ fn matrix(section: Section<'_, '_, '_>) -> Matrix {
     };
     section.finish();
     matrix
+}
+
+/// A URL, or a table of both addresses.
+fn rtc_service(reader: &Reader<'_>, item: &Item<'_>) -> Result<RtcService, Problem> {
+    let DeValue::Table(table) = item.get_ref() else {
+        return parsed(value::url)(item).map(RtcService::Url);
+    };
+    let section = Section::new(reader, "matrix.rtc_service", table, item.span());
+    let transport = RtcTransport {
+        url: section.get("url", parsed(value::sfu)).map(|url| url.value),
+        service: section.get("livekit_service_url", parsed(value::url)).map(|url| url.value),
+    };
+    let says_nothing = section.item("url").is_none() && section.item("livekit_service_url").is_none();
+    section.finish();
+    if says_nothing {
+        let help = "set url = \"wss://…\" (LIVEKIT_URL), livekit_service_url = \"https://…\", or both";
+        return Err(Problem::new("a transport needs an address").help(help));
+    }
+    Ok(RtcService::Transport(transport))
 }
 
 /// Further members of a document, carried unchanged into JSON.

@@ -25,6 +25,7 @@ enum Shape {
     OneOrMore,
     Directory,
     Certificates,
+    Transports,
     Free,
     Upstream,
     Tls,
@@ -46,7 +47,7 @@ const fn key(name: &'static str, shape: Shape, default: &'static str, doc: &'sta
 
 use Shape::{
     Certificates, Count, Directory, Free, Health, OneOrMore, Respond, Routes, Size, Span, Switch, Text, TextList, Tls,
-    Upstream, Words,
+    Transports, Upstream, Words,
 };
 
 const KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http"]);
@@ -149,9 +150,9 @@ const TABLES: &[Table] = &[
             key("homeserver", Text, "`https://` and the one `synapse` site", "`m.homeserver.base_url`."),
             key(
                 "rtc_service",
-                OneOrMore,
-                "the one `lk-jwt` site or route",
-                "URL of the MatrixRTC authorisation service, or a list in order of preference.",
+                Transports,
+                "the one `lk-jwt` and the one `livekit` site or route",
+                "URL of the MatrixRTC authorisation service; or `{ url = \"wss://…\", livekit_service_url = \"https://…\" }`, at least one of them, where `url` is the SFU's `LIVEKIT_URL` to the letter; or a list of these in order of preference.",
             ),
             key("federation", Text, "the homeserver's host with its port", "`m.server`; always written with a port."),
             key("well_known_max_age", Span, "\"1h\"", "`Cache-Control: public, max-age` of the documents."),
@@ -159,7 +160,7 @@ const TABLES: &[Table] = &[
                 "rtc_transports",
                 Words(&["fill", "pass"]),
                 "\"fill\"",
-                "Whether the MSC4143 transports endpoint is answered where Synapse has nothing to say, or only passed.",
+                "Whether the MSC4143 transports endpoint is answered where Synapse has nothing to say, or only passed. The answer has the SFU's `url` where the homeserver hands out call tokens (MSC4195), which it is asked at start, after a reload and every five minutes.",
             ),
             key(
                 "client",
@@ -306,6 +307,13 @@ fn shape(of: Shape) -> Value {
         Words(words) => json!({ "enum": words }),
         TextList => text_list,
         OneOrMore => json!({ "anyOf": [{ "type": "string" }, text_list] }),
+        Transports => {
+            let addresses = json!({ "url": { "type": "string" }, "livekit_service_url": { "type": "string" } });
+            let table =
+                json!({ "type": "object", "properties": addresses, "minProperties": 1, "additionalProperties": false });
+            let one = json!({ "anyOf": [{ "type": "string" }, table] });
+            json!({ "anyOf": [one, { "type": "array", "items": one }] })
+        }
         Free => json!({ "type": "object" }),
         Upstream => json!({ "anyOf": [{ "type": "string" }, text_list, object(UPSTREAM)] }),
         Directory => {

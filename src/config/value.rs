@@ -237,6 +237,22 @@ pub fn url(text: &str) -> Result<String, Problem> {
     }
 }
 
+/// The address of an SFU, which clients compare with `LIVEKIT_URL` to the letter: nothing of it is made right here.
+pub fn sfu(text: &str) -> Result<String, Problem> {
+    let help = "write it like \"wss://matrixrtc.example.org\", exactly as LIVEKIT_URL";
+    let uri: Uri = text.parse().map_err(|_| Problem::new(format!("`{text}` is no URL")).help(help))?;
+    let (Some("wss"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(Problem::new(format!("`{text}` is no wss URL")).help(help));
+    };
+    if text.ends_with('/') {
+        return Err(Problem::new("the address of an SFU has no slash at its end").help(help));
+    }
+    if !text.starts_with("wss://") || authority.as_str().contains('@') || uri.query().is_some() || text.contains('#') {
+        return Err(Problem::new(format!("`{text}` is more than the address of an SFU")).help(help));
+    }
+    Ok(text.to_owned())
+}
+
 /// A path, relative to the folder of the configuration file.
 pub fn path(dir: &Path, text: &str) -> Result<PathBuf, Problem> {
     if text.is_empty() { Err(Problem::new("the path is empty")) } else { Ok(dir.join(text)) }
@@ -291,5 +307,13 @@ mod tests {
         }
         assert_eq!(url("https://a.b/c/").unwrap(), "https://a.b/c");
         assert!(origin("https://a.b/c").is_err());
+        for good in ["wss://a.b", "wss://a.b:8443", "wss://a.b/livekit/sfu"] {
+            assert_eq!(sfu(good).unwrap(), good);
+        }
+        for bad in
+            ["a.b", "https://a.b", "ws://a.b", "wss://a.b/", "wss://a.b/c/", "wss://u@a.b", "wss://a.b?c", "WSS://a.b"]
+        {
+            assert!(sfu(bad).is_err(), "{bad}");
+        }
     }
 }

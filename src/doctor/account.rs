@@ -133,7 +133,7 @@ impl Session<'_> {
         };
         let list = response["rtc_transports"].as_array().map(Vec::as_slice).unwrap_or_default();
         let urls: Vec<&str> = list.iter().filter_map(|entry| entry["livekit_service_url"].as_str()).collect();
-        let ours = &self.matrix.rtc_services;
+        let ours: Vec<_> = self.matrix.rtc_services().collect();
         match urls.first() {
             None if list.is_empty() => {
                 let fact = "the list is empty: clients believe for a day that calls are not to be had";
@@ -243,7 +243,7 @@ impl Session<'_> {
     /// A token for a call, as a client gets it: the call service asks the homeserver who we are and the SFU for a room
     /// (rows 4 and 5).
     async fn call(&self) -> Vec<Finding> {
-        let Some(service) = self.matrix.rtc_services.first() else { return Vec::new() };
+        let Some(service) = self.matrix.rtc_services().next() else { return Vec::new() };
         let check = Check::new(Layer::Rtc, "rtc.call", service);
         let direct = self.context.service(crate::config::plan::Kind::LkJwt, service);
         let down = direct.and_then(|direct| direct.down.map(str::to_owned));

@@ -75,7 +75,7 @@ fn names(plan: &Plan) -> BTreeMap<(String, u16), Option<&Site>> {
     let mut names = BTreeMap::new();
     if let Some(matrix) = &plan.matrix {
         let urls = [server_name_origin(plan, &matrix.server_name), matrix.homeserver.clone()];
-        let others = matrix.rtc_services.iter().cloned().chain([format!("https://{}", matrix.federation)]);
+        let others = matrix.rtc_services().map(str::to_owned).chain([format!("https://{}", matrix.federation)]);
         names.extend(urls.into_iter().chain(others).filter_map(|url| authority(&url)).map(|name| (name, None)));
     }
     // What a wildcard stands for is in no list.

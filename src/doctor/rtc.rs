@@ -24,7 +24,7 @@ pub async fn transports(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Find
         // With an account the list itself is read.
         return Vec::new();
     }
-    if matrix.rtc_services.is_empty() {
+    if matrix.rtc_services().next().is_none() {
         return vec![check.skip("the configuration has no call service to lead to (rtc.foci)")];
     }
     let (way, direct) = match context.homeserver(matrix) {
@@ -66,10 +66,10 @@ pub fn off(check: &Check, response: &ProbeResponse) -> Finding {
 
 /// Each service that lets clients into calls (rows 3 and 12).
 pub async fn jwt(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
-    if matrix.rtc_services.is_empty() {
+    if matrix.rtc_services().next().is_none() {
         return vec![Check::new(Layer::Rtc, "rtc.jwt", "[matrix]").skip("the configuration has no call service")];
     }
-    join_all(matrix.rtc_services.iter().map(|url| jwt_at(context, url))).await
+    join_all(matrix.rtc_services().map(|url| jwt_at(context, url))).await
 }
 
 async fn jwt_at(context: &ProbeContext<'_>, url: &str) -> Finding {

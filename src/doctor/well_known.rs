@@ -220,6 +220,7 @@ fn foci(document: Option<&Value>, matrix: &Matrix, host: &str) -> Option<Finding
     let list = [FOCI, "m.rtc_foci"].iter().find_map(|key| document.get(key)?.as_array());
     let urls: Vec<&str> =
         list.into_iter().flatten().filter_map(|focus| focus["livekit_service_url"].as_str()).collect();
+    let ours = matrix.rtc_services().next();
     let Some(first) = urls.first() else {
         let fix =
             "give the edge a site of kind `lk-jwt`, or add the list that `vestibule check` prints to the document";
@@ -234,8 +235,8 @@ fn foci(document: Option<&Value>, matrix: &Matrix, host: &str) -> Option<Finding
         Some(url) => {
             check.fail("scheme", format!("{url} is not https, which a page on https may not call"), "write https://")
         }
-        None if !matrix.rtc_services.is_empty() && !matrix.rtc_services.iter().any(|ours| ours == first) => {
-            let fact = format!("it leads to {first}, and the configuration to {}", matrix.rtc_services[0]);
+        None if ours.is_some() && !matrix.rtc_services().any(|ours| ours == *first) => {
+            let fact = format!("it leads to {first}, and the configuration to {}", ours.unwrap_or_default());
             check.fail("differs", fact, "serve the text that `vestibule check` prints, or set matrix.rtc_service")
         }
         None => check.ok(format!("leads to {first}")),

@@ -175,6 +175,15 @@ impl Edge {
         }
     }
 
+    /// Waits until so many lines of the log hold this.
+    pub fn wait_for_logs(&self, what: &str, count: usize) {
+        let until = Instant::now() + PATIENCE;
+        while self.log().lines().filter(|line| line.contains(what)).count() < count {
+            assert!(Instant::now() < until, "no {count} times {what:?} in the log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// The event of the exchange with this target.
     pub fn exchange(&self, target: &str) -> serde_json::Value {
         let line = self.wait_for_log(&format!("\"uri\":\"{target}\""));

@@ -475,7 +475,8 @@ mod tests {
                 assert_eq!(warnings.render(), "", "{text}");
                 let matrix = plan.matrix.unwrap();
                 assert_eq!(matrix.homeserver, format!("https://{homeserver}"));
-                assert_eq!(matrix.rtc_services, [deployment.jwt_url()]);
+                assert_eq!(matrix.rtc_services().collect::<Vec<_>>(), [deployment.jwt_url()]);
+                assert_eq!(matrix.sfus().collect::<Vec<_>>(), [deployment.sfu_url()]);
                 let mut sites: Vec<_> = plan.sites.iter().map(|site| site.host.as_str().to_owned()).collect();
                 let mut hosts = deployment.hosts();
                 sites.sort();

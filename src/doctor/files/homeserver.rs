@@ -92,11 +92,11 @@ fn transports(file: &mut FileUnderTest<'_>, root: &Node) {
         list.into_iter().flat_map(Node::list).filter_map(|entry| entry.at(&["livekit_service_url"])?.text()).collect();
     let fix = format!(
         "set `experimental_features: {{msc4143_enabled: true}}` and `matrix_rtc: {{transports: [{{type: livekit, livekit_service_url: \"{}\"}}]}}`",
-        matrix.rtc_services.first().map_or("https://…", String::as_str)
+        matrix.rtc_services().next().unwrap_or("https://…")
     );
     match urls.first() {
         Some(url) if flag(root, "msc4143_enabled") => {
-            if let Some(ours) = matrix.rtc_services.first().filter(|ours| ours != url) {
+            if let Some(ours) = matrix.rtc_services().next().filter(|ours| ours != url) {
                 let fact = format!("it leads to {url}, and the edge to {ours}");
                 file.fail(line, "transports_differ", fact, "let both name the same address");
             }
