@@ -12,6 +12,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so and stops")]
 
+mod differential;
 #[path = "../support/frames.rs"]
 #[expect(dead_code, reason = "the black-box tests use the rest")]
 mod frames;

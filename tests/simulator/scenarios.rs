@@ -32,7 +32,7 @@ use crate::frames::{
     self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame,
 };
 
-const HOST: &str = "a.example.org";
+pub const HOST: &str = "a.example.org";
 const ACK: u8 = 1;
 
 /// A service that notes what reaches it.
@@ -112,8 +112,9 @@ fn settings() -> Settings {
     }
 }
 
-struct Client {
-    io: DuplexStream,
+/// A client that writes frames by hand, and the connection that serves it.
+pub struct Client {
+    pub io: DuplexStream,
     service: Service,
     serving: JoinHandle<()>,
     tasks: TaskTracker,
@@ -131,7 +132,8 @@ impl Client {
         client
     }
 
-    fn silent(pipe: usize) -> Self {
+    /// Connects, and sends nothing.
+    pub fn silent(pipe: usize) -> Self {
         let (io, far) = duplex(pipe);
         let (service, tasks, drain) = (Service::default(), TaskTracker::new(), CancellationToken::new());
         let address = "127.0.0.1:1".parse().unwrap();
@@ -181,7 +183,7 @@ impl Client {
     }
 }
 
-fn request(id: u32, flags: u8, path: &str) -> Vec<u8> {
+pub fn request(id: u32, flags: u8, path: &str) -> Vec<u8> {
     let fields = [(":method", "GET"), (":scheme", "https"), (":path", path), (":authority", HOST)];
     frame(HEADERS, END_HEADERS | flags, id, &frames::block(&fields))
 }
@@ -197,7 +199,7 @@ fn websocket(id: u32, flags: u8) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | flags, id, &frames::block(&fields))
 }
 
-fn settings_of(id: u16, value: u32) -> Vec<u8> {
+pub fn settings_of(id: u16, value: u32) -> Vec<u8> {
     [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()
 }
 

@@ -98,6 +98,7 @@ impl World {
         };
         match self.random.below(200) {
             0 => self.machine.shut_down(),
+            2 => self.machine.close(),
             1 if self.manner != Manner::Honest => self.machine.lose(),
             _ => {}
         }

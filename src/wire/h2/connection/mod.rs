@@ -228,14 +228,14 @@ impl<W: Waiter> Connection<W> {
         self.arm_goaway();
     }
 
-    /// Takes no more streams from now on, whatever is on its way here; a peer that takes nothing is not waited for once
-    /// the open ones have ended.
+    /// Ends a graceful shutdown: takes no more streams, whatever is on its way here, and waits for nothing but the open
+    /// ones. A connection that has just begun still has the time for its first request.
     pub fn close(&mut self) {
-        if self.shutdown < Shutdown::Announced {
-            self.shutdown = Shutdown::Announced;
-        }
+        self.shut_down();
         self.clocks.is_closing = true;
-        self.decide();
+        if !self.is_young() {
+            self.decide();
+        }
     }
 
     /// Says why, and ends the connection.
