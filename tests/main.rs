@@ -23,4 +23,5 @@ mod smuggling;
 mod soak;
 mod streaming;
 mod tls;
+mod uploads;
 mod websocket;

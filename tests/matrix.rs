@@ -186,7 +186,10 @@ async fn what_synapse_would_choke_on_is_told() {
         ),
         (format!("PUT /_matrix/client/v3/x HTTP/1.1\r\n{fields}Content-Length: 16777217\r\n\r\n"), 413, "M_TOO_LARGE"),
         (
-            format!("POST /_matrix/media/v3/upload HTTP/1.1\r\n{fields}Transfer-Encoding: chunked\r\n\r\n"),
+            format!(
+                "POST /_matrix/media/v3/upload HTTP/1.1\r\n{fields}Transfer-Encoding: chunked\r\n\r\n10001\r\n{}",
+                "x".repeat(0x10001)
+            ),
             411,
             "M_UNKNOWN",
         ),

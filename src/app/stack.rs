@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use http::{Method, Uri, Version, header, uri::Scheme};
 use ipnet::IpNet;
+use tracing::warn;
 
 use super::rtc_probe;
 use crate::{
@@ -29,7 +30,7 @@ use crate::{
         access_log::{AccessLog, Exchange},
         compress::{AcceptedEncodings, Compress},
         cors,
-        forwarded::Client,
+        forwarded::{Client, forwarded_scheme},
         hop, limit, loop_detection, redirect,
         request_id::{RequestId, X_REQUEST_ID},
         rescue::{self, Form},
@@ -40,7 +41,7 @@ use crate::{
     message::{Fields, Request, Response},
     route::{self, Router, bare_host},
     serve,
-    telemetry::{Metrics, SiteNumbers},
+    telemetry::{LogThrottle, Metrics, SiteNumbers},
     upstream::{self, Upstream},
 };
 
@@ -60,6 +61,8 @@ pub struct Generation {
     compress: Compress,
     http01: Http01,
     log: AccessLog,
+    /// Whose redirects have been explained.
+    redirects: LogThrottle,
 }
 
 struct Site {
@@ -110,6 +113,7 @@ impl Generation {
             compress: Compress::new(&plan.compression, metrics.saved()),
             http01,
             log: AccessLog::new(plan.log.access, plan.log.client_ip, metrics),
+            redirects: LogThrottle::new(Duration::MAX),
         }
     }
 
@@ -164,6 +168,7 @@ impl Generation {
             return Ok(Dispatch::Local(answer));
         }
         if found.site.secure && context.client.scheme == Scheme::HTTP {
+            self.explain_redirect(&request, context.conn);
             return self.to_https(&request).map(Dispatch::Local);
         }
         if path == "*" {
@@ -237,6 +242,20 @@ impl Generation {
         Some(Dispatch::Upstream { answer, back: ResponseContext { asked: None, preflight: false } })
     }
 
+    /// Says once of each address what an endless redirect comes of: a front that speaks plain HTTP to us for clients of
+    /// https, and is not trusted to say so.
+    fn explain_redirect(&self, request: &Request, conn: &ConnInfo) {
+        let peer = conn.peer.ip();
+        if forwarded_scheme(&request.fields) == Some(Scheme::HTTPS) && self.redirects.allows(peer) {
+            warn!(
+                client = %peer,
+                key = "listen.trusted_proxies",
+                "a client that says it forwards https is redirected to https, without end if it is your proxy: \
+                 add its address to listen.trusted_proxies"
+            );
+        }
+    }
+
     fn to_https(&self, request: &Request) -> Result<Response, ProxyError> {
         let host = request.fields.get(header::HOST).and_then(|host| host.to_str()).unwrap_or_default();
         let origin = redirect::https_origin(&bare_host(host).to_ascii_lowercase(), self.listen.public_port);
@@ -255,7 +274,7 @@ impl Generation {
         if let Some(prefix) = &route.strip {
             strip_prefix(&mut request, prefix)?;
         }
-        limit::bound_body(&mut request, &route.max_body, route.kind)?;
+        limit::bound_body(&mut request, &route.max_body)?;
         let method = request.method.clone();
         if route.kind == SiteKind::Synapse && method == Method::OPTIONS {
             return Ok(Dispatch::Local(cors::synapse_preflight(request.uri.path())));
@@ -270,7 +289,14 @@ impl Generation {
             phases: context.exchange.phases(),
             client: Some(context.client.ip),
         };
-        let answer = match &route.transports {
+        let answer: BoxFuture<'static, _> = match &route.transports {
+            _ if limit::lacks_length(&request, route.kind) => {
+                let upstream = upstream.clone();
+                Box::pin(async move {
+                    limit::give_length(&mut request).await?;
+                    upstream.send(request, observers).await
+                })
+            }
             Some(transports) if transports.takes(request.uri.path()) => {
                 let (transports, upstream) = (transports.clone(), upstream.clone());
                 Box::pin(async move {

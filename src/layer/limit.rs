@@ -1,14 +1,17 @@
-//! Bounds on request bodies, and what Synapse cannot take: a body without a length, a head over 16 KiB.
+//! Bounds on request bodies, and what Synapse cannot take: a body without a length (a short one is given its length), a
+//! head over 16 KiB.
 //!
 //! Synapse drops the connection in both cases without a word, and a browser then reports a CORS
 //! error. Judged here, before a byte goes upstream, the client hears the reason.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::header;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::{
@@ -21,18 +24,19 @@ use crate::{
 /// (`twisted.web.http.HTTPChannel.totalHeadersSize`).
 const SYNAPSE_HEAD: usize = 16 * 1024;
 
-/// Judges a request that is about to go upstream, and watches its body from here on.
+/// The longest body without a length that is gathered for Synapse, so that it has one: longer than any JSON that a client
+/// sends. Who uploads media knows its length.
+const MAX_GATHERED: usize = 64 * 1024;
+
+/// Limits the body of a request that is about to go upstream.
 ///
 /// # Errors
-/// [`Kind::BodyTooLarge`], [`Kind::LengthRequired`].
-pub fn bound_body(request: &mut Request, rules: &[BodyRule], kind: SiteKind) -> Result<(), ProxyError> {
+/// [`Kind::BodyTooLarge`].
+pub fn bound_body(request: &mut Request, rules: &[BodyRule]) -> Result<(), ProxyError> {
     if request.body.is_empty() {
         return Ok(());
     }
     let length = request.body.size_hint().exact();
-    if length.is_none() && kind == SiteKind::Synapse {
-        return Err(Kind::LengthRequired.into());
-    }
     let path = request.uri.path();
     let Some(limit) = rules.iter().find(|rule| applies(rule.path, path)).and_then(|rule| rule.limit) else {
         return Ok(());
@@ -48,7 +52,36 @@ pub fn bound_body(request: &mut Request, rules: &[BodyRule], kind: SiteKind) -> 
     }
 }
 
-/// Judges the head as it will be written upstream.
+/// Whether a body has to be given its length before it goes upstream.
+#[must_use]
+pub fn lacks_length(request: &Request, kind: SiteKind) -> bool {
+    kind == SiteKind::Synapse && request.body.size_hint().exact().is_none()
+}
+
+/// Gathers a body without a length, so that it has one.
+///
+/// # Errors
+/// [`Kind::LengthRequired`] once it is too long for that; whatever ends the body early.
+pub async fn give_length(request: &mut Request) -> Result<(), ProxyError> {
+    let mut body = std::mem::take(&mut request.body);
+    let mut gathered = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        // Synapse has no use for trailers.
+        let Ok(data) = frame?.into_data() else { continue };
+        if gathered.len() + data.len() > MAX_GATHERED {
+            return Err(Kind::LengthRequired.into());
+        }
+        gathered.extend_from_slice(&data);
+    }
+    // Said even where it is 0: a length was expected (RFC 9110 section 8.6). The client has been told to go on.
+    request.fields.insert_number(header::CONTENT_LENGTH, gathered.len());
+    request.fields.remove(header::EXPECT);
+    request.fields.remove(header::TRAILER);
+    request.body = Body::full(gathered.freeze());
+    Ok(())
+}
+
+/// Checks the head as it will be written upstream.
 ///
 /// # Errors
 /// [`Kind::TargetTooLong`] where the target is most of it, else [`Kind::HeadTooLarge`].
@@ -146,7 +179,7 @@ mod tests {
             ("/other", 16, true),
         ] {
             let mut request = request(path, Body::full(vec![0; len]));
-            assert_eq!(bound_body(&mut request, &RULES, SiteKind::Synapse).is_ok(), fits, "{path} {len}");
+            assert_eq!(bound_body(&mut request, &RULES).is_ok(), fits, "{path} {len}");
         }
     }
 
@@ -155,13 +188,31 @@ mod tests {
         let chunks = |n| futures_util::stream::iter((0..n).map(|_| Ok(Frame::data(Bytes::from_static(b"12345678")))));
         let body = |n| Body::stream(http_body_util::StreamBody::new(chunks(n)));
         let mut fits = request("/", body(2));
-        bound_body(&mut fits, &RULES, SiteKind::Http).unwrap();
+        bound_body(&mut fits, &RULES).unwrap();
         assert_eq!(fits.body.collect().await.unwrap().to_bytes().len(), 16);
         let mut over = request("/", body(3));
-        bound_body(&mut over, &RULES, SiteKind::Http).unwrap();
+        bound_body(&mut over, &RULES).unwrap();
         assert_eq!(over.body.collect().await.unwrap_err(), BodyError::TooLarge);
-        let refused = bound_body(&mut request("/", body(1)), &RULES, SiteKind::Synapse).unwrap_err();
-        assert_eq!(refused.kind, Kind::LengthRequired);
+    }
+
+    #[tokio::test]
+    async fn a_short_body_is_given_its_length() {
+        let body = |pieces: usize| {
+            let pieces = (0..pieces).map(|_| Ok(Frame::data(Bytes::from_static(&[b'x'; 1024]))));
+            request("/", Body::stream(http_body_util::StreamBody::new(futures_util::stream::iter(pieces))))
+        };
+        for pieces in [0, 1, 64] {
+            let mut short = body(pieces);
+            assert!(lacks_length(&short, SiteKind::Synapse) && !lacks_length(&short, SiteKind::Http));
+            give_length(&mut short).await.unwrap();
+            assert_eq!(short.body.size_hint().exact(), Some(1024 * pieces as u64));
+            assert_eq!(short.fields.get(header::CONTENT_LENGTH).unwrap(), (1024 * pieces).to_string().as_str());
+            assert!(!lacks_length(&short, SiteKind::Synapse));
+        }
+        assert_eq!(give_length(&mut body(65)).await.unwrap_err().kind, Kind::LengthRequired);
+        let cut = futures_util::stream::iter([Err(BodyError::Truncated)]);
+        let mut cut = request("/", Body::stream(http_body_util::StreamBody::new(cut)));
+        assert_eq!(give_length(&mut cut).await.unwrap_err().kind, Kind::ClientGone);
     }
 
     #[test]

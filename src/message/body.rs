@@ -11,6 +11,8 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use crate::error::{Kind, ProxyError};
+
 /// A message body: nothing, bytes that are all here, or a stream.
 #[derive(Default)]
 pub struct Body(Inner);
@@ -125,4 +127,17 @@ pub enum BodyError {
     /// The other side of the exchange is gone, so nobody wants the rest.
     #[error("exchange cancelled")]
     Cancelled,
+}
+
+/// The body of a request broke: its client, and not the service, is why.
+impl From<BodyError> for ProxyError {
+    fn from(error: BodyError) -> Self {
+        let kind = match error {
+            BodyError::Truncated | BodyError::Cancelled => Kind::ClientGone,
+            BodyError::Malformed => Kind::BadRequest("the body is malformed"),
+            BodyError::Stalled => Kind::BodyTooSlow,
+            BodyError::TooLarge => Kind::BodyTooLarge,
+        };
+        Self::new(kind, error)
+    }
 }

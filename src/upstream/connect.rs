@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -21,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::resolve::Resolver;
+use super::{read_buffer::ReadBuffer, resolve::Resolver};
 use crate::{
     client::Roots,
     clock::IdleTimer,
@@ -71,10 +70,8 @@ impl DialError {
 pub struct UpstreamConnection {
     /// The byte stream.
     pub socket: Socket,
-    /// Bytes of an answer that nobody has taken yet.
-    pub read: BytesMut,
-    /// Whether `read` is the thread's buffer, on loan for as long as one poll takes.
-    pub lent: bool,
+    /// Bytes of a response that have not been taken yet.
+    pub read: ReadBuffer,
     /// With the answer that is awaited. It stays with the connection, so that its timer is made once.
     pub patience: IdleTimer,
     /// Its place among the sockets of the process.
@@ -84,7 +81,7 @@ pub struct UpstreamConnection {
 impl UpstreamConnection {
     /// A fresh connection.
     pub fn new(socket: Socket, permit: Permit) -> Self {
-        Self { socket, read: BytesMut::new(), lent: false, patience: IdleTimer::new(None), permit }
+        Self { socket, read: ReadBuffer::new(), patience: IdleTimer::new(None), permit }
     }
 
     /// Whether the other side has neither closed nor said anything that nobody asked for. Costs no system call unless

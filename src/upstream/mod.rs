@@ -9,8 +9,11 @@ mod connect;
 mod dial;
 mod health;
 mod pool;
+mod read_buffer;
 mod resolve;
+mod response_body;
 mod tunnel;
+mod upload;
 mod websocket;
 
 pub use health::probe;

@@ -13,7 +13,7 @@ use http::{HeaderName, Method, StatusCode, header};
 use http_body::Body as _;
 use tokio::sync::Semaphore;
 
-use self::encode::{Encoded, MAX_WHOLE};
+use self::encode::{Encoded, max_turn};
 pub use self::{encode::whole, negotiate::negotiate};
 use crate::{
     config::plan::{self, Encoding},
@@ -85,7 +85,7 @@ impl Compress {
             mark(&mut response.fields, encoding);
             return response;
         }
-        match response.body.as_full().filter(|body| body.len() <= MAX_WHOLE).cloned() {
+        match response.body.as_full().filter(|body| body.len() <= max_turn(encoding)).cloned() {
             Some(body) => {
                 let smaller = whole(encoding, &body);
                 self.saved.fetch_add(body.len().saturating_sub(smaller.len()) as u64, Ordering::Relaxed);

@@ -253,7 +253,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         match (skipped, close) {
             (true, false) => return Next::Request,
             (true, true) if !self.stream.lock().has_unread() => self.stream.shutdown().await,
-            _ => self.stream.linger().await,
+            _ => self.stream.linger(self.drain.cancelled()).await,
         }
         Next::Close
     }
@@ -281,7 +281,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         let answer = ResponseWriter::new(&mut response, &asked, true, &self.settings);
         let written = answer.write(Vec::new(), response.body, &self.stream, &self.settings).await;
         if written.is_ok() {
-            self.stream.linger().await;
+            self.stream.linger(self.drain.cancelled()).await;
         }
         Next::Close
     }

@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
@@ -14,7 +14,7 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -36,10 +36,15 @@ const BODY_READ_MOST: usize = 256 * 1024;
 /// pieces; beyond it, TCP holds it back.
 const READ_AHEAD: usize = 64 * 1024;
 
-/// How much of a body that nobody wanted is read before the connection is closed, and for how long, so that the answer
-/// is not lost to a reset (RFC 9112 section 9.6).
-const LINGER_BYTES: usize = 4 * 1024 * 1024;
-const LINGER_TIME: Duration = Duration::from_secs(2);
+/// How long the end of a connection may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long the rest of a body that is not wanted is read before the connection is closed, so that the response is not lost
+/// to a reset (RFC 9112 section 9.6): a client may write all of it before it reads. Its size does not matter, but it has to
+/// go on: with no pause of [`FAREWELL`], and no slower than [`LINGER_RATE`] a second over each [`LINGER_WINDOW`].
+const LINGER: Duration = Duration::from_secs(300);
+const LINGER_RATE: usize = 16 * 1024;
+const LINGER_WINDOW: Duration = Duration::from_secs(5);
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
@@ -54,6 +59,8 @@ pub struct Stream<IO> {
     stride: usize,
     /// The client waits for a 100 before it sends its body.
     owes_continue: bool,
+    /// Interim responses that the client has not taken yet, whole or in part. They go before everything else.
+    unsent: Vec<u8>,
     /// The client has closed its side, or the connection is broken.
     ended: bool,
 }
@@ -67,6 +74,7 @@ impl<IO: Io> Stream<IO> {
             body: BodyDecoder::new(Framing::None),
             stride: BODY_READ,
             owes_continue: false,
+            unsent: Vec::new(),
             ended: false,
         }
     }
@@ -136,10 +144,7 @@ impl<IO: Io> Stream<IO> {
     /// The next piece of the body. Asking for it is what sends the 100 that the client waits for.
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<BodyFrame, ReadError>> {
         if std::mem::take(&mut self.owes_continue) && self.read.is_empty() {
-            // 25 bytes fit into any send buffer that an answer has not been written to; if they do not, the client
-            // sends its body after a second of its own (RFC 9110 section 10.1.1).
-            let _ = self.poll_write(cx, b"HTTP/1.1 100 Continue\r\n\r\n");
-            let _ = self.poll_flush(cx);
+            self.send_interim(cx, b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         loop {
             if let Some(piece) = self.body.decode(&mut self.read).map_err(|_| ReadError::Malformed)? {
@@ -196,24 +201,40 @@ impl<IO: Io> Stream<IO> {
         !self.read.is_empty()
     }
 
+    /// Sends interim responses: as much as the client takes now, the rest before whatever is written next.
+    pub fn send_interim(&mut self, cx: &mut Context<'_>, heads: &[u8]) {
+        self.unsent.extend_from_slice(heads);
+        if self.poll_unsent(cx).is_ready() {
+            // An error shows at the next write or read.
+            let _ = self.poll_flush(cx);
+        }
+    }
+
+    /// Ready once no interim response is left, or the client is gone.
+    pub fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let Some(io) = &mut self.io else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+            let n = ready!(Pin::new(io).poll_write(cx, &self.unsent))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.drain(..n);
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Writes from several slices at once.
     pub fn poll_write_vectored(&mut self, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_unsent(cx))?;
         match &mut self.io {
             Some(io) => Pin::new(io).poll_write_vectored(cx, slices),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
-    /// Writes.
-    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Some(io) => Pin::new(io).poll_write(cx, bytes),
-            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
     /// Pushes everything written towards the client.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_unsent(cx))?;
         match &mut self.io {
             Some(io) => Pin::new(io).poll_flush(cx),
             None => Poll::Ready(Ok(())),
@@ -312,34 +333,48 @@ impl<IO: Io> Shared<IO> {
     pub async fn shutdown(&self) {
         if let Some((mut io, _)) = self.take() {
             // The client may be gone already; then there is nothing to end.
-            let _ = timeout(LINGER_TIME, io.shutdown()).await;
+            let _ = timeout(FAREWELL, io.shutdown()).await;
         }
     }
 
-    /// Ends our side, and reads what the client still sends so that the answer reaches it. Nothing of that is parsed.
-    pub async fn linger(&self) {
+    /// Ends our side, and reads what the client still sends so that the response reaches it. Nothing of that is parsed.
+    /// Once `hurried`, it may take no longer than a farewell.
+    pub async fn linger(&self, hurried: impl Future<Output = ()>) {
         let Some((mut io, _)) = self.take() else { return };
         let discard = async {
-            io.shutdown().await?;
-            let mut left = LINGER_BYTES;
-            while left > 0 {
-                let n = poll_fn(|cx| {
+            timeout(FAREWELL, io.shutdown()).await??;
+            let mut window = (Instant::now(), 0);
+            loop {
+                let read = poll_fn(|cx| {
                     BUFFER.with_borrow_mut(|buffer| {
                         let mut buf = ReadBuf::new(buffer);
                         ready!(Pin::new(&mut io).poll_read(cx, &mut buf))?;
                         Poll::Ready(io::Result::Ok(buf.filled().len()))
                     })
-                })
-                .await?;
+                });
+                let n = timeout(FAREWELL, read).await??;
+                window.1 += n;
                 if n == 0 {
-                    break;
+                    return io::Result::Ok(());
                 }
-                left = left.saturating_sub(n);
+                let (since, bytes) = window;
+                if since.elapsed() >= LINGER_WINDOW {
+                    if bytes < LINGER_RATE * LINGER_WINDOW.as_secs() as usize {
+                        return Ok(());
+                    }
+                    window = (Instant::now(), 0);
+                }
             }
-            io::Result::Ok(())
+        };
+        let hurry = async {
+            hurried.await;
+            sleep(FAREWELL).await;
         };
         // Whether the client waited or left, the connection is over.
-        let _ = timeout(LINGER_TIME, discard).await;
+        tokio::select! {
+            _ = timeout(LINGER, discard) => {}
+            () = hurry => {}
+        }
     }
 }
 
@@ -375,6 +410,33 @@ mod tests {
         far.write_all(&[7; 100]).await.unwrap();
         assert!(matches!(poll_fn(|cx| stream.poll_body(cx)).await, Ok(BodyFrame::Data(data)) if data.len() == 100));
         assert_eq!(stream.stride, BODY_READ);
+    }
+
+    #[tokio::test]
+    async fn a_100_that_is_taken_in_part_is_finished_before_anything_else() {
+        // Room for ten bytes.
+        let (near, mut far) = duplex(10);
+        let mut stream = Stream::new(near);
+        stream.begin_body(Framing::Length(5), true);
+        poll_fn(|cx| {
+            assert!(stream.poll_body(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        stream.answers();
+        let writing = async {
+            let mut answer: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+            while !answer.is_empty() {
+                let slices = [io::IoSlice::new(answer)];
+                let n = poll_fn(|cx| stream.poll_write_vectored(cx, &slices)).await.unwrap();
+                answer = &answer[n..];
+            }
+            drop(stream);
+        };
+        let mut seen = String::new();
+        let (_, read) = tokio::join!(writing, tokio::io::AsyncReadExt::read_to_string(&mut far, &mut seen));
+        read.unwrap();
+        assert_eq!(seen, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n");
     }
 
     fn ready_now<T>(poll: Poll<T>) -> Option<T> {

@@ -82,11 +82,13 @@ impl ResponseWriter {
         let (framing, passes_trailers) = (self.framing, self.trailers);
         async move {
             let mut left = match framing {
-                Framing::None => return out.finish().await,
+                Framing::None if body.size_hint().exact() != Some(0) => return out.finish().await,
+                Framing::None => Some(0),
                 Framing::Length(n) => Some(n),
                 Framing::Chunked | Framing::UntilClose => None,
             };
-            while left != Some(0) {
+            // A response may be whole before its request is: its body ends once the service has read that.
+            while left != Some(0) || !body.is_end_stream() {
                 let frame = match out.next(Pin::new(&mut body)).await? {
                     Some(frame) => frame.map_err(|_cause| Truncated)?,
                     None => break,
@@ -256,16 +258,13 @@ impl InterimQueue {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Writes as much as the stream takes now.
+    /// Writes as much as the stream takes now. More is queued only once the client has taken that.
     pub fn write<IO: Io>(self: &Arc<Self>, cx: &mut Context<'_>, stream: &mut Stream<IO>) {
-        let mut queue = self.queue();
-        while !queue.is_empty() {
-            match stream.poll_write(cx, &queue) {
-                Poll::Ready(Ok(n)) if n > 0 => drop(queue.drain(..n)),
-                // What is left goes before the final head, or the watch finds the client gone.
-                _ => return,
+        if stream.poll_unsent(cx).is_ready() {
+            let mut queue = self.queue();
+            if !queue.is_empty() {
+                stream.send_interim(cx, &std::mem::take(&mut *queue));
             }
-            let _ = stream.poll_flush(cx);
         }
     }
 
