@@ -135,8 +135,14 @@ fn the_reference_page_is_what_the_program_prints() {
 }
 
 /// The pages for users, from the top of the source.
-const PAGES: &[&str] =
-    &["README.md", "README.ar.md", "config/appliance/README.md", "config/migrate.md", "config/reference.md"];
+const PAGES: &[&str] = &[
+    "README.md",
+    "README.ar.md",
+    "config/appliance/README.md",
+    "config/migrate.md",
+    "config/calls.md",
+    "config/reference.md",
+];
 
 #[test]
 fn the_pages_name_only_commands_and_files_that_there_are() {

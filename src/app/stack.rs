@@ -36,7 +36,7 @@ use crate::{
         rescue::{self, Form},
         respond::{Fixed, WellKnown},
         response_head,
-        rtc_transports::{self, RtcTransports},
+        rtc_transports::RtcTransports,
     },
     message::{Fields, Request, Response},
     route::{self, Router, bare_host},
@@ -146,7 +146,7 @@ impl Generation {
         self.router.sites().flat_map(|(host, site)| {
             site.routes().filter_map(move |route| {
                 let endpoint = route.transports.as_ref()?.token_endpoint()?;
-                let asked = site.route(rtc_transports::GET_TOKEN[0]).filter(|asked| asked.kind == SiteKind::Synapse);
+                let asked = site.route(plan::RTC_GET_TOKEN[0]).filter(|asked| asked.kind == SiteKind::Synapse);
                 let Action::Proxy(upstream) = &asked.unwrap_or(route).action else { return None };
                 Some(rtc_probe::Probe { host: host.to_owned(), upstream: upstream.clone(), endpoint })
             })

@@ -31,6 +31,9 @@ pub struct Doctor {
     /// The same with a name; the password is asked for, or taken from $VESTIBULE_PASSWORD. Signs in, and out again
     #[arg(long, value_name = "USER")]
     user: Option<String>,
+    /// A room of the account, by its id: whether its members may announce themselves in a call (needs an account)
+    #[arg(long, value_name = "ROOM_ID")]
+    room: Option<String>,
     /// Also try what takes a minute: whether a long poll is cut (needs an account)
     #[arg(long)]
     slow: bool,
@@ -66,6 +69,7 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
     };
     let wanted = ProbeOptions {
         account: account(asked.token, asked.user)?,
+        room: asked.room,
         slow: asked.slow,
         livekit: asked.livekit,
         homeserver: asked.homeserver,

@@ -14,6 +14,7 @@ mod reference;
 mod source;
 mod tree;
 mod value;
+pub mod versions;
 mod well_known;
 
 use std::{

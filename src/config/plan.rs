@@ -646,6 +646,10 @@ pub struct RtcTransport {
     pub service: Option<String>,
 }
 
+/// Where a client of MSC4195 asks the homeserver for a call token, and where it did while that was unstable.
+pub const RTC_GET_TOKEN: [&str; 2] =
+    ["/_matrix/client/v1/rtc/livekit/get_token", "/_matrix/client/unstable/io.element.msc4195/rtc/livekit/get_token"];
+
 /// The answers of the transports endpoint that stand in for the homeserver's, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RtcDocuments {

@@ -15,8 +15,15 @@ use super::{
     finding::{Check, Finding, Layer},
     homeserver::{media_limit, size},
     rtc::{self, TRANSPORTS},
+    tokens,
 };
-use crate::{config::plan::Matrix, conn::Fetch};
+use crate::{
+    config::plan::{Matrix, RTC_GET_TOKEN},
+    conn::Fetch,
+};
+
+/// The state event by which a client says that it is in a call.
+const CALL_MEMBER: &str = "org.matrix.msc3401.call.member";
 
 /// 2001:db8::/32, in which nobody is (RFC 3849). Each time another address of it: Synapse remembers those of a month.
 const DOCUMENTATION: u128 = 0x2001_0db8 << 96;
@@ -112,35 +119,55 @@ impl Session<'_> {
         };
         self.user = whoami["user_id"].as_str().unwrap_or_default().to_owned();
         let mut findings = vec![check.ok(format!("signed in as {}", self.user))];
-        findings.push(self.transports().await);
+        let (finding, sfu) = self.transports().await;
+        findings.push(finding);
         findings.push(self.media().await);
         findings.push(self.delays().await);
         findings.push(self.client_address().await);
-        findings.extend(self.call().await);
+        let by_service = self.call().await;
+        findings.push(self.call_by_homeserver(sfu, &by_service).await);
+        findings.extend(by_service.findings);
+        findings.extend(self.power_levels().await);
         if self.context.wanted.slow {
             findings.push(self.sync().await);
         }
         findings
     }
 
-    /// The list itself (row 1).
-    async fn transports(&self) -> Finding {
+    /// The list itself (row 1), and the SFU that it names first.
+    async fn transports(&self) -> (Finding, Option<String>) {
         let check = Check::new(Layer::Rtc, "rtc.transports", &self.matrix.homeserver);
         let response = match self.get(TRANSPORTS).await {
             Ok(response) if response.status == 200 => response.json(),
-            Ok(response) => return rtc::off(&check, &response),
-            Err(error) => return check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+            Ok(response) => return (rtc::off(&check, &response), None),
+            Err(error) => {
+                return (check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"), None);
+            }
         };
         let list = response["rtc_transports"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let sfu = list.iter().find_map(|entry| entry["url"].as_str()).map(str::to_owned);
+        let are_served = tokens::ask(&self.way, self.matrix).await.ok().map(|response| response.status != 404);
+        (self.assess_transports(&check, list, sfu.as_deref(), are_served), sfu)
+    }
+
+    /// A `url` promises tokens by the homeserver, and tokens without a `url` are found by nobody.
+    fn assess_transports(&self, check: &Check, list: &[Value], sfu: Option<&str>, are_served: Option<bool>) -> Finding {
         let urls: Vec<&str> = list.iter().filter_map(|entry| entry["livekit_service_url"].as_str()).collect();
         let ours: Vec<_> = self.matrix.rtc_services().collect();
-        match urls.first() {
-            None if list.is_empty() => {
+        match (urls.first(), sfu, are_served) {
+            (None, None, _) if list.is_empty() => {
                 let fact = "the list is empty: clients believe for a day that calls are not to be had";
                 let fix = "set matrix.rtc_transports = \"fill\" and a site of kind `lk-jwt`, or add matrix_rtc.transports to homeserver.yaml, or turn msc4143_enabled off";
                 check.fail("empty", fact, fix)
             }
-            Some(first) if !ours.is_empty() && !ours.iter().any(|url| url == first) => {
+            (_, Some(sfu), Some(false)) => {
+                let fact = format!(
+                    "the list names {sfu}, which promises tokens that the homeserver does not hand out: newer clients cannot call"
+                );
+                let fix = "set what rtc.tokens asks for, or take `url` out of matrix_rtc.transports in homeserver.yaml";
+                check.fail("promise", fact, fix)
+            }
+            (Some(first), ..) if !ours.is_empty() && !ours.iter().any(|url| url == first) => {
                 let fact = format!("the homeserver leads to {first}, and the well-known document to {}", ours[0]);
                 check.fail(
                     "differs",
@@ -148,8 +175,14 @@ impl Session<'_> {
                     "let matrix_rtc.transports in homeserver.yaml and matrix.rtc_service name the same address",
                 )
             }
-            Some(first) => check.ok(format!("leads to {first}")),
-            None => check.ok("leads to transports of another kind"),
+            (_, None, Some(true)) => {
+                let fact = "the homeserver hands out call tokens, and the list names no SFU: newer clients use the deprecated way";
+                let url = self.matrix.sfus().next().unwrap_or("wss://…");
+                check.warn("no_url", fact, format!("add `url: {url}` to matrix_rtc.transports in homeserver.yaml"))
+            }
+            (Some(first), ..) => check.ok(format!("leads to {first}")),
+            (None, Some(sfu), _) => check.ok(format!("leads to {sfu}")),
+            (None, None, _) => check.ok("leads to transports of another kind"),
         }
     }
 
@@ -240,36 +273,104 @@ impl Session<'_> {
         utf8_percent_encode(&self.user, NON_ALPHANUMERIC).to_string()
     }
 
-    /// A token for a call, as a client gets it: the call service asks the homeserver who we are and the SFU for a room
-    /// (rows 4 and 5).
-    async fn call(&self) -> Vec<Finding> {
-        let Some(service) = self.matrix.rtc_services().next() else { return Vec::new() };
+    /// A token for a call, as an older client gets it: the call service asks the homeserver who we are and the SFU for a
+    /// room (rows 4 and 5).
+    async fn call(&self) -> ServiceCall {
+        let Some(service) = self.matrix.rtc_services().next() else { return ServiceCall::default() };
         let check = Check::new(Layer::Rtc, "rtc.call", service);
         let direct = self.context.service(crate::config::plan::Kind::LkJwt, service);
         let down = direct.and_then(|direct| direct.down.map(str::to_owned));
         let way = match down.map_or_else(|| self.context.way(service), Err) {
             Ok(way) => way,
-            Err(reason) => return vec![check.skip(reason)],
+            Err(reason) => return check.skip(reason).into(),
         };
         let user = self.escaped_user();
         let token = match self.post(&format!("/_matrix/client/v3/user/{user}/openid/request_token"), &json!({})).await {
             Ok(response) if response.status == 200 => response.json(),
-            Ok(response) => return vec![check.skip(format!("Synapse gives no OpenID token: {}", response.words()))],
-            Err(error) => return vec![check.skip(format!("there is no answer ({error})"))],
+            Ok(response) => return check.skip(format!("Synapse gives no OpenID token: {}", response.words())).into(),
+            Err(error) => return check.skip(format!("there is no answer ({error})")).into(),
         };
-        let body = json!({ "room": format!("!doctor:{}", self.matrix.server_name), "openid_token": token, "device_id": "DOCTOR" });
-        match ProbeRequest::post(format!("{service}/sfu/get"), &body).ask(&way).await {
-            Ok(response) if response.status == 200 => self.enter(&check, &response.json()).await,
-            Ok(response) => vec![refused(&check, &response)],
+        let room = self.call_room().await;
+        let id = room.as_ref().map_or_else(|_| format!("!doctor:{}", self.matrix.server_name), |room| room.id.clone());
+        let body = json!({ "room": id, "openid_token": token, "device_id": "DOCTOR" });
+        let response = ProbeRequest::post(format!("{service}/sfu/get"), &body).ask(&way).await;
+        if let Ok(room) = room {
+            self.leave(room).await;
+        }
+        match response {
+            Ok(response) if response.status == 200 => {
+                let pass = response.json();
+                let (url, jwt) = (pass["url"].as_str().unwrap_or_default(), pass["jwt"].as_str().unwrap_or_default());
+                let finding = self.enter(&check, url, jwt).await;
+                ServiceCall { findings: vec![finding], livekit_url: Some(url.to_owned()) }
+            }
+            Ok(response) => refused(&check, &response).into(),
             Err(error) => {
-                vec![check.fail("silent", format!("there is no answer ({error})"), "see lk-jwt-service's log")]
+                check.fail("silent", format!("there is no answer ({error})"), "see lk-jwt-service's log").into()
             }
         }
     }
 
+    /// The room that was named, or one of our own for as long as a token is asked for.
+    async fn call_room(&self) -> Result<CallRoom, String> {
+        if let Some(id) = &self.context.wanted.room {
+            return Ok(CallRoom { id: id.clone(), is_ours: false });
+        }
+        let body = json!({ "preset": "private_chat", "name": "vestibule doctor" });
+        let response = self.post("/_matrix/client/v3/createRoom", &body).await?;
+        match response.json()["room_id"].as_str() {
+            Some(id) => Ok(CallRoom { id: id.to_owned(), is_ours: true }),
+            None => Err(format!("no room can be made: {}", response.words())),
+        }
+    }
+
+    async fn leave(&self, room: CallRoom) {
+        if room.is_ours {
+            let id = utf8_percent_encode(&room.id, NON_ALPHANUMERIC);
+            // A room that stays is empty and private; there is nothing more to be done about it.
+            let _ = self.post(&format!("/_matrix/client/v3/rooms/{id}/leave"), &json!({})).await;
+            let _ = self.post(&format!("/_matrix/client/v3/rooms/{id}/forget"), &json!({})).await;
+        }
+    }
+
+    /// A token for a call by way of the homeserver. What is broken for both ways is named once, by the old one.
+    async fn call_by_homeserver(&self, sfu: Option<String>, old: &ServiceCall) -> Finding {
+        let check = Check::new(Layer::Rtc, "rtc.call_by_homeserver", &self.matrix.homeserver);
+        let Some(url) = sfu.or_else(|| self.matrix.sfus().next().map(str::to_owned)) else {
+            return check.skip("neither the homeserver nor the configuration names an SFU");
+        };
+        let service = self.matrix.rtc_services().next();
+        let direct = service.and_then(|url| self.context.service(crate::config::plan::Kind::LkJwt, url));
+        if let Some(down) = direct.and_then(|direct| direct.down) {
+            return check.skip(down);
+        }
+        let room = match self.call_room().await {
+            Ok(room) => room,
+            Err(reason) => return check.skip(reason),
+        };
+        let body = json!({ "url": url, "room_id": room.id, "slot_id": "m.call#ROOM", "member_id": "vestibule-doctor" });
+        let mut response = self.post(RTC_GET_TOKEN[0], &body).await;
+        if response.as_ref().is_ok_and(|response| response.status == 404) {
+            response = self.post(RTC_GET_TOKEN[1], &body).await;
+        }
+        let named = self.context.wanted.room.as_deref();
+        self.leave(room).await;
+        let finding = match response {
+            Ok(response) if response.status == 200 => {
+                self.enter(&check, &url, response.json()["jwt"].as_str().unwrap_or_default()).await
+            }
+            Ok(response) => refused_by_homeserver(&check, &response, &url, old.livekit_url.as_deref(), named),
+            Err(error) => check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+        };
+        let fault = |finding: &Finding| finding.fix.as_ref().and(finding.id.rsplit('.').next().map(str::to_owned));
+        match old.findings.iter().find(|finding| fault(finding).is_some()) {
+            Some(same) if fault(same) == fault(&finding) => check.skip(format!("for the same reason ({})", same.id)),
+            _ => finding,
+        }
+    }
+
     /// Shows the token to the SFU that it is for.
-    async fn enter(&self, check: &Check, pass: &Value) -> Vec<Finding> {
-        let (url, jwt) = (pass["url"].as_str().unwrap_or_default(), pass["jwt"].as_str().unwrap_or_default());
+    async fn enter(&self, check: &Check, url: &str, jwt: &str) -> Finding {
         let http = url.replacen("ws", "http", 1);
         let known = rtc::sfus(self.context);
         let url_is_known = known.iter().any(|known| known.trim_end_matches('/') == http.trim_end_matches('/'));
@@ -278,14 +379,14 @@ impl Session<'_> {
                 "clients are sent to {url}, and the edge serves LiveKit at {}",
                 known[0].replacen("http", "ws", 1)
             );
-            return vec![check.fail("url", fact, "set LIVEKIT_URL of lk-jwt-service to that address")];
+            return check.fail("url", fact, "set LIVEKIT_URL of lk-jwt-service to that address");
         }
         let way = match self.context.way(&http) {
             Ok(way) => way,
-            Err(reason) => return vec![check.skip(reason)],
+            Err(reason) => return check.skip(reason),
         };
         let validate = format!("{}/rtc/validate?access_token={jwt}", http.trim_end_matches('/'));
-        vec![match ProbeRequest::get(validate).ask(&way).await {
+        match ProbeRequest::get(validate).ask(&way).await {
             Ok(response) if response.status == 200 => {
                 check.ok(format!("a token for a call is given, and taken at {url}"))
             }
@@ -297,7 +398,32 @@ impl Session<'_> {
                 check.fail("other", format!("LiveKit answers a token with {}", response.words()), "see LiveKit's log")
             }
             Err(error) => check.fail("silent", format!("LiveKit does not answer ({error})"), "see LiveKit's log"),
-        }]
+        }
+    }
+
+    /// Whether the members of the room that was named may say that they are in a call.
+    async fn power_levels(&self) -> Option<Finding> {
+        let room = self.context.wanted.room.as_ref()?;
+        let check = Check::new(Layer::Rtc, "rtc.power_levels", room);
+        let id = utf8_percent_encode(room, NON_ALPHANUMERIC);
+        let response = match self.get(&format!("/_matrix/client/v3/rooms/{id}/state/m.room.power_levels/")).await {
+            Ok(response) if response.status == 200 => response.json(),
+            Ok(response) => return Some(check.skip(format!("its power levels cannot be seen: {}", response.words()))),
+            Err(error) => return Some(check.skip(format!("there is no answer ({error})"))),
+        };
+        let members = response["users_default"].as_i64().unwrap_or(0);
+        let needed = response["events"][CALL_MEMBER].as_i64().or(response["state_default"].as_i64()).unwrap_or(50);
+        Some(if needed > members {
+            let fact = format!(
+                "members have power level {members}, and need {needed} to say that they are in a call ({CALL_MEMBER}): they show \"Connection lost\""
+            );
+            let fix = format!(
+                "set `\"{CALL_MEMBER}\": {members}` under `events` of the power levels (in Element: room settings, roles and permissions, calls)"
+            );
+            check.fail("closed", fact, fix)
+        } else {
+            check.ok("members may say that they are in a call")
+        })
     }
 
     /// A long poll must not be cut by anything on the way (row 11).
@@ -329,6 +455,74 @@ impl Session<'_> {
     }
 }
 
+/// What came of asking lk-jwt-service for a token.
+#[derive(Default)]
+struct ServiceCall {
+    findings: Vec<Finding>,
+    /// Its `LIVEKIT_URL`.
+    livekit_url: Option<String>,
+}
+
+impl From<Finding> for ServiceCall {
+    fn from(finding: Finding) -> Self {
+        Self { findings: vec![finding], livekit_url: None }
+    }
+}
+
+/// A room in which a token is asked for.
+struct CallRoom {
+    id: String,
+    is_ours: bool,
+}
+
+/// Which part of the way between the homeserver, the service and the SFU is wrong, by the answer to a request for a token.
+fn refused_by_homeserver(
+    check: &Check,
+    response: &super::ask::ProbeResponse,
+    url: &str,
+    livekit_url: Option<&str>,
+    room: Option<&str>,
+) -> Finding {
+    let fact = format!("the homeserver gives no token: {}", response.words());
+    match (response.status.as_u16(), response.errcode().as_str()) {
+        (404, _) => check.skip("the homeserver hands out no call tokens (rtc.tokens)"),
+        (400, "M_INVALID_PARAM") => {
+            let theirs = livekit_url.map_or_else(|| "another".to_owned(), |theirs| format!("{theirs:?}"));
+            let slash = if livekit_url.is_some_and(|theirs| theirs.trim_end_matches('/') == url.trim_end_matches('/')) {
+                ": only the slash at the end differs"
+            } else {
+                ""
+            };
+            let fact = format!("{fact}: the transports name {url:?}, and LIVEKIT_URL of lk-jwt-service is {theirs}{slash}");
+            check.fail("url", fact, "write LIVEKIT_URL and `url` in matrix_rtc.transports alike, to the letter")
+        }
+        (401, _) => {
+            let fact = format!("{fact}: lk-jwt-service does not take the hs_token of Synapse");
+            check.fail("hs_token", fact, "let both read the same registration, and restart both")
+        }
+        (403, _) if room.is_some() => {
+            let fact = format!("{fact}: lk-jwt-service says that the account has not joined the room");
+            let fix = "name a room that the account has joined; if it has, let the registration be the one that Synapse has loaded (as_token, msc4502_enabled)";
+            check.fail("not_joined", fact, fix)
+        }
+        (403, _) => {
+            let fact = format!("{fact}: lk-jwt-service says that nobody has joined a room that we have just made");
+            let fix = "let Synapse and lk-jwt-service read the same registration (hs_token, as_token), set msc4502_enabled, and restart both";
+            check.fail("membership", fact, fix)
+        }
+        (500, "M_UNKNOWN") if response.json()["error"].as_str().is_some_and(|said| said.contains("SFU")) => check.fail(
+            "room",
+            format!("{fact}: lk-jwt-service cannot make a room on LiveKit"),
+            "let LIVEKIT_URL be reachable from lk-jwt-service's container, and its key and secret a pair of livekit.yaml",
+        ),
+        (500 | 502 | 504, _) => {
+            let fact = format!("{fact}: Synapse does not reach lk-jwt-service");
+            check.fail("unreachable", fact, "let proxy_url of the registration lead to lk-jwt-service in Synapse's network")
+        }
+        _ => check.fail("refused", format!("{fact} {}", response.json()["error"].as_str().unwrap_or_default()), "see lk-jwt-service's log"),
+    }
+}
+
 /// The latest address that is somebody's.
 fn last(seen: &[String]) -> &str {
     seen.iter().find(|address| !address.starts_with("2001:db8:")).map_or("an unknown address", String::as_str)
@@ -347,6 +541,11 @@ fn refused(check: &Check, response: &super::ask::ProbeResponse) -> Finding {
             "room",
             format!("{fact}: it cannot make a room on LiveKit"),
             "let LIVEKIT_URL be reachable from lk-jwt-service's container, and its key and secret a pair of livekit.yaml",
+        ),
+        (403, "M_FORBIDDEN") => check.fail(
+            "not_joined",
+            format!("{fact}: it says that the account has not joined the room"),
+            "name a room that the account has joined; if it has, let the registration be the one that Synapse has loaded (as_token, msc4502_enabled)",
         ),
         _ => check.fail("refused", format!("{fact} {said}"), "see lk-jwt-service's log"),
     }

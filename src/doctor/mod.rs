@@ -21,6 +21,7 @@ mod rtc;
 mod services;
 mod srv;
 mod tls;
+mod tokens;
 mod well_known;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -92,6 +93,8 @@ pub struct Service {
 pub struct ProbeOptions {
     /// An account of the homeserver.
     pub account: Option<Account>,
+    /// A room whose power levels are looked at, and in which a call token is asked for.
+    pub room: Option<String>,
     /// Also what takes a minute.
     pub slow: bool,
     /// `livekit.yaml`.
@@ -157,6 +160,7 @@ impl ProbeContext<'_> {
             Probe::new(Layer::Federation, "federation", federation::probe(self, matrix)),
             Probe::new(Layer::Rtc, "rtc.transports", rtc::transports(self, matrix)),
             Probe::new(Layer::Rtc, "rtc.jwt", rtc::jwt(self, matrix)),
+            Probe::new(Layer::Rtc, "rtc.tokens", tokens::probe(self, matrix)),
             Probe::new(Layer::Rtc, "rtc.sfu", rtc::sfu(self)),
             Probe::new(Layer::Rtc, "rtc.media", media::probe(self)),
             Probe { limit: account::LIMIT, ..Probe::new(Layer::Homeserver, "account", account::probe(self, matrix)) },

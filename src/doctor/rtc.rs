@@ -11,7 +11,10 @@ use super::{
     names::origin,
 };
 use crate::{
-    config::plan::{Kind, Matrix},
+    config::{
+        plan::{Kind, Matrix},
+        versions,
+    },
     conn::Fetch,
 };
 
@@ -160,7 +163,9 @@ async fn no_get_token(check: &Check, direct: Option<&DirectProbe<'_>>) -> Findin
         let fact = "/get_token does not get through, although lk-jwt-service has it";
         return check.fail("paths", fact, "let /get_token and /delegate_delayed_leave pass beside /sfu/get");
     }
-    check.fail("old", "lk-jwt-service is older than 0.4: it has no /get_token", "update lk-jwt-service to 0.6")
+    let fact =
+        format!("lk-jwt-service is older than 0.4: it has no /get_token, and the hole {}", versions::LK_JWT_ADVISORY);
+    check.fail("old", fact, format!("update lk-jwt-service to {}", versions::LK_JWT.tested))
 }
 
 /// Each SFU of the configuration (rows 5 and 6).
@@ -224,7 +229,7 @@ async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, F
             401 => (
                 "old",
                 "LiveKit is older than 1.9.10: it has no /rtc/v1, which today's clients ask for",
-                "update LiveKit to 1.13",
+                "update LiveKit to the version that `vestibule init` writes",
             ),
             _ => (
                 "prefix",

@@ -22,17 +22,13 @@ use tokio::time::Instant;
 
 use super::cors;
 use crate::{
-    config::plan::{RtcDocument, RtcDocuments},
+    config::plan::{RTC_GET_TOKEN, RtcDocument, RtcDocuments},
     error::{Kind, ProxyError},
     message::{Body, Fields, Request, Response, Value},
 };
 
 const UNSTABLE: &str = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
 const STABLE: &str = "/_matrix/client/v1/rtc/transports";
-
-/// Where a client of MSC4195 gets its token, and where it did while that was unstable.
-pub const GET_TOKEN: [&str; 2] =
-    ["/_matrix/client/v1/rtc/livekit/get_token", "/_matrix/client/unstable/io.element.msc4195/rtc/livekit/get_token"];
 
 /// Says whose a token is.
 const WHOAMI: &str = "/_matrix/client/v3/account/whoami";
@@ -58,7 +54,7 @@ impl TokenEndpoint {
     /// Asks the homeserver as Element Call does, through `send`: anything but a 404 without a token is an endpoint. Whether
     /// there was an answer; an outage says nothing, and changes nothing.
     pub async fn probe<'a>(&self, host: Value<'_>, send: impl SendRequest<'a> + Send) -> Option<bool> {
-        for path in GET_TOKEN {
+        for path in RTC_GET_TOKEN {
             let mut request = Request::new(Body::full("{}"));
             request.method = Method::POST;
             request.uri = Uri::from_static(path);
@@ -383,7 +379,7 @@ mod tests {
         let says = async |v1: u16, unstable: u16| {
             let send = |request: Request| -> BoxFuture<'static, Result<Response, ProxyError>> {
                 assert_eq!((&request.method, request.fields.contains(header::AUTHORIZATION)), (&Method::POST, false));
-                let status = if request.uri.path() == GET_TOKEN[0] { v1 } else { unstable };
+                let status = if request.uri.path() == RTC_GET_TOKEN[0] { v1 } else { unstable };
                 Box::pin(std::future::ready(match status {
                     0 => Err(Kind::Connect.into()),
                     status => Ok(answered(status, "")),

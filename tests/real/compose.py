@@ -17,13 +17,15 @@ COMPOSE = TOOLS / "compose/usr/libexec/docker/cli-plugins/docker-compose"
 
 SYNAPSE_IMAGE = "ghcr.io/element-hq/synapse:v1.163.2"
 POSTGRES_IMAGE = "postgres:17-alpine"
-LIVEKIT = "livekit/livekit-server:v1.13.5"
-LK_JWT = "ghcr.io/element-hq/lk-jwt-service:0.6.0"
+LIVEKIT = "livekit/livekit-server:v1.13.9"
+LK_JWT = "ghcr.io/element-hq/lk-jwt-service:0.10.0"
 
 # What the images of others do at their start, as far as compose.yaml asks for it.
 SYNAPSE = """#!/bin/sh
 command=$1; shift
 chown synapse /data; cd /data
+# The image of Element has 991 for the group of its user, by which it reads what is for it alone.
+getent group 991 >/dev/null || { groupadd --gid 991 registration && usermod --append --groups registration synapse; }
 python() { exec s6-setuidgid synapse /opt/synapse/bin/python -m synapse.app.homeserver "$@"; }
 case $command in
 generate) python -c /data/homeserver.yaml --generate-config --server-name "$SYNAPSE_SERVER_NAME" --report-stats "$SYNAPSE_REPORT_STATS" --data-directory /data ;;

@@ -125,13 +125,29 @@ class LiveKit(Service):
         return text(404, b"404 page not found\n")
 
 
+def digest(*parts):
+    """How MSC4195 names rooms and members for LiveKit."""
+    text = json.dumps(parts, separators=(",", ":"), ensure_ascii=False)
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+
+
+# The vectors of MSC4195.
+assert digest("!roomid:example.com", "slot1234") == "O8437W3+jmzMVjoIP3tNwbm+XxHQk2iKpOA7aqw3qSc"
+assert digest("@alice:example.com", "DEVICE123", "memberABC") == "J+T45tGruxc+HrUOqJJlyQSV33m728Cme4+vt8/SWrU"
+
+STABLE, UNSTABLE = "/_matrix/client/v1/rtc/livekit/", "/_matrix/client/unstable/io.element.msc4195/rtc/livekit/"
+
+
 class LkJwt(Service):
-    """`old`: before 0.4. `url`: LIVEKIT_URL. `reaches`: whether it can ask the homeserver. `livekit`: where it makes rooms.
-    `secret`: LIVEKIT_SECRET."""
+    """`old`: before 0.4. `version`: as what it behaves from 0.6 on. `url`: LIVEKIT_URL. `reaches`: whether it can ask the
+    homeserver. `livekit`: where it makes rooms. `secret`: LIVEKIT_SECRET. `tokens`: those of its registration, as_token first;
+    without them it is no application service."""
 
     old = False
     reaches = True
     secret = SECRET
+    version = (0, 10)
+    tokens = None
 
     def __init__(self, url, homeserver, livekit, **keywords):
         self.url, self.homeserver, self.livekit = url, homeserver, livekit
@@ -146,7 +162,10 @@ class LkJwt(Service):
         ]
         if path == "/healthz":
             return 200 if request.command in ("GET", "HEAD") else 405, [], b""
-        paths = ["/sfu/get"] if self.old else ["/sfu/get", "/get_token", "/delegate_delayed_leave"]
+        of_homeserver = [STABLE] * (self.version >= (0, 10)) + [UNSTABLE] * (self.version >= (0, 7))
+        if self.tokens and not self.old and path in [prefix + "get_token" for prefix in of_homeserver]:
+            return self.by_homeserver(request)
+        paths = ["/sfu/get", "/get_token", "/delegate_delayed_leave"][: 1 if self.old else 3 if self.version >= (0, 6) else 2]
         if path not in paths:
             return 404, [("Content-Type", "text/plain; charset=utf-8")], b"404 page not found\n"
         if request.command == "OPTIONS":
@@ -163,11 +182,45 @@ class LkJwt(Service):
         user = self.user(body["openid_token"])
         if user is None:
             return matrix_error(401, "M_UNAUTHORIZED", "The request could not be authorised.", cors)
-        if not self.room():
+        if self.tokens and self.version >= (0, 9) and not self.joined(user, body[wanted]):
+            return matrix_error(403, "M_FORBIDDEN", "The user is not in the room", cors)
+        if not self.room(digest(body[wanted], body.get("slot_id", "m.call#ROOM"))):
             return matrix_error(500, "M_UNKNOWN", "Unable to create room on SFU", cors)
-        claims = {"sub": f"{user}:{body.get('device_id')}", "exp": int(time.time()) + 3600, "video": {"roomJoin": True}}
+        slot = body.get("slot_id", "m.call#ROOM")
+        claims = {"sub": f"{user}:{body.get('device_id')}", "exp": int(time.time()) + 3600,
+                  "video": {"roomJoin": True, "room": digest(body[wanted], slot)}}
         answer = {"url": self.url, "jwt": jwt(claims, secret=self.secret)}
         return 200, [*cors, ("Content-Type", "application/json")], json.dumps(answer).encode()
+
+    def by_homeserver(self, request):
+        """MSC4195, as an application service: the homeserver says who the user is."""
+        if request.headers.get("Authorization") != f"Bearer {self.tokens[1]}":
+            return matrix_error(401, "M_UNKNOWN_TOKEN", "Not the hs_token")
+        users = request.headers.get_all("X-Matrix-User-Identifier") or []
+        if len(users) != 1:
+            return matrix_error(400, "M_MISSING_PARAM", "No X-Matrix-User-Identifier")
+        body = json.loads(request.body)
+        if missing := [name for name in ("url", "room_id", "slot_id", "member_id") if name not in body]:
+            return matrix_error(400, "M_MISSING_PARAM", f"Missing {missing}")
+        if body["url"] != self.url:
+            return matrix_error(400, "M_INVALID_PARAM", "Not an SFU of this server")
+        if not self.joined(users[0], body["room_id"]):
+            return matrix_error(403, "M_FORBIDDEN", "The user is not in the room")
+        if not self.room(digest(body["room_id"], body["slot_id"])):
+            return matrix_error(500, "M_UNKNOWN", "Unable to create room on SFU")
+        claims = {"sub": digest(users[0], body["member_id"]), "exp": int(time.time()) + 3600, "nbf": int(time.time()),
+                  "video": {"roomJoin": True, "room": digest(body["room_id"], body["slot_id"]), "canPublish": True, "canSubscribe": True}}
+        return 200, [("Content-Type", "application/json")], json.dumps({"jwt": jwt(claims, secret=self.secret)}).encode()
+
+    def joined(self, user, room):
+        """MSC4502, by the as_token."""
+        quote = lambda text: urllib.parse.quote(text, safe="")
+        url = f"{self.homeserver()}/_matrix/client/unstable/io.element.msc4502/rooms/{quote(room)}/is_joined?mxid={quote(user)}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self.tokens[0]}"})
+        try:
+            return json.load(urllib.request.urlopen(request, timeout=10))["joined"]
+        except OSError:
+            return False
 
     def user(self, token):
         if not self.reaches:
@@ -178,10 +231,10 @@ class LkJwt(Service):
         except OSError:
             return None
 
-    def room(self):
+    def room(self, name):
         claims = {"exp": int(time.time()) + 60, "video": {"roomCreate": True}}
         headers = {"Authorization": f"Bearer {jwt(claims)}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.livekit()}/twirp/livekit.RoomService/CreateRoom", b"{}", headers)
+        request = urllib.request.Request(f"{self.livekit()}/twirp/livekit.RoomService/CreateRoom", json.dumps({"name": name}).encode(), headers)
         try:
             return urllib.request.urlopen(request, timeout=10).status == 200
         except OSError:

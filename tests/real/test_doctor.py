@@ -4,9 +4,11 @@ run such a deployment (each is a row, by whose number src/doctor refers to it) i
 import contextlib
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +19,29 @@ import pytest
 from conftest import BINARY, ONE_HOST, ROOT, Edge, Synapse, free_port, wait_for
 from standins import SECRET, Authority, LiveKit, LkJwt, Meddler, NameServer, Web, closed_port
 
-HEALTHY = "max_event_delay_duration: 24h\nexperimental_features: { msc4222_enabled: true }\n"
+# lk-jwt-service as an application service; its stand-ins take this port one after the other.
+JWT_PORT, TOKENS = free_port(), ("an as_token of the tests", "an hs_token of the tests")
+REGISTRATIONS = pathlib.Path(tempfile.mkdtemp(prefix="registrations"))
+
+
+def registration(port):
+    path = REGISTRATIONS / f"{port}.yaml"
+    path.write_text(f"""
+id: livekit
+as_token: {TOKENS[0]}
+hs_token: {TOKENS[1]}
+sender_localpart: _lk_jwt_service
+namespaces: {{ users: [{{ exclusive: false, regex: '.*' }}] }}
+url: null
+io.element.msc4502.scopes: ["urn:matrix:client:io.element.msc4502:rooms:is_joined"]
+io.element.msc4512.proxy_prefix: rtc/livekit
+io.element.msc4512.proxy_url: http://127.0.0.1:{port}
+""")
+    return f"app_service_config_files: ['{path}']\n"
+
+
+FEATURES = "max_event_delay_duration: 24h\nexperimental_features: { msc4222_enabled: true, msc4502_enabled: true, msc4512_enabled: true }\n"
+HEALTHY = FEATURES + registration(JWT_PORT)
 
 SITES = """
 [matrix]
@@ -63,12 +87,14 @@ def authority(tmp_path_factory):
 class Deployment:
     """Three names and the server name behind one edge."""
 
-    def __init__(self, folder, synapse, sites=SITES, **parts):
+    def __init__(self, folder, synapse, sites=SITES, ports=None, **parts):
         self.folder, self.synapse = folder, synapse
         self.livekit = LiveKit()
-        self.jwt = LkJwt("", lambda: f"http://127.0.0.1:{synapse.port}", lambda: f"http://127.0.0.1:{self.livekit.port}")
+        self.jwt = LkJwt("", lambda: f"http://127.0.0.1:{synapse.port}", lambda: f"http://127.0.0.1:{self.livekit.port}",
+                         port=JWT_PORT)
+        self.jwt.tokens = TOKENS
         values = {"matrix": "", "homeserver": "", "apex": APEX, "upstream": f'"http://127.0.0.1:{synapse.port}"', **parts}
-        ports = (free_port(), free_port())
+        ports = ports or (free_port(), free_port())
         text = sites.format(https=ports[1], synapse=synapse.port, jwt=self.jwt.port, livekit=self.livekit.port, **values)
         self.edge = Edge(folder, text, ports=ports)
         self.jwt.url = self.edge.url("matrixrtc.example.org").replace("https", "wss")
@@ -139,7 +165,8 @@ def test_a_healthy_deployment_is_all_ok(deploy, tmp_path):
     for wanted in ("dns", "tls", "tls.inside", "http", "services.synapse", "services.lk-jwt", "services.livekit", "well-known.client",
                    "well-known.server", "homeserver.versions", "homeserver.delayed_events", "homeserver.uri", "homeserver.login",
                    "homeserver.upload", "homeserver.exposed", "federation", "federation.listener", "federation.key",
-                   "federation.openid", "rtc.foci", "rtc.transports", "rtc.jwt", "rtc.sfu"):
+                   "federation.openid", "rtc.foci", "rtc.transports", "rtc.jwt", "rtc.sfu", "rtc.tokens",
+                   "rtc.tokens_federation", "rtc.jwt_version", "homeserver.release"):
         assert wanted in ids(findings, "ok"), wanted
     assert took < 20, took
     print(f"a healthy run took {took:.2f} s")
@@ -150,7 +177,7 @@ def test_an_account_shows_more_and_its_session_is_closed(deploy):
     name, token = deployment.user()
     findings = deployment.doctor("--user", name, environment={"VESTIBULE_PASSWORD": "a long password"})
     names(findings)
-    for wanted in ("account", "rtc.transports", "rtc.call", "homeserver.upload_limit", "homeserver.client_address"):
+    for wanted in ("account", "rtc.transports", "rtc.call", "rtc.call_by_homeserver", "homeserver.upload_limit", "homeserver.client_address"):
         assert wanted in ids(findings, "ok"), wanted
     assert "rtc.call" not in ids(deployment.doctor(), "ok")
     devices = urllib.request.Request(f"http://127.0.0.1:{deployment.synapse.port}/_matrix/client/v3/devices",
@@ -277,6 +304,112 @@ def test_row_2_documents_of_another_web_server(deploy, authority, fault):
 ])
 def test_row_2_documents_of_the_edge_with_members_that_harm(deploy, extra, expected, warns):
     names(deploy(matrix=f"[matrix.client]\n{extra}").doctor(), *expected, warns=warns)
+
+
+# 18: tokens by way of the homeserver
+
+LIST = "matrix_rtc: {{ transports: [{{ type: livekit, {url}livekit_service_url: '{service}' }}] }}\n"
+OFF = HEALTHY.replace("msc4512_enabled: true", "msc4512_enabled: false")
+
+
+def fact(findings, id):
+    return next(finding["fact"] for finding in findings if finding["id"] == id)
+
+
+def test_row_18_tokens_are_not_handed_out_and_the_line_is_named(deploy, tmp_path):
+    deployment = deploy(OFF)
+    names(deployment.doctor(), warns=["rtc.tokens.unserved"])
+    names(deployment.doctor("--token", deployment.user()[1]), warns=["rtc.tokens.unserved"])
+    file = tmp_path / "homeserver.yaml"
+    lines = (ROOT / "config/homeserver-lines.yaml").read_text()
+    ports = {"wss://matrixrtc.example.org": deployment.jwt.url, "https://jwt.matrixrtc.example.org": deployment.edge.url("jwt.matrixrtc.example.org")}
+    for old, new in ports.items():
+        lines = lines.replace(old, new)
+    file.write_text(lines)
+    names(deployment.doctor("--homeserver", file), "rtc.tokens.registration")
+    file.write_text("".join(line for line in lines.splitlines(True) if "msc4512" not in line and " url: " not in line))
+    findings = deployment.doctor("--homeserver", file)
+    names(findings, warns=["rtc.tokens.lines", "files.homeserver.tokens"])
+    assert "msc4512_enabled" in fact(findings, "rtc.tokens.lines") and "app_service" not in fact(findings, "rtc.tokens.lines")
+
+
+@pytest.mark.parametrize("served, url, expected, warns", [
+    (False, True, ["rtc.transports.promise"], ["rtc.tokens.unserved"]),
+    (True, False, [], ["rtc.transports.no_url"]),
+])
+def test_row_18_a_url_is_a_promise(tmp_path, synapses, served, url, expected, warns):
+    # Its own list names the addresses that clients see, so the ports come first.
+    ports = (free_port(), free_port())
+    of = lambda scheme, host: f"{scheme}://{host}.example.org:{ports[1]}"
+    lists = LIST.format(url=f"url: '{of('wss', 'matrixrtc')}', " if url else "", service=of("https", "jwt.matrixrtc"))
+    settings = (HEALTHY if served else OFF).replace("{ msc4222", "{ msc4143_enabled: true, msc4222") + lists
+    deployment = Deployment(tmp_path, synapses(settings), ports=ports)
+    try:
+        names(deployment.doctor("--token", deployment.user()[1]), *expected, warns=warns)
+    finally:
+        deployment.stop()
+
+
+@pytest.mark.parametrize("fault", ["unreachable", "hs_token", "url", "membership"])
+def test_row_18_what_is_wrong_between_the_homeserver_and_the_service(deploy, fault):
+    deployment = deploy(FEATURES + registration(closed_port()) if fault == "unreachable" else HEALTHY)
+    expected, jwt = [f"rtc.call_by_homeserver.{fault}"], deployment.jwt
+    match fault:
+        case "hs_token":
+            jwt.tokens = (TOKENS[0], "another")
+        case "url":
+            jwt.url += "/"
+        case "membership":
+            # The old way asks for it as well.
+            jwt.tokens, expected = ("another", TOKENS[1]), ["rtc.call.not_joined", "rtc.call_by_homeserver.membership"]
+    findings = deployment.doctor("--token", deployment.user()[1])
+    names(findings, *expected)
+    if fault == "url":
+        said = fact(findings, expected[0])
+        assert f'"{jwt.url}"' in said and f'"{jwt.url[:-1]}"' in said and "slash" in said
+
+
+def test_row_18_a_room_that_the_account_has_not_joined_or_may_not_call_in(deploy):
+    deployment = deploy()
+    (_, mine), (_, other) = deployment.user(), deployment.user()
+
+    def room(token, **more):
+        url = f"http://127.0.0.1:{deployment.synapse.port}/_matrix/client/v3/createRoom"
+        request = urllib.request.Request(url, json.dumps(more).encode(), {"Authorization": f"Bearer {token}"})
+        return json.load(urllib.request.urlopen(request))["room_id"]
+
+    names(deployment.doctor("--token", mine, "--room", room(other)), "rtc.call.not_joined")
+    names(deployment.doctor("--token", mine, "--room", room(mine)), "rtc.power_levels.closed")
+    open_room = room(mine, power_level_content_override={"events": {"org.matrix.msc3401.call.member": 0}})
+    findings = deployment.doctor("--token", mine, "--room", open_room)
+    names(findings)
+    assert "rtc.power_levels" in ids(findings, "ok") and "rtc.call_by_homeserver" in ids(findings, "ok")
+
+
+def test_row_18_other_homeservers_do_not_get_through(deploy):
+    closed = '[sites."matrix.example.org".routes]\n"/_matrix/federation/v1/rtc" = { respond = { status = 404, body = "no" } }'
+    names(deploy(homeserver=closed).doctor(), "rtc.tokens_federation.unserved")
+
+
+def test_row_18_a_service_that_is_too_old_or_does_not_say(deploy, tmp_path):
+    deployment = deploy()
+    deployment.jwt.version = (0, 9)
+    names(deployment.doctor(), warns=["rtc.jwt_version.old"])
+    deployment.jwt.tokens, deployment.jwt.version = None, (0, 5)
+    findings = deployment.doctor()
+    names(findings, "rtc.jwt_version.old")
+    assert "GHSA-rq24-fh66-rq7x" in fact(findings, "rtc.jwt_version.old")
+    deployment.jwt.version = (0, 6)
+    findings = deployment.doctor()
+    names(findings)
+    assert "rtc.jwt_version" in ids(findings, "skip") and "version unknown" in fact(findings, "rtc.jwt_version")
+    compose = tmp_path / "compose.yaml"
+    for tag, expected, warns in [("0.7.1", ["files.compose.lk_jwt_old"], []), ("0.9.0", [], ["files.compose.lk_jwt_old"])]:
+        text = (ROOT / "config/compose.yaml").read_text().replace("wss://matrixrtc.example.org", deployment.jwt.url)
+        compose.write_text(text.replace("lk-jwt-service:0.10.0", f"lk-jwt-service:{tag}"))
+        findings = deployment.doctor("--compose", compose)
+        names(findings, *expected, warns=warns)
+        assert ("GHSA-rq24-fh66-rq7x" in json.dumps(findings)) == bool(expected)
 
 
 # 3 and 12: the service that lets clients into calls

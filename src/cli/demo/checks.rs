@@ -11,12 +11,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::super::{Failure, print};
 use crate::{
     client::{self, Destination, Roots},
+    config::plan::RTC_GET_TOKEN,
     conn::Fetch,
     message::{Body, Fields, Request, Response, Value},
 };
 
 /// Bound on one request and its response; both ends are on this machine.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often, and how long after each other, it is looked whether the edge has asked the homeserver for tokens.
+const TRIES: usize = 50;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Tries everything, prints a table; whether all of it works.
 pub async fn run(plain: SocketAddr, secure: SocketAddr, root: &str) -> Result<bool, Failure> {
@@ -38,7 +43,7 @@ pub async fn run(plain: SocketAddr, secure: SocketAddr, root: &str) -> Result<bo
     row("its admin API is closed", client.admin_closed().await)?;
     row("answers are compressed", client.compressed().await)?;
     row("a preflight is answered", client.preflight().await)?;
-    row("the call service gives a token", client.call_token().await)?;
+    row("a call token is given by both ways", client.call_tokens().await)?;
     row("the SFU's WebSocket opens and echoes", client.websocket().await)?;
     row("an upgrade without a token is refused", client.refused_upgrade().await)?;
     row("a name that is not served is not served", client.unknown_name().await)?;
@@ -141,12 +146,43 @@ impl Client {
         Ok("204".to_owned())
     }
 
-    async fn call_token(&self) -> anyhow::Result<String> {
+    /// By the call service and by the homeserver, and clients learn of both.
+    async fn call_tokens(&self) -> anyhow::Result<String> {
+        self.call_token().await?;
+        self.call_token_by_homeserver().await?;
+        self.transports().await
+    }
+
+    async fn call_token(&self) -> anyhow::Result<()> {
         let url = format!("https://jwt.matrixrtc.localhost:{}/sfu/get", self.secure);
         let (status, _, body) = whole(self.ask(Method::POST, url, &[], "{}").await?).await?;
         let json: serde_json::Value = serde_json::from_slice(&body)?;
-        ensure!(status == 200 && json["jwt"].is_string(), "{status}");
-        Ok(json["url"].as_str().unwrap_or_default().to_owned())
+        ensure!(status == 200 && json["jwt"].is_string(), "/sfu/get: {status}");
+        Ok(())
+    }
+
+    async fn call_token_by_homeserver(&self) -> anyhow::Result<()> {
+        let url = format!("https://matrix.localhost:{}{}", self.secure, RTC_GET_TOKEN[0]);
+        let fields = [(header::AUTHORIZATION, "Bearer demo")];
+        let (status, _, body) = whole(self.ask(Method::POST, url, &fields, "{}").await?).await?;
+        let json: serde_json::Value = serde_json::from_slice(&body)?;
+        ensure!(status == 200 && json["jwt"].is_string(), "{}: {status}", RTC_GET_TOKEN[0]);
+        Ok(())
+    }
+
+    /// The SFU is named as soon as the edge has asked the homeserver, which it does beside everything else.
+    async fn transports(&self) -> anyhow::Result<String> {
+        for _ in 0..TRIES {
+            let url = format!("https://matrix.localhost:{}/_matrix/client/v1/rtc/transports", self.secure);
+            let fields = [(header::AUTHORIZATION, "Bearer demo")];
+            let (_, _, body) = whole(self.ask(Method::GET, url, &fields, "").await?).await?;
+            let json: serde_json::Value = serde_json::from_slice(&body)?;
+            if let Some(url) = json["transports"][0]["url"].as_str() {
+                return Ok(url.to_owned());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        bail!("the list names no SFU")
     }
 
     async fn upgrade(&self, query: &str) -> anyhow::Result<Response> {

@@ -13,6 +13,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    config::plan::RTC_GET_TOKEN,
     conn::{ConnInfo, Interim},
     error::ProxyError,
     message::{Body, BoxIo, Request, Response, UpgradeHandler, Value},
@@ -61,6 +62,19 @@ impl serve::Handler for StandIn {
             (Self::Synapse, "/_matrix/client/versions") => versions(),
             (Self::Synapse, "/_matrix/client/v3/login") => {
                 json(StatusCode::OK, &json!({ "flows": [{ "type": "m.login.password" }] }))
+            }
+            (Self::Synapse, path) if RTC_GET_TOKEN.contains(&path) && request.method == Method::POST => {
+                if request.fields.contains(header::AUTHORIZATION) {
+                    json(StatusCode::OK, &json!({ "jwt": "a.token.of-the-demo" }))
+                } else {
+                    json(
+                        StatusCode::UNAUTHORIZED,
+                        &json!({ "errcode": "M_MISSING_TOKEN", "error": "Missing access token" }),
+                    )
+                }
+            }
+            (Self::Synapse, "/_matrix/client/v3/account/whoami") => {
+                json(StatusCode::OK, &json!({ "user_id": "@demo:example.localhost" }))
             }
             (Self::Synapse, _) => {
                 json(StatusCode::NOT_FOUND, &json!({ "errcode": "M_UNRECOGNIZED", "error": "Unrecognized request" }))

@@ -7,7 +7,10 @@ use anyhow::Context as _;
 
 use super::{
     Outcome,
-    render::{Addresses, Deployment, File, LIVEKIT_KEY, Secrets, env, homeserver_lines, livekit, vestibule_toml},
+    render::{
+        Addresses, Deployment, File, LIVEKIT_KEY, REGISTRATION, Secrets, env, homeserver_lines, livekit, registration,
+        vestibule_toml,
+    },
     validate, write_new,
 };
 
@@ -19,31 +22,41 @@ pub fn addresses() -> Addresses {
         livekit: "127.0.0.1:7880".into(),
         postgres: "/run/postgresql".into(),
         bind: "127.0.0.1".into(),
+        registration: format!("/data/config/{REGISTRATION}"),
     }
 }
 
-/// The secrets of the first start, or new ones that the next start will find.
+/// The secrets of the first start, or new ones that the next start will find. A deployment from before calls came by way of
+/// the homeserver has none of the tokens for that: they are made, and all else stays.
 ///
 /// # Errors
 /// The folder cannot be read or written, or what stands in its `.env` is not what we have written.
 pub fn secrets(dir: &Path) -> anyhow::Result<Secrets> {
     let path = dir.join(".env");
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let value = |name: &str| {
-                let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-                found.map(str::to_owned).with_context(|| format!("{} has no {name}", path.display()))
-            };
-            Ok(Secrets { livekit: value("LIVEKIT_SECRET")?, postgres: value("POSTGRES_PASSWORD")? })
-        }
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let secrets = Secrets::generate()?;
             fs::create_dir_all(dir)?;
-            replace(dir, &File { name: ".env", mode: 0o600, text: env(&secrets) })?;
-            Ok(secrets)
+            replace(dir, &File { name: ".env", mode: 0o600, text: env(&secrets) + &token_lines(&secrets) })?;
+            return Ok(secrets);
         }
-        Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
+    };
+    let find = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned);
+    let value = |name: &str| find(name).with_context(|| format!("{} has no {name}", path.display()));
+    let (livekit, postgres) = (value("LIVEKIT_SECRET")?, value("POSTGRES_PASSWORD")?);
+    if let (Some(as_token), Some(hs_token)) = (find("LIVEKIT_AS_TOKEN"), find("LIVEKIT_HS_TOKEN")) {
+        return Ok(Secrets { livekit, postgres, as_token, hs_token });
     }
+    let secrets = Secrets { livekit, postgres, ..Secrets::generate()? };
+    replace(dir, &File { name: ".env", mode: 0o600, text: text + &token_lines(&secrets) })?;
+    Ok(secrets)
+}
+
+/// The lines of `.env` for the registration of lk-jwt-service, which under compose has a file of its own.
+fn token_lines(secrets: &Secrets) -> String {
+    format!("LIVEKIT_AS_TOKEN={}\nLIVEKIT_HS_TOKEN={}\n", secrets.as_token, secrets.hs_token)
 }
 
 /// Writes everything but the secrets' own file, which is there.
@@ -67,6 +80,8 @@ fn render(deployment: &Deployment) -> Vec<File> {
         file("livekit.env", 0o600, format!("LIVEKIT_KEYS=\"{LIVEKIT_KEY}: {}\"\n", deployment.secrets.livekit)),
         file("lk-jwt.env", 0o600, lk_jwt_env(deployment)),
         file("homeserver-lines.yaml", 0o644, homeserver_lines(deployment)),
+        // For Synapse, to whose group the start gives it; lk-jwt-service has the tokens in its environment.
+        file(REGISTRATION, 0o640, registration(deployment)),
         file("hosts", 0o644, format!("127.0.0.1 {}\n", deployment.hosts().join(" "))),
     ]
 }
@@ -75,11 +90,13 @@ fn lk_jwt_env(deployment: &Deployment) -> String {
     let Deployment { server_name, addresses, secrets, .. } = deployment;
     format!(
         "LIVEKIT_URL={}\nLIVEKIT_KEY={LIVEKIT_KEY}\nLIVEKIT_SECRET={}\nLIVEKIT_JWT_BIND={}\n\
-         LIVEKIT_FULL_ACCESS_HOMESERVERS={server_name}\nLIVEKIT_CS_API_URL_OVERRIDES={server_name}=http://{}\n",
+         LIVEKIT_FULL_ACCESS_HOMESERVERS={server_name}\nLIVEKIT_CS_API_URL_OVERRIDES={server_name}=http://{}\n\
+         LIVEKIT_HS_SERVER_NAME={server_name}\n{}",
         deployment.sfu_url(),
         secrets.livekit,
         addresses.lk_jwt,
         addresses.synapse,
+        token_lines(secrets),
     )
 }
 
@@ -109,6 +126,13 @@ mod tests {
         let first = secrets(&dir).unwrap();
         let second = secrets(&dir).unwrap();
         assert_eq!((first.livekit.len(), &first.livekit, &first.postgres), (64, &second.livekit, &second.postgres));
+        assert_eq!((first.as_token.len(), &first.as_token, &first.hs_token), (64, &second.as_token, &second.hs_token));
+        // Of an appliance from before: what it has stays, and what it lacks is made once.
+        fs::write(dir.join(".env"), "# by hand\nLIVEKIT_SECRET=l\nPOSTGRES_PASSWORD=p\n").unwrap();
+        let third = secrets(&dir).unwrap();
+        let text = fs::read_to_string(dir.join(".env")).unwrap();
+        assert!(text.starts_with("# by hand\nLIVEKIT_SECRET=l\nPOSTGRES_PASSWORD=p\nLIVEKIT_AS_TOKEN="), "{text}");
+        assert_eq!((third.livekit.as_str(), &third.as_token), ("l", &secrets(&dir).unwrap().as_token));
         fs::write(dir.join(".env"), "POSTGRES_PASSWORD=x\n").unwrap();
         let said = secrets(&dir).unwrap_err().to_string();
         assert!(said.ends_with(".env has no LIVEKIT_SECRET"), "{said}");
@@ -116,7 +140,12 @@ mod tests {
 
     #[test]
     fn one_container_has_everything_on_its_loopback() {
-        let secrets = Secrets { livekit: "l".repeat(64), postgres: "p".repeat(64) };
+        let secrets = Secrets {
+            livekit: "l".repeat(64),
+            postgres: "p".repeat(64),
+            as_token: "a".repeat(64),
+            hs_token: "h".repeat(64),
+        };
         let deployment = Deployment {
             server_name: "example.org".into(),
             homeserver: "matrix.example.org".into(),
@@ -131,10 +160,17 @@ mod tests {
         assert_eq!(parsed.unwrap().1.render(), "");
         assert!(text("homeserver-lines.yaml").contains("host: /run/postgresql,"));
         assert!(text("homeserver-lines.yaml").contains("bind_addresses: [\"127.0.0.1\"]"));
+        assert!(
+            text("homeserver-lines.yaml")
+                .contains("app_service_config_files: [\"/data/config/rtc-registration.yaml\"]")
+        );
+        assert!(text(REGISTRATION).contains("proxy_url: http://127.0.0.1:8080\n"));
+        assert!(text("lk-jwt.env").contains("LIVEKIT_HS_SERVER_NAME=example.org\nLIVEKIT_AS_TOKEN=aaaa"));
         assert!(text("lk-jwt.env").contains("LIVEKIT_URL=wss://matrixrtc.example.org\n"));
         assert_eq!(text("hosts").split_whitespace().count(), 5);
         for file in &files {
             assert_eq!(file.text.contains("llll"), file.mode == 0o600, "{}", file.name);
+            assert_eq!(file.text.contains("aaaa"), ["lk-jwt.env", REGISTRATION].contains(&file.name), "{}", file.name);
         }
     }
 }

@@ -1,19 +1,21 @@
 //! `vestibule init`: a complete deployment for a server name, written into a folder. It asks nothing and overwrites
 //! nothing. What the files say is in `render`, which touches no file.
 
+mod add;
 mod appliance;
 mod render;
 
 use std::{
     fs::{self, OpenOptions},
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 
 pub use self::render::{Addresses, Deployment, File, Layout, Secrets, render};
+use self::render::{REGISTRATION, REGISTRATION_GROUP};
 use super::{Outcome, print};
 use crate::config::{self, plan::Hostname};
 
@@ -35,9 +37,19 @@ pub struct Args {
     /// Serve calls on the name of the homeserver too, under /livekit, instead of on two names of their own
     #[arg(long)]
     one_host: bool,
+    /// Add a part to a deployment that is there: write the files that are missing, print what has to change in the others
+    #[arg(long, value_name = "PART", value_enum, conflicts_with = "appliance")]
+    add: Option<Part>,
     /// What the appliance asks for at each of its starts: everything on one loopback, written anew over the last time
     #[arg(long, hide = true)]
     appliance: bool,
+}
+
+/// What can be added to a deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Calls by way of the homeserver
+    Calls,
 }
 
 /// Writes the files, and says what is left to do.
@@ -63,10 +75,14 @@ pub(super) fn run(args: &Args) -> Outcome {
     if args.appliance {
         return appliance::write(&args.dir, &deployment);
     }
+    if let Some(Part::Calls) = args.add {
+        return add::run(args, deployment);
+    }
     let files = render(&deployment);
     validate(&files)?;
     write(&args.dir, &files)?;
-    print(next_steps(&args.dir, &deployment, &files))
+    let shared = share_registration(&args.dir);
+    print(next_steps(&args.dir, &deployment, &files) + &shared)
 }
 
 /// A name that the whole world can look up, and that YAML takes for a string without quotes.
@@ -127,6 +143,24 @@ fn write_new(path: &Path, file: &File) -> std::io::Result<()> {
     outcome
 }
 
+/// Lets the group of both containers read the registration, and nobody else; what is left to do where this user may not.
+fn share_registration(dir: &Path) -> String {
+    let path = dir.join(REGISTRATION);
+    let group = fs::metadata(&path).map(|file| file.gid());
+    match group {
+        Ok(REGISTRATION_GROUP) | Err(_) => return String::new(),
+        Ok(_) => {}
+    }
+    match std::os::unix::fs::chown(&path, None, Some(REGISTRATION_GROUP)) {
+        Ok(()) => String::new(),
+        Err(_) => format!(
+            "\nSynapse and lk-jwt-service read {REGISTRATION} by its group, which this user cannot set:\n  \
+             sudo chgrp {REGISTRATION_GROUP} {}\n",
+            path.display()
+        ),
+    }
+}
+
 fn next_steps(dir: &Path, deployment: &Deployment, files: &[File]) -> String {
     let dir = if dir == Path::new(".") { "this folder".to_owned() } else { dir.display().to_string() };
     let names = files.iter().map(|file| file.name).collect::<Vec<_>>().join(", ");
@@ -158,7 +192,7 @@ Then, in {dir}:
 Whether everything is as it should be, outside as well:
   docker compose exec vestibule /usr/local/bin/vestibule doctor
 
-.env holds the secrets: keep it, and show it to nobody.
+.env and {REGISTRATION} hold the secrets: keep them, and show them to nobody.
 "
     )
 }

@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+use crate::config::versions;
+
 /// What a deployment is made from. Every name is a host name in lower case; nothing here is checked again.
 #[derive(Debug, Clone)]
 pub struct Deployment {
@@ -42,6 +44,8 @@ pub struct Addresses {
     pub postgres: String,
     /// The address that Synapse and LiveKit listen on.
     pub bind: String,
+    /// Where Synapse finds the registration of lk-jwt-service.
+    pub registration: String,
 }
 
 impl Default for Addresses {
@@ -53,6 +57,7 @@ impl Default for Addresses {
             livekit: "livekit:7880".into(),
             postgres: "postgres".into(),
             bind: "0.0.0.0".into(),
+            registration: format!("/etc/synapse/{REGISTRATION}"),
         }
     }
 }
@@ -64,6 +69,10 @@ pub struct Secrets {
     pub livekit: String,
     /// Synapse's password at PostgreSQL.
     pub postgres: String,
+    /// What lk-jwt-service shows to Synapse. It can act for every local user.
+    pub as_token: String,
+    /// What Synapse shows to lk-jwt-service.
+    pub hs_token: String,
 }
 
 impl Secrets {
@@ -72,7 +81,7 @@ impl Secrets {
     /// # Errors
     /// The system has no randomness to give.
     pub fn generate() -> std::io::Result<Self> {
-        Ok(Self { livekit: secret()?, postgres: secret()? })
+        Ok(Self { livekit: secret()?, postgres: secret()?, as_token: secret()?, hs_token: secret()? })
     }
 }
 
@@ -82,7 +91,7 @@ impl std::fmt::Debug for Secrets {
     }
 }
 
-fn secret() -> std::io::Result<String> {
+pub(super) fn secret() -> std::io::Result<String> {
     let mut bytes = [0_u8; 32];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("the system gives no random numbers"))?;
     Ok(bytes.iter().fold(String::new(), |mut text, byte| {
@@ -106,10 +115,17 @@ pub struct File {
 /// The id of the key that [`Secrets::livekit`] belongs to. Everybody may know it: it stands in every token.
 pub const LIVEKIT_KEY: &str = "matrix-rtc";
 
-const SYNAPSE: &str = "ghcr.io/element-hq/synapse:v1.163.2";
-const LK_JWT: &str = "ghcr.io/element-hq/lk-jwt-service:0.6.0";
-const LIVEKIT: &str = "livekit/livekit-server:v1.13.5";
-const POSTGRES: &str = "postgres:17-alpine";
+/// The registration of lk-jwt-service as an application service of the homeserver.
+pub const REGISTRATION: &str = "rtc-registration.yaml";
+
+/// The group by which both containers read [`REGISTRATION`]: that of Synapse in its own image, and added to
+/// lk-jwt-service's. Nobody else may read it.
+pub const REGISTRATION_GROUP: u32 = 991;
+
+const SYNAPSE: &str = versions::SYNAPSE.image;
+const LK_JWT: &str = versions::LK_JWT.image;
+const LIVEKIT: &str = versions::LIVEKIT.image;
+const POSTGRES: &str = versions::POSTGRES;
 
 impl Deployment {
     /// Every name that needs a DNS record, the server name first.
@@ -161,6 +177,7 @@ pub fn render(deployment: &Deployment) -> Vec<File> {
         file("compose.yaml", compose(deployment)),
         file("livekit.yaml", livekit(deployment)),
         file("homeserver-lines.yaml", homeserver_lines(deployment)),
+        File { name: REGISTRATION, mode: 0o640, text: registration(deployment) },
         File { name: ".env", mode: 0o600, text: env(&deployment.secrets) },
     ]
 }
@@ -247,7 +264,7 @@ fn edge_service(deployment: &Deployment) -> String {
     let version = env!("CARGO_PKG_VERSION");
     format!(
         r#"# {server_name}: homeserver, calls, and their front door. Beside this file: vestibule.toml, livekit.yaml,
-# homeserver-lines.yaml, and .env with the secrets. The first time:
+# homeserver-lines.yaml, and with the secrets .env and {REGISTRATION}. The first time:
 #   docker compose run --rm --no-deps synapse generate
 #   docker compose up --detach
 services:
@@ -260,7 +277,7 @@ services:
       - "80:80"
       - "443:443"
     volumes:
-      # The folder and not the file: an editor that replaces the file is then seen as well. It cannot read .env.
+      # The folder and not the file: an editor that replaces the file is then seen as well. It cannot read the secrets.
       - ./:/etc/vestibule:ro
       - vestibule:/var/lib/vestibule
     networks:
@@ -293,6 +310,7 @@ fn homeserver_services(deployment: &Deployment) -> String {
     volumes:
       - synapse:/data
       - ./homeserver-lines.yaml:/etc/synapse/homeserver-lines.yaml:ro
+      - ./{REGISTRATION}:/etc/synapse/{REGISTRATION}:ro
     networks: [web, data]
 
   {postgres}:
@@ -322,15 +340,23 @@ fn call_services(deployment: &Deployment) -> String {
         r#"  lk-jwt-service:
     image: {LK_JWT}
     restart: unless-stopped
+    # The group of {REGISTRATION}, which is Synapse's.
+    group_add: ["{REGISTRATION_GROUP}"]
     environment:
+      # The url of the transports in homeserver-lines.yaml to the letter, or clients get no token.
       LIVEKIT_URL: {sfu_url}
       LIVEKIT_KEY: {LIVEKIT_KEY}
       LIVEKIT_SECRET: ${{LIVEKIT_SECRET:?}}
-      # Whose users may open a call here; required since 0.5, LIVEKIT_LOCAL_HOMESERVERS is gone.
+      # An application service of Synapse, which hands out its tokens: every other way of running it is deprecated.
+      LIVEKIT_AS_REGISTRATION_FILE: /etc/{REGISTRATION}
+      LIVEKIT_HS_SERVER_NAME: {server_name}
+      # Whose users may open a call here: this one name.
       LIVEKIT_FULL_ACCESS_HOMESERVERS: {server_name}
       # The short way to our own homeserver, past the limits that it has for each address.
       LIVEKIT_CS_API_URL_OVERRIDES: {server_name}=http://{synapse}
-    # No healthcheck: the image has nothing to run one with, and that of 0.6.0 always fails.
+    volumes:
+      - ./{REGISTRATION}:/etc/{REGISTRATION}:ro
+    # No healthcheck: the image has nothing to run one with.
     networks: [web]
 
   livekit:
@@ -351,6 +377,30 @@ fn call_services(deployment: &Deployment) -> String {
       start_period: 30s
     networks: [web]
 
+"#
+    )
+}
+
+/// The registration of lk-jwt-service at Synapse, with the names that Synapse 1.163 reads and those that are stable.
+#[must_use]
+pub fn registration(deployment: &Deployment) -> String {
+    let Deployment { addresses: Addresses { lk_jwt, .. }, secrets, .. } = deployment;
+    let Secrets { as_token, hs_token, .. } = secrets;
+    format!(
+        r#"# lk-jwt-service as an application service of Synapse. Both read this file, and nobody else may: the as_token can act for
+# every user of this homeserver. Generated once; after a change, restart both.
+id: livekit
+as_token: {as_token}
+hs_token: {hs_token}
+sender_localpart: _lk_jwt_service
+namespaces: {{ users: [{{ exclusive: false, regex: '.*' }}] }}     # it looks up who is in a room
+url: null                                                      # it is sent no events
+io.element.msc4502.scopes: ["urn:matrix:client:io.element.msc4502:rooms:is_joined"]
+io.element.msc4512.proxy_prefix: rtc/livekit
+io.element.msc4512.proxy_url: http://{lk_jwt}
+scopes: ["urn:matrix:client:rooms:is_joined"]
+proxy_prefix: rtc/livekit
+proxy_url: http://{lk_jwt}
 "#
     )
 }
@@ -385,8 +435,8 @@ logging:
 #[must_use]
 pub fn homeserver_lines(deployment: &Deployment) -> String {
     let Deployment { homeserver, addresses, .. } = deployment;
-    let (jwt_url, port) = (deployment.jwt_url(), port(&addresses.synapse));
-    let Addresses { postgres, bind, .. } = addresses;
+    let (sfu_url, jwt_url, port) = (deployment.sfu_url(), deployment.jwt_url(), port(&addresses.synapse));
+    let Addresses { postgres, bind, registration, .. } = addresses;
     format!(
         r#"# What Synapse needs for calls by Element, and behind this edge: read after homeserver.yaml, each of these keys in its place.
 public_baseurl: https://{homeserver}/
@@ -399,11 +449,15 @@ listeners:
 experimental_features:
   msc4143_enabled: true             # the transports endpoint, which clients since August 2026 ask
   msc4222_enabled: true             # state_after in /sync
+  msc4502_enabled: true             # lk-jwt-service may ask who is in a room
+  msc4512_enabled: true             # Synapse hands out call tokens, by way of lk-jwt-service
+app_service_config_files: ["{registration}"]   # takes the place of a list in homeserver.yaml: name its files here too
 max_event_delay_duration: 24h       # this, and no flag, turns delayed events on (MSC4140)
 matrix_rtc:
   transports:
     - type: livekit
-      livekit_service_url: {jwt_url}
+      url: {sfu_url}                # LIVEKIT_URL to the letter
+      livekit_service_url: {jwt_url}   # for clients older than November 2026
 rc_message: {{ per_second: 0.5, burst_count: 30 }}
 rc_delayed_event_mgmt: {{ per_second: 1, burst_count: 20 }}
 # A homeserver that has run on another database keeps that one: leave these lines out.
@@ -417,7 +471,7 @@ database:
 /// `.env`, which compose reads by itself.
 #[must_use]
 pub fn env(secrets: &Secrets) -> String {
-    let Secrets { livekit, postgres } = secrets;
+    let Secrets { livekit, postgres, .. } = secrets;
     format!(
         "# Generated once. Another POSTGRES_PASSWORD would shut Synapse out of its database.\n\
          LIVEKIT_SECRET={livekit}\n\
@@ -443,7 +497,12 @@ mod tests {
             layout,
             email: Some("admin@example.org".into()),
             addresses: Addresses::default(),
-            secrets: Secrets { livekit: "l".repeat(64), postgres: "p".repeat(64) },
+            secrets: Secrets {
+                livekit: "l".repeat(64),
+                postgres: "p".repeat(64),
+                as_token: "a".repeat(64),
+                hs_token: "h".repeat(64),
+            },
         }
     }
 
@@ -451,7 +510,7 @@ mod tests {
     fn the_examples_are_what_init_writes() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
         let mut files = render(&deployment(Layout::ThreeHosts, "matrix.example.org"));
-        files.retain(|file| file.name != ".env");
+        files.retain(|file| ![".env", REGISTRATION].contains(&file.name));
         let one_host = vestibule_toml(&deployment(Layout::OneHost, "matrix.example.org"));
         files.push(File { name: "one-host.toml", mode: 0o644, text: one_host });
         assert_eq!(files.len(), 5);
@@ -487,14 +546,23 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_long_random_and_in_one_file() {
+    fn secrets_are_long_random_and_each_in_one_file() {
         let (one, other) = (Secrets::generate().unwrap(), Secrets::generate().unwrap());
         assert!(one.livekit.len() >= 32 && one.livekit != other.livekit && one.livekit != one.postgres);
+        assert!(one.as_token.len() == 64 && one.as_token != one.hs_token && one.as_token != other.as_token);
         let deployment = Deployment { secrets: one.clone(), ..deployment(Layout::ThreeHosts, "matrix.example.org") };
+        let Secrets { livekit, postgres, as_token, hs_token } = one;
         for file in render(&deployment) {
-            let holds = file.text.contains(&one.livekit) || file.text.contains(&one.postgres);
-            assert_eq!((holds, file.mode), if file.name == ".env" { (true, 0o600) } else { (false, 0o644) });
+            let holds = |secrets: [&String; 2]| secrets.map(|secret| file.text.contains(secret));
+            let (mode, passwords, tokens) = match file.name {
+                ".env" => (0o600, [true; 2], [false; 2]),
+                REGISTRATION => (0o640, [false; 2], [true; 2]),
+                _ => (0o644, [false; 2], [false; 2]),
+            };
+            let found = (file.mode, holds([&livekit, &postgres]), holds([&as_token, &hs_token]));
+            assert_eq!(found, (mode, passwords, tokens), "{}", file.name);
         }
-        assert!(!format!("{deployment:?}").contains(&one.livekit));
+        let shown = format!("{deployment:?}");
+        assert!(![livekit, postgres, as_token, hs_token].iter().any(|secret| shown.contains(secret)));
     }
 }

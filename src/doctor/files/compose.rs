@@ -1,10 +1,15 @@
 //! `compose.yaml`: images and the environment of lk-jwt-service.
 
-use super::{FileUnderTest, yaml::Node};
-use crate::{config::plan::Kind, doctor::names::origin};
+use std::path::Path;
 
-/// The first LiveKit with `/rtc/v1`.
-const LIVEKIT: (u32, u32, u32) = (1, 9, 10);
+use super::{FileUnderTest, parse, yaml::Node};
+use crate::{
+    config::{
+        plan::Kind,
+        versions::{Assessment, Component, LIVEKIT, LK_JWT, SYNAPSE, Severity, Version},
+    },
+    doctor::names::origin,
+};
 
 /// One service of the file, as far as it matters here.
 struct Service {
@@ -39,12 +44,9 @@ impl Service {
     }
 
     /// The version of the image; `None` where it floats or is a digest or a variable.
-    fn version(&self) -> Option<(u32, u32, u32)> {
+    fn version(&self) -> Option<Version> {
         let (_, tag) = self.image.split_once('@').map_or(self.image.as_str(), |(name, _)| name).rsplit_once(':')?;
-        let mut parts = tag.trim_start_matches('v').split('.').map(str::parse);
-        let first = parts.next()?.ok()?;
-        let mut next = || parts.next().and_then(Result::ok).unwrap_or(0);
-        Some((first, next(), next()))
+        Version::parse(tag)
     }
 
     fn floats(&self) -> bool {
@@ -55,26 +57,54 @@ impl Service {
 
 /// Judges the file.
 pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
-    let services: Vec<Service> = root
-        .at(&["services"])
-        .into_iter()
-        .flat_map(Node::members)
-        .filter_map(|(_, node)| Service::read(node))
-        .collect();
-    for service in &services {
+    for service in &services(root) {
         let is_jwt = service.image.contains("lk-jwt-service");
         let is_livekit = service.image.contains("livekit-server");
         if (is_jwt || is_livekit) && service.floats() {
             let fact = format!("{} changes under you: its settings have changed with every release", service.image);
-            file.warn(service.image_line, "floating", fact, "pin it: lk-jwt-service 0.6.0, livekit-server v1.13.5");
+            let fix = format!("pin it: {}, {}", LK_JWT.image, LIVEKIT.image);
+            file.warn(service.image_line, "floating", fact, fix);
         }
         if is_jwt {
             jwt(file, service);
+            version(file, service, &LK_JWT, "lk_jwt_old");
         }
-        if is_livekit && service.version().is_some_and(|version| version < LIVEKIT) {
-            let fact = format!("{} has no /rtc/v1, which today's clients ask for", service.image);
-            file.fail(service.image_line, "livekit_old", fact, "use livekit/livekit-server:v1.13.5");
+        if is_livekit {
+            version(file, service, &LIVEKIT, "livekit_old");
         }
+        if service.image.split(['@', ':']).next().is_some_and(|name| name.ends_with("/synapse")) {
+            version(file, service, &SYNAPSE, "synapse_old");
+        }
+    }
+}
+
+fn services(root: &Node) -> Vec<Service> {
+    root.at(&["services"]).into_iter().flat_map(Node::members).filter_map(|(_, node)| Service::read(node)).collect()
+}
+
+/// The version of the image with this name, by its tag.
+pub fn image_version(path: &Path, image: &str) -> Option<Version> {
+    services(&parse(path).ok()?).iter().find(|service| service.image.contains(image))?.version()
+}
+
+/// What is known against the version of an image.
+fn version(file: &mut FileUnderTest<'_>, service: &Service, component: &Component, what: &str) {
+    let Some(version) = service.version() else { return };
+    let (name, fix) = (component.name, format!("use {}", component.image));
+    match component.assess(version) {
+        Assessment::Below(minimum) => {
+            let fact = format!("{name} {version} {}", minimum.fault);
+            match minimum.severity {
+                Severity::Fail => file.fail(service.image_line, what, fact, fix),
+                Severity::Warn => file.warn(service.image_line, what, fact, fix),
+            }
+        }
+        Assessment::Untested => {
+            let fact =
+                format!("{name} {version} is older than {}, which this release was tested with", component.tested);
+            file.warn(service.image_line, "untested", fact, fix);
+        }
+        Assessment::Current => {}
     }
 }
 
@@ -87,13 +117,33 @@ fn jwt(file: &mut FileUnderTest<'_>, service: &Service) {
         let fact = "LIVEKIT_LOCAL_HOMESERVERS is read by nothing since 0.5";
         file.warn(line, "local_homeservers", fact, "write LIVEKIT_FULL_ACCESS_HOMESERVERS in its place");
     }
-    if service.variable("LIVEKIT_FULL_ACCESS_HOMESERVERS").is_none() && service.version().is_none_or(|v| v >= (0, 5, 0))
+    if service.variable("LIVEKIT_FULL_ACCESS_HOMESERVERS").is_none()
+        && service.version().is_none_or(|version| version >= Version(0, 5, 0))
     {
         let name = file.plan.matrix.as_ref().map_or("example.org", |matrix| matrix.server_name.as_str());
         let fix = format!("set LIVEKIT_FULL_ACCESS_HOMESERVERS: {name}");
         let fact = "lk-jwt-service ends at once: LIVEKIT_FULL_ACCESS_HOMESERVERS is not set";
         file.fail(service.line, "full_access", fact, fix);
     }
+    if let Some((names, line)) = service.variable("LIVEKIT_FULL_ACCESS_HOMESERVERS")
+        && (names.trim() == "*" || names.split([',', ' ']).filter(|name| !name.is_empty()).count() > 1)
+    {
+        let fact = format!(
+            "LIVEKIT_FULL_ACCESS_HOMESERVERS is {names:?}: more than one name is deprecated, and lets others open calls here"
+        );
+        let name = file.plan.matrix.as_ref().map_or("example.org", |matrix| matrix.server_name.as_str());
+        file.warn(line, "full_access_wide", fact, format!("set it to your server name alone: {name}"));
+    }
+    if service.variable("LIVEKIT_AS_REGISTRATION_FILE").is_none() && service.variable("LIVEKIT_AS_TOKEN").is_none() {
+        let fact = "lk-jwt-service does not run as an application service of Synapse: every other way is deprecated";
+        let fix =
+            "set LIVEKIT_AS_REGISTRATION_FILE and LIVEKIT_HS_SERVER_NAME (vestibule init SERVER_NAME --add calls)";
+        file.warn(service.line, "application_service", fact, fix);
+    }
+    livekit_url(file, service);
+}
+
+fn livekit_url(file: &mut FileUnderTest<'_>, service: &Service) {
     let Some((url, line)) = service.variable("LIVEKIT_URL").filter(|(url, _)| !url.contains('$')) else { return };
     let served: Vec<String> = file
         .plan
@@ -108,6 +158,10 @@ fn jwt(file: &mut FileUnderTest<'_>, service: &Service) {
     if !url.starts_with("wss://") && !url.starts_with("https://") {
         let fact = format!("LIVEKIT_URL is {url}, which a page on https may not open");
         file.fail(line, "livekit_url", fact, "write the public address with wss://");
+    } else if url.ends_with('/') {
+        let fact =
+            format!("LIVEKIT_URL is {url}, and the `url` of transports has no slash at its end: clients get no token");
+        file.fail(line, "livekit_url", fact, "take the slash off");
     } else if let Some(first) = served.first()
         && !served.iter().any(|own| {
             own.split_once("://").map(|(_, rest)| rest)

@@ -1,6 +1,8 @@
 //! `homeserver.yaml`: what Element Call needs of Synapse.
 
-use super::{FileUnderTest, yaml::Node};
+use std::path::Path;
+
+use super::{FileUnderTest, parse, yaml::Node};
 
 /// Judges the file.
 pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
@@ -94,9 +96,12 @@ fn transports(file: &mut FileUnderTest<'_>, root: &Node) {
         "set `experimental_features: {{msc4143_enabled: true}}` and `matrix_rtc: {{transports: [{{type: livekit, livekit_service_url: \"{}\"}}]}}`",
         matrix.rtc_services().next().unwrap_or("https://…")
     );
+    sfus(file, root, line, list.map(Node::list).unwrap_or_default());
     match urls.first() {
         Some(url) if flag(root, "msc4143_enabled") => {
-            if let Some(ours) = matrix.rtc_services().next().filter(|ours| ours != url) {
+            let matrix = file.plan.matrix.as_ref();
+            let ours = matrix.and_then(|matrix| matrix.rtc_services().next()).filter(|ours| ours != url);
+            if let Some(ours) = ours {
                 let fact = format!("it leads to {url}, and the edge to {ours}");
                 file.fail(line, "transports_differ", fact, "let both name the same address");
             }
@@ -105,5 +110,60 @@ fn transports(file: &mut FileUnderTest<'_>, root: &Node) {
             file.warn(line, "transports", "Synapse does not say where calls go; the edge answers in its place", fix);
         }
         _ => file.fail(line, "transports", "Synapse does not say where calls go, and the edge is told not to", fix),
+    }
+}
+
+/// The lines without which Synapse hands out no call tokens, as far as they are missing.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn missing_token_lines(path: &Path) -> Result<Vec<&'static str>, String> {
+    Ok(token_lines(&parse(path)?))
+}
+
+fn token_lines(root: &Node) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if !flag(root, "msc4512_enabled") {
+        missing.push("`msc4512_enabled: true`");
+    }
+    if !flag(root, "msc4502_enabled") {
+        missing.push("`msc4502_enabled: true`");
+    }
+    if root.at(&["app_service_config_files"]).is_none_or(|files| files.list().is_empty()) {
+        missing.push("`app_service_config_files`");
+    }
+    missing
+}
+
+/// The SFUs of the transports: each is a promise of tokens by the homeserver, and compared to the letter.
+fn sfus(file: &mut FileUnderTest<'_>, root: &Node, line: usize, list: &[Node]) {
+    let missing = token_lines(root).join(" and ");
+    let url = list.iter().find_map(|entry| entry.at(&["url"])?.text().map(|url| (url.to_owned(), entry.line)));
+    let ours = file.plan.matrix.as_ref().and_then(|matrix| matrix.sfus().next()).map(str::to_owned);
+    match (url, missing.is_empty(), ours) {
+        (Some((url, line)), false, _) => {
+            let fact = format!(
+                "transports name {url}, which promises call tokens, and {missing} is missing: newer clients cannot call"
+            );
+            file.fail(line, "promise", fact, format!("add {missing}, or take `url` out"));
+        }
+        (Some((url, line)), true, Some(ours)) if url != ours => {
+            let fact =
+                format!("transports name {url}, and the edge serves LiveKit at {ours}: clients compare to the letter");
+            file.fail(line, "sfu_differs", fact, format!("write `url: {ours}`"));
+        }
+        (None, false, _) => {
+            let fact = format!(
+                "Synapse hands out no call tokens, since {missing} is missing: newer clients use the deprecated way"
+            );
+            let fix = "set `experimental_features: {msc4502_enabled: true, msc4512_enabled: true}` and `app_service_config_files` (vestibule init SERVER_NAME --add calls)";
+            file.warn(line, "tokens", fact, fix);
+        }
+        (None, true, ours) if !list.is_empty() => {
+            let fact =
+                "Synapse hands out call tokens, and transports name no SFU: newer clients use the deprecated way";
+            file.warn(line, "no_url", fact, format!("add `url: {}`", ours.as_deref().unwrap_or("wss://…")));
+        }
+        _ => {}
     }
 }

@@ -3,6 +3,7 @@
 mod compose;
 mod homeserver;
 mod livekit;
+mod together;
 mod yaml;
 
 use std::{
@@ -10,8 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::livekit::{MediaPorts, media_ports};
 use self::yaml::Node;
+pub use self::{
+    compose::image_version,
+    homeserver::missing_token_lines,
+    livekit::{MediaPorts, media_ports},
+};
 use super::{
     ProbeOptions,
     finding::{Check, Finding, Layer},
@@ -54,7 +59,8 @@ pub fn read(plan: &Plan, wanted: &ProbeOptions) -> Vec<Finding> {
         (&wanted.compose, "files.compose", compose::assess),
     ];
     let named = files.into_iter().filter_map(|(path, id, assess)| Some((path.as_deref()?, id, assess)));
-    named.flat_map(|(path, id, assess)| one(plan, path, id, assess)).collect()
+    let each = named.flat_map(|(path, id, assess)| one(plan, path, id, assess));
+    each.chain(together::assess(wanted)).collect()
 }
 
 fn one(plan: &Plan, path: &Path, id: &'static str, assess: FileCheck) -> Vec<Finding> {
@@ -98,14 +104,17 @@ kind = "livekit"
 upstream = "http://livekit:7880"
 "#;
 
-    fn judged(id: &'static str, assess: FileCheck, text: &str) -> Vec<(String, String)> {
+    fn findings(id: &'static str, assess: FileCheck, text: &str) -> Vec<Finding> {
         let (plan, _) = crate::config::parse("t", PLAN, ".".into(), &|_| None).unwrap();
         let root = Node::parse(text).unwrap();
         let mut file = FileUnderTest { plan: &plan, id, path: "f".into(), found: Vec::new() };
         assess(&mut file, &root);
-        let short = |finding: Finding| (finding.id, finding.subject);
         assert!(file.found.iter().all(|finding| matches!(finding.verdict, Verdict::Warn | Verdict::Fail)));
-        file.found.into_iter().map(short).collect()
+        file.found
+    }
+
+    fn assessed(id: &'static str, assess: FileCheck, text: &str) -> Vec<(String, String)> {
+        findings(id, assess, text).into_iter().map(|finding| (finding.id, finding.subject)).collect()
     }
 
     fn expect(found: &[(String, String)], wanted: &[(&str, &str)]) {
@@ -117,7 +126,7 @@ upstream = "http://livekit:7880"
     fn a_livekit_file_of_the_guide() {
         let text =
             "port: 7880\nkeys:\n  devkey: too-short-a-secret\nrtc:\n  tcp_port: 7881\n  use_external_ip: false\n";
-        let found = judged("files.livekit", livekit::assess, text);
+        let found = assessed("files.livekit", livekit::assess, text);
         expect(
             &found,
             &[
@@ -128,16 +137,16 @@ upstream = "http://livekit:7880"
             ],
         );
         let good = "keys: {k: 0123456789abcdef0123456789abcdef}\nrtc: {use_external_ip: true}\nroom: {auto_create: false}\nwebhook: {api_key: k, urls: [http://jwt:8080/sfu_webhook]}\n";
-        expect(&judged("files.livekit", livekit::assess, good), &[]);
+        expect(&assessed("files.livekit", livekit::assess, good), &[]);
         let container =
             "rtc: {node_ip: 172.18.0.4}\nroom: {auto_create: false}\nwebhook: {urls: [http://jwt:8080/sfu_webhook]}\n";
-        expect(&judged("files.livekit", livekit::assess, container), &[("files.livekit.node_ip", "f:1")]);
+        expect(&assessed("files.livekit", livekit::assess, container), &[("files.livekit.node_ip", "f:1")]);
     }
 
     #[test]
     fn a_homeserver_file_of_the_guide() {
         let text = "server_name: example.org\nlisteners:\n  - port: 8008\n    type: http\n    resources:\n      - names: [client]\nexperimental_features:\n  msc3266_enabled: true\n  msc4140_enabled: true\nmax_event_delay_duration: 24h\n";
-        let found = judged("files.homeserver", homeserver::assess, text);
+        let found = assessed("files.homeserver", homeserver::assess, text);
         expect(
             &found,
             &[
@@ -146,18 +155,30 @@ upstream = "http://livekit:7880"
                 ("files.homeserver.obsolete", "f:8"),
                 ("files.homeserver.obsolete", "f:9"),
                 ("files.homeserver.msc4222", "f:7"),
+                ("files.homeserver.tokens", "f:7"),
                 ("files.homeserver.transports", "f:7"),
                 ("files.homeserver.limits", "f:1"),
             ],
         );
-        let good = include_str!("../../../config/homeserver-lines.yaml").replace("matrixrtc.", "");
-        expect(&judged("files.homeserver", homeserver::assess, &good), &[]);
+        let good = include_str!("../../../config/homeserver-lines.yaml")
+            .replace("jwt.matrixrtc.", "jwt.")
+            .replace("matrixrtc.", "rtc.");
+        expect(&assessed("files.homeserver", homeserver::assess, &good), &[]);
+        for (old, new, id) in [
+            ("msc4512_enabled: true", "msc4512_enabled: false", "files.homeserver.promise"),
+            ("app_service_config_files", "x", "files.homeserver.promise"),
+            ("url: wss://rtc.example.org ", "url: wss://rtc.example.org/ ", "files.homeserver.sfu_differs"),
+            ("      url: wss://rtc.example.org ", "      # ", "files.homeserver.no_url"),
+        ] {
+            let found = assessed("files.homeserver", homeserver::assess, &good.replace(old, new));
+            assert_eq!(found.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), [id], "{new}");
+        }
     }
 
     #[test]
     fn a_compose_file_of_the_guide() {
         let text = "services:\n  jwt:\n    image: ghcr.io/element-hq/lk-jwt-service:latest\n    environment:\n      - LK_JWT_PORT=8080\n      - LIVEKIT_LOCAL_HOMESERVERS=example.org\n      - LIVEKIT_URL=wss://other.example.org\n  livekit:\n    image: livekit/livekit-server:v1.8\n";
-        let found = judged("files.compose", compose::assess, text);
+        let found = assessed("files.compose", compose::assess, text);
         expect(
             &found,
             &[
@@ -165,11 +186,42 @@ upstream = "http://livekit:7880"
                 ("files.compose.jwt_port", "f:5"),
                 ("files.compose.local_homeservers", "f:6"),
                 ("files.compose.full_access", "f:2"),
+                ("files.compose.application_service", "f:2"),
                 ("files.compose.livekit_url", "f:7"),
                 ("files.compose.livekit_old", "f:9"),
             ],
         );
-        let good = "services:\n  jwt:\n    image: ghcr.io/element-hq/lk-jwt-service:0.6.0\n    environment:\n      LIVEKIT_URL: wss://rtc.example.org\n      LIVEKIT_FULL_ACCESS_HOMESERVERS: example.org\n  livekit:\n    image: livekit/livekit-server:v1.13.5\n";
-        expect(&judged("files.compose", compose::assess, good), &[]);
+        let good = include_str!("../../../config/compose.yaml").replace("matrixrtc.", "rtc.");
+        expect(&assessed("files.compose", compose::assess, &good), &[]);
+        for (old, new, id, verdict) in [
+            ("lk-jwt-service:0.10.0", "lk-jwt-service:0.7.2", "files.compose.lk_jwt_old", Verdict::Fail),
+            ("lk-jwt-service:0.10.0", "lk-jwt-service:0.9.1", "files.compose.lk_jwt_old", Verdict::Warn),
+            ("livekit-server:v1.13.9", "livekit-server:v1.9.9", "files.compose.livekit_old", Verdict::Fail),
+            ("livekit-server:v1.13.9", "livekit-server:v1.13.5", "files.compose.untested", Verdict::Warn),
+            ("synapse:v1.163.2", "synapse:v1.160.0", "files.compose.synapse_old", Verdict::Warn),
+            ("HOMESERVERS: example.org", "HOMESERVERS: '*'", "files.compose.full_access_wide", Verdict::Warn),
+            (
+                "HOMESERVERS: example.org",
+                "HOMESERVERS: example.org, other.org",
+                "files.compose.full_access_wide",
+                Verdict::Warn,
+            ),
+            (
+                "HOMESERVERS: example.org",
+                "HOMESERVERS: example.org other.org",
+                "files.compose.full_access_wide",
+                Verdict::Warn,
+            ),
+            ("URL: wss://rtc.example.org", "URL: wss://rtc.example.org/", "files.compose.livekit_url", Verdict::Fail),
+            ("LIVEKIT_AS_REGISTRATION_FILE", "X", "files.compose.application_service", Verdict::Warn),
+        ] {
+            assert!(good.contains(old), "{old}");
+            let findings = findings("files.compose", compose::assess, &good.replace(old, new));
+            let found: Vec<_> = findings.iter().map(|finding| (finding.id.as_str(), finding.verdict)).collect();
+            assert_eq!(found, [(id, verdict)], "{new}");
+            if new.ends_with("0.7.2") {
+                assert!(findings[0].fact.contains("GHSA-rq24-fh66-rq7x"));
+            }
+        }
     }
 }

@@ -1,0 +1,203 @@
+//! `vestibule init SERVER_NAME --add calls`: brings a deployment that exists to calls by way of the homeserver (MSC4195).
+//! It writes the files that are missing and changes none that is there; what has to change in those, it prints.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use anyhow::Context as _;
+
+use super::{
+    Args, Outcome,
+    render::{Deployment, Layout, REGISTRATION, REGISTRATION_GROUP, render},
+    share_registration, validate, write,
+};
+use crate::{
+    cli::print,
+    config::{
+        self, Plan,
+        versions::{Component, LIVEKIT, LK_JWT, SYNAPSE},
+    },
+};
+
+/// The names under which compose finds its file by itself.
+const COMPOSE: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
+
+/// Writes what is missing, and prints what has to change.
+///
+/// # Errors
+/// The folder is that of another server name, its vestibule.toml is broken, or it cannot be written.
+pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
+    let dir = &args.dir;
+    let mut addresses = (deployment.sfu_url(), deployment.jwt_url());
+    if let Some(plan) = existing(dir)? {
+        let matrix = plan.matrix.as_ref().context("vestibule.toml has no [matrix]: set matrix.server_name first")?;
+        if matrix.server_name != args.server_name {
+            let (folder, theirs) = (dir.display(), &matrix.server_name);
+            return Err(anyhow::anyhow!("{folder} is the folder of {theirs}, not of {}", args.server_name).into());
+        }
+        if let Some((_, host)) = matrix.homeserver.split_once("://") {
+            deployment.homeserver = host.split([':', '/']).next().unwrap_or(host).to_owned();
+        }
+        // A path in the address of the SFU is the layout in which calls have no name of their own.
+        let is_mounted = matrix.sfus().any(|url| url.trim_start_matches("wss://").contains('/'));
+        deployment.layout = if is_mounted { Layout::OneHost } else { deployment.layout };
+        addresses = (deployment.sfu_url(), deployment.jwt_url());
+        if let Some(transport) = matrix.rtc_transports.first() {
+            addresses.0 = transport.url.clone().unwrap_or(addresses.0);
+            addresses.1 = transport.service.clone().unwrap_or(addresses.1);
+        }
+    }
+    let has = |name: &'static str| {
+        let names = if COMPOSE.contains(&name) { COMPOSE.to_vec() } else { vec![name] };
+        names.into_iter().find(|name| dir.join(name).symlink_metadata().is_ok())
+    };
+    let files: Vec<_> = render(&deployment).into_iter().filter(|file| has(file.name).is_none()).collect();
+    validate(&files)?;
+    write(dir, &files)?;
+    let mut text = String::new();
+    if files.is_empty() {
+        text += "Nothing was missing, so nothing was written.\n";
+    } else {
+        let names: Vec<_> = files.iter().map(|file| file.name).collect();
+        let _ = writeln!(text, "Written into {}: {}", dir.display(), names.join(", "));
+    }
+    text += &share_registration(dir);
+    for name in [has("compose.yaml"), has("homeserver-lines.yaml")].into_iter().flatten() {
+        if files.iter().any(|file| file.name == name) {
+            continue;
+        }
+        let path = dir.join(name);
+        let there = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let changes = if name == "homeserver-lines.yaml" {
+            homeserver_changes(&there, &addresses.0, &addresses.1)
+        } else {
+            compose_changes(&there, &deployment.server_name)
+        };
+        let _ = match changes.as_str() {
+            "" => writeln!(text, "\n{name} has everything."),
+            changes => writeln!(text, "\nIn {name}, which stays as it is, put into their places:\n\n{changes}"),
+        };
+    }
+    text += "\nThe order in which this costs nobody a call: config/calls.md in the source of vestibule.\n";
+    print(text)
+}
+
+fn existing(dir: &Path) -> anyhow::Result<Option<Plan>> {
+    let path = dir.join("vestibule.toml");
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    match config::load(&path) {
+        Ok((plan, _)) => Ok(Some(plan)),
+        Err(report) => anyhow::bail!("vestibule.toml has to be right first:\n{}", report.render()),
+    }
+}
+
+/// The lines of a YAML file that are no comments.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(|line| line.split(" #").next().unwrap_or(line)).filter(|line| !line.trim_start().starts_with('#'))
+}
+
+fn says(text: &str, what: &str) -> bool {
+    lines(text).any(|line| line.contains(what))
+}
+
+/// What compose.yaml lacks, as YAML.
+fn compose_changes(there: &str, server_name: &str) -> String {
+    let mut jwt = image(there, &LK_JWT);
+    if !says(there, "group_add") {
+        let _ = writeln!(jwt, "    group_add: [\"{REGISTRATION_GROUP}\"]");
+    }
+    let variables = [
+        ("LIVEKIT_AS_REGISTRATION_FILE", format!("/etc/{REGISTRATION}")),
+        ("LIVEKIT_HS_SERVER_NAME", server_name.to_owned()),
+        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", server_name.to_owned()),
+    ];
+    let variables: Vec<_> = variables.iter().filter(|(name, _)| !says(there, name)).collect();
+    if !variables.is_empty() {
+        jwt += "    environment:\n";
+        for (name, value) in variables {
+            let _ = writeln!(jwt, "      {name}: {value}");
+        }
+    }
+    let mount = |target: String| {
+        let is_there = says(there, &format!("{REGISTRATION}:{target}"));
+        if is_there { String::new() } else { format!("    volumes:\n      - ./{REGISTRATION}:{target}:ro\n") }
+    };
+    jwt += &mount(format!("/etc/{REGISTRATION}"));
+    let synapse = image(there, &SYNAPSE) + &mount(format!("/etc/synapse/{REGISTRATION}"));
+    let services = [("synapse", synapse), ("lk-jwt-service", jwt), ("livekit", image(there, &LIVEKIT))];
+    services.iter().filter(|(_, lines)| !lines.is_empty()).map(|(name, lines)| format!("  {name}:\n{lines}")).collect()
+}
+
+/// The line of an image, if the file has an older one or another.
+fn image(there: &str, component: &Component) -> String {
+    let (name, _) = component.image.rsplit_once(':').unwrap_or((component.image, ""));
+    let name = name.rsplit('/').next().unwrap_or(name);
+    let tags = lines(there).filter_map(|line| line.split_once(&format!("/{name}:"))).map(|(_, tag)| tag.trim());
+    let is_current = tags.filter_map(config::versions::Version::parse).any(|version| version >= component.tested);
+    if is_current { String::new() } else { format!("    image: {}\n", component.image) }
+}
+
+/// What the lines of Synapse lack, as YAML.
+fn homeserver_changes(there: &str, sfu: &str, service: &str) -> String {
+    let mut text = String::new();
+    let flags = ["msc4143_enabled", "msc4502_enabled", "msc4512_enabled"];
+    let flags: Vec<_> = flags.iter().filter(|flag| !says(there, flag)).collect();
+    if !flags.is_empty() {
+        text += "experimental_features:\n";
+        for flag in flags {
+            let _ = writeln!(text, "  {flag}: true");
+        }
+    }
+    if !says(there, REGISTRATION) {
+        let _ = writeln!(text, "app_service_config_files: [/etc/synapse/{REGISTRATION}]");
+    }
+    if !says(there, &format!("url: {sfu}")) {
+        let _ = writeln!(
+            text,
+            "matrix_rtc:\n  transports:\n    - type: livekit\n      url: {sfu}\n      livekit_service_url: {service}"
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::render::{Addresses, Secrets, compose, homeserver_lines},
+        *,
+    };
+
+    fn deployment() -> Deployment {
+        Deployment {
+            server_name: "example.org".into(),
+            homeserver: "matrix.example.org".into(),
+            layout: Layout::ThreeHosts,
+            email: None,
+            addresses: Addresses::default(),
+            secrets: Secrets::generate().unwrap(),
+        }
+    }
+
+    #[test]
+    fn what_init_writes_today_lacks_nothing() {
+        let deployment = deployment();
+        assert_eq!(compose_changes(&compose(&deployment), "example.org"), "");
+        let (sfu, service) = (deployment.sfu_url(), deployment.jwt_url());
+        assert_eq!(homeserver_changes(&homeserver_lines(&deployment), &sfu, &service), "");
+    }
+
+    #[test]
+    fn what_an_older_deployment_lacks_is_named() {
+        let june = "services:\n  synapse:\n    image: ghcr.io/element-hq/synapse:v1.163.2\n  lk-jwt-service:\n    image: ghcr.io/element-hq/lk-jwt-service:0.6.0\n    environment:\n      LIVEKIT_FULL_ACCESS_HOMESERVERS: example.org\n  livekit:\n    image: livekit/livekit-server:v1.13.5 # LIVEKIT_HS_SERVER_NAME\n";
+        assert_eq!(
+            compose_changes(june, "example.org"),
+            "  synapse:\n    volumes:\n      - ./rtc-registration.yaml:/etc/synapse/rtc-registration.yaml:ro\n  lk-jwt-service:\n    image: ghcr.io/element-hq/lk-jwt-service:0.10.0\n    group_add: [\"991\"]\n    environment:\n      LIVEKIT_AS_REGISTRATION_FILE: /etc/rtc-registration.yaml\n      LIVEKIT_HS_SERVER_NAME: example.org\n    volumes:\n      - ./rtc-registration.yaml:/etc/rtc-registration.yaml:ro\n  livekit:\n    image: livekit/livekit-server:v1.13.9\n"
+        );
+        let lines = "experimental_features:\n  msc4143_enabled: true\n";
+        assert_eq!(
+            homeserver_changes(lines, "wss://sfu", "https://jwt"),
+            "experimental_features:\n  msc4502_enabled: true\n  msc4512_enabled: true\napp_service_config_files: [/etc/synapse/rtc-registration.yaml]\nmatrix_rtc:\n  transports:\n    - type: livekit\n      url: wss://sfu\n      livekit_service_url: https://jwt\n"
+        );
+    }
+}

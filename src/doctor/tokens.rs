@@ -1,0 +1,187 @@
+//! Call tokens by way of the homeserver (MSC4195): whether it hands them out, to other homeservers as well, and what runs
+//! behind it.
+
+use http::Method;
+use serde_json::json;
+
+use super::{
+    ProbeContext,
+    ask::{ProbeRequest, ProbeResponse},
+    files,
+    finding::{Check, Finding, Layer},
+};
+use crate::{
+    config::{
+        plan::{Kind, Matrix, RTC_GET_TOKEN},
+        versions::{self, Assessment, Version},
+    },
+    conn::Fetch,
+};
+
+/// Where other homeservers ask for their users.
+const FEDERATION: &str = "/_matrix/federation/v1/rtc/livekit/get_token";
+
+const LINES: &str = "set `experimental_features: {msc4502_enabled: true, msc4512_enabled: true}`, and name the registration of lk-jwt-service in `app_service_config_files` (vestibule init SERVER_NAME --add calls)";
+
+/// What may be seen without an account.
+pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
+    let check = Check::new(Layer::Rtc, "rtc.tokens", &matrix.homeserver);
+    let mut findings = vec![service_version(context, matrix).await];
+    if matrix.rtc_transports.is_empty() {
+        findings.push(check.skip("the configuration has no call service (rtc.jwt)"));
+        return findings;
+    }
+    let way = match context.homeserver(matrix) {
+        Ok((way, _)) => way,
+        Err(reason) => {
+            findings.push(check.skip(reason));
+            return findings;
+        }
+    };
+    let version = homeserver_version(&way, matrix).await;
+    findings.push(release(matrix, version.as_deref()));
+    match ask(&way, matrix).await {
+        Ok(response) if response.status == 404 => findings.push(unserved(&check, context, version.as_deref())),
+        Ok(response) if response.status.is_server_error() => {
+            let fact = format!("a request for a call token is answered with {}", response.words());
+            findings.push(check.fail("other", fact, "see Synapse's log"));
+        }
+        Ok(_) => {
+            findings.push(check.ok("the homeserver hands out call tokens; to get one needs --token or --user"));
+            findings.push(federation(context, matrix).await);
+        }
+        Err(error) => findings.push(check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log")),
+    }
+    findings
+}
+
+/// Asks for a token without an account, as Element Call does to see whether the endpoint is there.
+pub async fn ask(way: &Fetch, matrix: &Matrix) -> Result<ProbeResponse, String> {
+    let request = |path: &str| ProbeRequest::post(format!("{}{path}", matrix.homeserver), &json!({}));
+    let response = request(RTC_GET_TOKEN[0]).ask(way).await?;
+    if response.status == 404 { request(RTC_GET_TOKEN[1]).ask(way).await } else { Ok(response) }
+}
+
+/// Why the endpoints are not there: which Synapse, which line, which registration.
+fn unserved(check: &Check, context: &ProbeContext<'_>, version: Option<&str>) -> Finding {
+    let fact = "the homeserver hands out no call tokens, so that newer clients use the deprecated way";
+    if let Some(version) =
+        version.and_then(Version::parse).filter(|version| *version < versions::SYNAPSE.minimums[0].version)
+    {
+        let fact = format!("{fact}: Synapse {version} has no MSC4512");
+        return check.warn(
+            "msc4512",
+            fact,
+            format!("update Synapse to {} or later", versions::SYNAPSE.minimums[0].version),
+        );
+    }
+    let missing = context.wanted.homeserver.as_deref().map(files::missing_token_lines);
+    match missing {
+        Some(Ok(missing)) if missing.is_empty() => {
+            let fact = "homeserver.yaml has the lines for call tokens, and Synapse does not serve them: the registration is not loaded";
+            let fix =
+                "restart Synapse, and see that the registration has `io.element.msc4512.proxy_prefix: rtc/livekit`";
+            check.fail("registration", fact, fix)
+        }
+        Some(Ok(missing)) => {
+            check.warn("lines", format!("{fact}: homeserver.yaml lacks {}", missing.join(" and ")), LINES)
+        }
+        _ => check.warn("unserved", fact, LINES),
+    }
+}
+
+/// Users of other homeservers get their token through theirs.
+async fn federation(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
+    let base = format!("https://{}", matrix.federation);
+    let check = Check::new(Layer::Rtc, "rtc.tokens_federation", &base);
+    let way = match context.way(&base) {
+        Ok(way) => way,
+        Err(reason) => return check.skip(reason),
+    };
+    let fix = "let the whole of /_matrix/federation/ of that address go to Synapse, and give its listener `federation`";
+    match ProbeRequest::post(format!("{base}{FEDERATION}"), &json!({})).ask(&way).await {
+        Ok(response) if matches!(response.status.as_u16(), 400 | 401 | 403) => {
+            check.ok("other homeservers can ask for tokens for their users")
+        }
+        Ok(response) => {
+            let fact = format!(
+                "users of other homeservers get no call token: {} is answered with {}",
+                FEDERATION,
+                response.words()
+            );
+            check.fail("unserved", fact, fix)
+        }
+        Err(error) => {
+            let fact = format!("users of other homeservers get no call token: there is no answer ({error})");
+            check.fail("silent", fact, fix)
+        }
+    }
+}
+
+/// The version of Synapse by its own word, `None` of anything else.
+async fn homeserver_version(way: &Fetch, matrix: &Matrix) -> Option<String> {
+    let response =
+        ProbeRequest::get(format!("{}/_matrix/federation/v1/version", matrix.homeserver)).ask(way).await.ok()?;
+    let server = &response.json()["server"];
+    (server["name"] == "Synapse").then(|| server["version"].as_str().map(str::to_owned)).flatten()
+}
+
+fn release(matrix: &Matrix, version: Option<&str>) -> Finding {
+    let check = Check::new(Layer::Homeserver, "homeserver.release", &matrix.homeserver);
+    let Some(version) = version.and_then(Version::parse) else {
+        return check.skip("version unknown: it is not Synapse");
+    };
+    match versions::SYNAPSE.assess(version) {
+        // That tokens are not handed out says rtc.tokens, with the way out.
+        Assessment::Below(_) | Assessment::Untested => {
+            let fact = format!(
+                "Synapse {version} is older than {}, which this release was tested with",
+                versions::SYNAPSE.tested
+            );
+            check.warn("untested", fact, format!("update Synapse to {}", versions::SYNAPSE.tested))
+        }
+        Assessment::Current => check.ok(format!("Synapse {version}")),
+    }
+}
+
+/// The version of lk-jwt-service. It tells none, so that its endpoints and the tag of its image have to.
+async fn service_version(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
+    let url = matrix.rtc_services().next().unwrap_or("[matrix]");
+    let check = Check::new(Layer::Rtc, "rtc.jwt_version", url);
+    let unknown = "version unknown: neither its endpoints nor an image tag in --compose tell it";
+    let Some(direct) = context.service(Kind::LkJwt, url) else { return check.skip(unknown) };
+    if let Some(down) = direct.down {
+        return check.skip(down);
+    }
+    let serves = async |method: Method, path: &str| {
+        let request = ProbeRequest::post(direct.url(path), &json!({})).method(method);
+        request.ask(&direct.service.client).await.is_ok_and(|response| response.status != 404)
+    };
+    let update = format!("update lk-jwt-service to {}", versions::LK_JWT.tested);
+    if serves(Method::POST, RTC_GET_TOKEN[0]).await {
+        return check.ok("0.10 or later, by its endpoints");
+    }
+    if serves(Method::POST, RTC_GET_TOKEN[1]).await {
+        let fact = format!(
+            "0.7 to 0.9, by its endpoints: it lacks the stable ones, and 0.7 has the hole {}",
+            versions::LK_JWT_ADVISORY
+        );
+        return check.warn("old", fact, update);
+    }
+    if !serves(Method::GET, "/get_token").await {
+        return check.skip("older than 0.4 (rtc.jwt.old)");
+    }
+    if !serves(Method::GET, "/delegate_delayed_leave").await {
+        let fact = format!("older than 0.6, by its endpoints: it has the hole {}", versions::LK_JWT_ADVISORY);
+        return check.fail("old", fact, update);
+    }
+    match context.wanted.compose.as_deref().and_then(|path| files::image_version(path, "lk-jwt-service")) {
+        Some(version) => match versions::LK_JWT.assess(version) {
+            Assessment::Current => check.ok(format!("{version}, by its image tag")),
+            Assessment::Below(_) | Assessment::Untested => {
+                check.skip(format!("{version}, by its image tag (files.compose)"))
+            }
+        },
+        None => check.skip(unknown),
+    }
+}
