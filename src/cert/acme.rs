@@ -237,7 +237,6 @@ impl Name {
 
     async fn order(&mut self, reason: Reason) {
         let before = self.state.chain.clone();
-        self.task.report("waits for another process that orders");
         let _lock = match self.store.lock_patiently(&State::order_lock_name(&self.task.host)).await {
             Ok(lock) => lock,
             Err(error) => return self.storage_fails(error.into()).await,

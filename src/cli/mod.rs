@@ -77,6 +77,7 @@ enum Command {
     /// Make the running edge order a new certificate for a name now
     Renew {
         /// The name
+        #[arg(value_parser = config::site_name)]
         host: Hostname,
     },
     /// Show what the running edge is doing

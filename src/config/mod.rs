@@ -92,6 +92,14 @@ pub fn door(path: &Path) -> Result<Option<AdminListen>, Box<Report>> {
     Ok(compile::admin(&raw.admin, &reader))
 }
 
+/// The name of a site, a wildcard included, as a command takes it.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn site_name(text: &str) -> Result<plan::Hostname, String> {
+    value::site_name(text).map_err(tree::Problem::in_words)
+}
+
 /// Whether a file that the configuration names can be read. A pipe would be waited for.
 fn readable(path: &Path) -> io::Result<()> {
     if !fs::metadata(path)?.is_file() {
