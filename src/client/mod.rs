@@ -41,6 +41,10 @@ const CONCURRENCY: usize = 16;
 /// request seldom meets a connection that is closing.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// Idle connections that are kept for each host: as many as orders go on at once at a CA, so that none dials anew between
+/// two of its requests.
+const KEPT_PER_HOST: usize = 4;
+
 /// Builds a client.
 pub struct Builder {
     roots: Roots,
@@ -70,10 +74,10 @@ impl Builder {
         Self { max_response: bytes, ..self }
     }
 
-    /// Keeps a connection per host for the next request. Without this, each request dials anew, as a probe must.
+    /// Keeps connections of each host for the next request. Without this, each request dials anew, as a probe must.
     #[must_use]
     pub fn keep_connections(self) -> Self {
-        Self { idle_per_host: 2, ..self }
+        Self { idle_per_host: KEPT_PER_HOST, ..self }
     }
 
     /// Speaks HTTP/1.1 to servers that would choose HTTP/2 as well.
