@@ -1,66 +1,47 @@
-//! The operator's door: a few pages over HTTP/1.1 on loopback or a unix socket, and the client that asks for them.
-//!
-//! It has no password; who may reach it is the address's business. A browser on the same machine may not: a request with
-//! an `Origin`, or with a `Host` that is no address, is refused, so that no web page can reload or read anything by way
-//! of its visitor (DNS rebinding).
+//! The admin server: documents, metrics, actions and a page for the operator, on a loopback address or a unix socket, and
+//! the client that the commands use.
 
 mod client;
+mod dashboard;
+pub mod documents;
+mod page;
+mod routes;
+mod server;
 
 pub use client::{CallError, call};
+pub use dashboard::Dashboard;
+pub use routes::Scope;
 
-use std::{
-    fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt as _, PermissionsExt as _},
-    },
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt::Write as _, io, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use http::{Method, StatusCode, header};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    time::timeout,
-};
-use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    config::plan::AdminListen,
-    message::{Fields, Value},
-    wire::{self, HeadLimits},
-};
+use self::documents::{Certificate, Overview, Service, Status, Traffic};
+use crate::config::plan::AdminListen;
 
-/// A question is short.
-const LIMITS: HeadLimits = HeadLimits { bytes: 8 * 1024, fields: 64, target: 1024 };
-
-/// How long a question and its answer may take; a reload waits for files and sockets only.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The formats of `/metrics`.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// What the pages show.
+/// What the resources show and do.
 pub trait AdminHandlers: Send + Sync + 'static {
     /// `/metrics`: as OpenMetrics text, or as the older text format of Prometheus.
     fn metrics(&self, openmetrics: bool) -> String;
     /// What keeps the edge from being ready; nothing, if it is.
     fn unready(&self) -> Vec<String>;
     /// `/certificates`.
-    fn certificates(&self) -> serde_json::Value;
+    fn certificates(&self) -> Vec<Certificate>;
     /// `/upstreams`.
-    fn upstreams(&self) -> serde_json::Value;
-    /// `/status`: all of it.
-    fn status(&self) -> serde_json::Value;
-    /// `POST /renew/HOST`: whether there is such a name, and it is ordered for.
+    fn upstreams(&self) -> Vec<Service>;
+    /// `/status`.
+    fn status(&self) -> Status;
+    /// What the page shows now.
+    fn overview(&self) -> Overview;
+    /// Samples of traffic after this one.
+    fn traffic(&self, after: u64) -> Traffic;
+    /// `POST /renew/HOST`: whether there is such a name, and its certificate is ordered.
     fn renew(&self, host: &str) -> bool;
     /// `POST /reload`: what happened.
     fn reload(&self) -> BoxFuture<'static, Reloaded>;
+    /// `POST /doctor`: whether it starts; it does not while it runs.
+    fn diagnose(&self) -> bool;
 }
 
 /// What came of a reload, in words for the one who asked.
@@ -74,195 +55,45 @@ pub enum Reloaded {
     Failed(String),
 }
 
-/// Opens the door.
+/// Serves a scope of resources at an address, for requests to an address, localhost or one of `hosts`, until `stop`.
 ///
 /// # Errors
 /// The address cannot be had.
 pub fn serve(
     listen: &AdminListen,
-    state: Arc<dyn AdminHandlers>,
+    hosts: &[String],
+    scope: Scope,
+    handlers: Arc<dyn AdminHandlers>,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> io::Result<()> {
-    let server = AdminServer::open(listen)?;
-    let (stop, tracker) = (stop.clone(), tasks.clone());
-    tasks.spawn(async move {
-        while let Some(accepted) = stop.run_until_cancelled(server.accept()).await {
-            match accepted {
-                Ok(io) => drop(tracker.spawn(answer(io, state.clone()))),
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    });
-    Ok(())
+    server::serve(listen, routes::Pages::new(handlers, hosts, scope, stop.clone()), stop, tasks)
 }
 
-/// Where questions come in.
-enum AdminServer {
-    Tcp(TcpListener),
-    Unix(UnixListener),
+/// 128 random bits as text.
+fn token() -> String {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system has random numbers");
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
-impl AdminServer {
-    fn open(listen: &AdminListen) -> io::Result<Self> {
-        match listen {
-            AdminListen::Tcp(addr) => {
-                let socket = Socket::new(Domain::for_address(*addr), Type::STREAM, Some(Protocol::TCP))?;
-                socket.set_reuse_address(true)?;
-                // So that a new process can open its door while the old one drains.
-                socket.set_reuse_port(true)?;
-                let listener = TcpListener::from_std(listening(socket, &(*addr).into())?.into())?;
-                tracing::info!(listener = "admin", addr = %listener.local_addr()?, "listening");
-                Ok(Self::Tcp(listener))
-            }
-            AdminListen::Unix(path) => {
-                // A socket of a process that is gone; a living one that holds it does not mind losing its name. Anything
-                // else that has this name is not ours to remove.
-                if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-                    fs::remove_file(path)?;
-                }
-                // The name gets the rights of the socket that is bound to it. Were they set afterwards, everybody whom
-                // the umask lets in could connect meanwhile.
-                let socket = fs::File::from(OwnedFd::from(Socket::new(Domain::UNIX, Type::STREAM, None)?));
-                socket.set_permissions(fs::Permissions::from_mode(0o600))?;
-                let socket = Socket::from(OwnedFd::from(socket));
-                let listener = UnixListener::from_std(listening(socket, &SockAddr::unix(path)?)?.into())?;
-                tracing::info!(listener = "admin", addr = %path.display(), "listening");
-                Ok(Self::Unix(listener))
-            }
-        }
-    }
-
-    async fn accept(&self) -> io::Result<Either<TcpStream, UnixStream>> {
-        Ok(match self {
-            Self::Tcp(listener) => Either::Left(listener.accept().await?.0),
-            Self::Unix(listener) => Either::Right(listener.accept().await?.0),
-        })
-    }
-}
-
-fn listening(socket: Socket, address: &SockAddr) -> io::Result<Socket> {
-    socket.set_nonblocking(true)?;
-    socket.bind(address)?;
-    socket.listen(64)?;
-    Ok(socket)
-}
-
-/// One question a connection.
-async fn answer<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO, state: Arc<dyn AdminHandlers>) {
-    let exchange = async {
-        let page = match read(&mut io).await? {
-            Some(head) => page(&head.method, head.target.path(), &head.fields, state.as_ref()).await,
-            None => Page::text(StatusCode::BAD_REQUEST, "this is no request\n"),
-        };
-        io.write_all(&page.encode()).await?;
-        io.shutdown().await
-    };
-    // Whoever asked may have left.
-    let _ = timeout(PATIENCE, exchange).await;
-}
-
-async fn read<IO: AsyncRead + Unpin>(io: &mut IO) -> io::Result<Option<wire::RequestHead>> {
-    let (mut buf, mut scanned) = (BytesMut::with_capacity(1024), 0);
-    loop {
-        match wire::head_len(&buf, &mut scanned) {
-            Ok(Some(len)) => return Ok(wire::parse_request(&buf[..len], &LIMITS).ok()),
-            Ok(None) if buf.len() < LIMITS.total() => {}
-            Ok(None) | Err(_) => return Ok(None),
-        }
-        if io.read_buf(&mut buf).await? == 0 {
-            return Ok(None);
-        }
-    }
-}
-
-struct Page {
-    status: StatusCode,
-    content_type: &'static str,
-    body: Bytes,
-}
-
-impl Page {
-    fn text(status: StatusCode, text: impl Into<Bytes>) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", body: text.into() }
-    }
-
-    fn json(value: &serde_json::Value) -> Self {
-        Self { status: StatusCode::OK, content_type: "application/json", body: format!("{value:#}\n").into() }
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let mut fields = Fields::new();
-        fields.insert(header::CONTENT_TYPE, Value::from_static(self.content_type));
-        fields.insert_number(header::CONTENT_LENGTH, self.body.len());
-        fields.insert(header::CACHE_CONTROL, Value::from_static("no-store"));
-        fields.insert(header::CONNECTION, Value::from_static("close"));
-        let mut out = Vec::with_capacity(256 + self.body.len());
-        wire::response_head(&mut out, self.status, &fields);
-        out.extend_from_slice(&self.body);
-        out
-    }
-}
-
-async fn page(method: &Method, path: &str, fields: &Fields, state: &dyn AdminHandlers) -> Page {
-    if fields.contains(header::ORIGIN) || !has_plain_host(fields) {
-        return Page::text(StatusCode::FORBIDDEN, "this is not for browsers\n");
-    }
-    match (method, path) {
-        (&Method::GET, "/health") => Page::text(StatusCode::OK, "ok\n"),
-        (&Method::GET, "/ready") => match state.unready() {
-            reasons if reasons.is_empty() => Page::text(StatusCode::OK, "ready\n"),
-            reasons => Page::text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
-        },
-        (&Method::GET, "/metrics") => {
-            let accepts = |value: Value<'_>| value.to_str().is_some_and(|list| list.contains("openmetrics-text"));
-            let openmetrics = fields.get_all(header::ACCEPT).any(accepts);
-            let content_type = if openmetrics { OPENMETRICS } else { CLASSIC };
-            Page { status: StatusCode::OK, content_type, body: state.metrics(openmetrics).into() }
-        }
-        (&Method::GET, "/certificates") => Page::json(&state.certificates()),
-        (&Method::GET, "/upstreams") => Page::json(&state.upstreams()),
-        (&Method::GET, "/status") => Page::json(&state.status()),
-        (&Method::POST, "/reload") => match state.reload().await {
-            Reloaded::Fine(said) => Page::text(StatusCode::OK, said),
-            Reloaded::BadFile(report) => Page::text(StatusCode::UNPROCESSABLE_ENTITY, report),
-            Reloaded::Failed(problem) => Page::text(StatusCode::CONFLICT, problem),
-        },
-        (&Method::POST, path) if path.starts_with("/renew/") => {
-            let host = path.trim_start_matches("/renew/").to_ascii_lowercase();
-            if state.renew(&host) {
-                Page::text(
-                    StatusCode::ACCEPTED,
-                    format!("a new certificate for {host} is being ordered; see /certificates\n"),
-                )
-            } else {
-                Page::text(StatusCode::NOT_FOUND, format!("no certificate is ordered for {host}\n"))
-            }
-        }
-        (_, "/health" | "/ready" | "/metrics" | "/certificates" | "/upstreams" | "/status" | "/reload") => {
-            Page::text(StatusCode::METHOD_NOT_ALLOWED, "POST for /reload, GET for the rest\n")
-        }
-        _ => Page::text(
-            StatusCode::NOT_FOUND,
-            "/health /ready /metrics /certificates /upstreams /status, POST /reload /renew/HOST\n",
-        ),
-    }
-}
-
-/// A name that is no address may have been made to point here.
-fn has_plain_host(fields: &Fields) -> bool {
-    let Some(host) = fields.get(header::HOST).and_then(|host| host.to_str()) else { return true };
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    name == "localhost"
-        || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
-        || host.parse::<std::net::IpAddr>().is_ok()
+/// Whether bytes are a token; takes as long whatever they are.
+fn is_token(bytes: &[u8], token: &str) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(bytes, token.as_bytes()).is_ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+
     use super::*;
 
-    struct Fine;
+    /// Handlers of an edge that has nothing.
+    pub struct Fine;
 
     impl AdminHandlers for Fine {
         fn metrics(&self, _openmetrics: bool) -> String {
@@ -271,14 +102,31 @@ mod tests {
         fn unready(&self) -> Vec<String> {
             vec!["nothing works".to_owned()]
         }
-        fn certificates(&self) -> serde_json::Value {
-            serde_json::json!([])
+        fn certificates(&self) -> Vec<Certificate> {
+            Vec::new()
         }
-        fn upstreams(&self) -> serde_json::Value {
-            serde_json::json!([])
+        fn upstreams(&self) -> Vec<Service> {
+            Vec::new()
         }
-        fn status(&self) -> serde_json::Value {
-            serde_json::json!({})
+        fn status(&self) -> Status {
+            Status {
+                version: String::new(),
+                started: time::OffsetDateTime::UNIX_EPOCH,
+                connections: 0,
+                tunnels: 0,
+                unready: self.unready(),
+                clock: None,
+                last_reload: None,
+                certificates: Vec::new(),
+                upstreams: Vec::new(),
+            }
+        }
+        fn overview(&self) -> Overview {
+            let doctor = documents::DoctorRun::default();
+            Overview { status: self.status(), open: Vec::new(), errors: Vec::new(), doctor }
+        }
+        fn traffic(&self, _after: u64) -> Traffic {
+            Traffic { interval: 10, length: 90, last: 0, sites: Vec::new() }
         }
         fn renew(&self, host: &str) -> bool {
             host == "a.example.org"
@@ -286,14 +134,17 @@ mod tests {
         fn reload(&self) -> BoxFuture<'static, Reloaded> {
             Box::pin(async { Reloaded::BadFile("no\n".to_owned()) })
         }
+        fn diagnose(&self) -> bool {
+            true
+        }
     }
 
     #[tokio::test]
-    async fn the_client_and_the_door_understand_each_other() {
+    async fn the_client_and_the_server_understand_each_other() {
         let folder = tempfile::tempdir().unwrap();
         let listen = AdminListen::Unix(folder.path().join("admin.sock"));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        serve(&listen, Arc::new(Fine), &stop, &tasks).unwrap();
+        serve(&listen, &[], Scope::All, Arc::new(Fine), &stop, &tasks).unwrap();
         for (method, path, status) in [
             ("GET", "/health", 200),
             ("GET", "/ready", 503),
@@ -306,15 +157,9 @@ mod tests {
             let (answered, _) = call(&listen, method.parse().unwrap(), path).await.unwrap();
             assert_eq!(answered, status, "{path}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_unix_socket_is_its_owners_from_the_moment_that_it_has_a_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("admin.sock");
-        // Nothing but the bind itself has set them: see there.
-        let _door = AdminServer::open(&AdminListen::Unix(path.clone())).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (_, text) = call(&listen, Method::GET, "/status").await.unwrap();
+        let status: Status = serde_json::from_str(&text).unwrap();
+        assert_eq!(status.unready, ["nothing works"]);
     }
 
     #[tokio::test]
@@ -330,21 +175,6 @@ mod tests {
             let said = call(&listen, Method::GET, "/health").await.unwrap_err().to_string();
             assert!(said.ends_with("is no edge"), "{said}");
             stranger.join().unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn a_web_page_gets_nothing() {
-        for (name, value, allowed) in [
-            ("origin", "https://evil.example", false),
-            ("host", "evil.example:9180", false),
-            ("host", "127.0.0.1:9180", true),
-            ("host", "localhost", true),
-            ("host", "[::1]:9180", true),
-        ] {
-            let fields = Fields::from_iter([(name.parse().unwrap(), Value::new(value.as_bytes()).unwrap())]);
-            let status = page(&Method::GET, "/health", &fields, &Fine).await.status;
-            assert_eq!(status == StatusCode::OK, allowed, "{name}: {value}");
         }
     }
 }

@@ -6,11 +6,11 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,14 +18,18 @@ use tracing::{error, info, warn};
 
 use super::{
     edge::{Edge, StartError},
+    handlers::{AdminCommand, Handlers},
     signal::{Signal, Signals},
 };
 use crate::{
-    admin::{self, Reloaded},
+    admin::{self, AdminHandlers, Reloaded, Scope},
     clock::Clock,
-    config::{self, Plan, plan::AdminListen},
+    config::{
+        self, Plan,
+        plan::{Admin, AdminListen},
+    },
     error::chain,
-    telemetry::{self, Logging, Metrics},
+    telemetry::{Logging, Metrics},
 };
 
 /// How often the file is looked at. Its content is what counts, so that every way of replacing it is seen: in place, by
@@ -61,11 +65,6 @@ pub fn run(path: &Path, plan: Plan) -> Result<Outcome, StartError> {
     outcome
 }
 
-/// Something to do for the operator.
-enum AdminCommand {
-    Reload(oneshot::Sender<Reloaded>),
-}
-
 struct Control {
     path: PathBuf,
     plan: Plan,
@@ -75,9 +74,9 @@ struct Control {
     clock: Clock,
     logging: Arc<Logging>,
     commands: mpsc::Receiver<AdminCommand>,
-    /// What the operator's door shows.
+    /// What the admin server shows and does.
     handlers: Arc<Handlers>,
-    /// Closes it.
+    /// Stops the admin server.
     closing: CancellationToken,
     tasks: TaskTracker,
 }
@@ -93,19 +92,11 @@ impl Control {
     ) -> Result<Self, StartError> {
         let (sender, commands) = mpsc::channel(8);
         let dropped = logging.clone();
-        let handlers = Arc::new(Handlers {
-            metrics: metrics.clone(),
-            snapshot: edge.snapshot(move || dropped.dropped()),
-            upstreams: edge.upstream_status(),
-            certificates: edge.certificates(),
-            commands: sender,
-            started: clock.now(),
-            clock: clock.clone(),
-        });
+        let handlers =
+            Handlers::new(&edge, plan.clone(), metrics.clone(), clock.clone(), move || dropped.dropped(), sender);
+        let handlers = Arc::new(handlers);
         let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
-        if let Some(listen) = &plan.admin {
-            admin::serve(listen, handlers.clone(), &closing, &tasks).map_err(|source| no_door(listen, source))?;
-        }
+        serve_admin(&plan.admin, &handlers, &closing, &tasks)?;
         let seen = content(&path);
         Ok(Self { path, plan, seen, edge, metrics, clock, logging, commands, handlers, closing, tasks })
     }
@@ -122,7 +113,7 @@ impl Control {
                     Signal::Reload => drop(self.reload().await),
                 },
                 _ = looks.tick() => self.look().await,
-                // Without a door there are no orders; as a pattern, the branch then rests instead of spinning.
+                // Without an admin server there are no commands; as a pattern, the branch then rests instead of spinning.
                 Some(AdminCommand::Reload(reply)) = self.commands.recv() => {
                     // Whoever asked may have left.
                     let _ = reply.send(self.reload().await);
@@ -134,6 +125,7 @@ impl Control {
 
     /// Reloads when the content of the file is another than last time.
     async fn look(&mut self) {
+        self.metrics.traffic().sample(Instant::now());
         let shed = self.metrics.take_shed();
         if shed > 0 {
             warn!(connections = shed, "connections over the bound were refused");
@@ -168,19 +160,20 @@ impl Control {
         if let Reloaded::BadFile(problem) | Reloaded::Failed(problem) = &outcome {
             error!(problem, "reload: the old configuration stays");
         }
+        self.handlers.reloaded(&outcome, &self.plan);
         self.metrics.reloaded(matches!(outcome, Reloaded::Fine(_)), self.clock.now());
         notify(&[sd_notify::NotifyState::Ready]);
         outcome
     }
 
-    /// Puts a plan into effect, the operator's door included: all of it or nothing.
+    /// Puts a plan into effect, the admin server included: all of it or nothing.
     async fn take(&mut self, plan: Plan) -> Result<(), StartError> {
         let began = Instant::now();
         let moves = plan.admin != self.plan.admin;
         let closing = if moves { CancellationToken::new() } else { self.closing.clone() };
-        if let Some(listen) = plan.admin.as_ref().filter(|_| moves) {
-            admin::serve(listen, self.handlers.clone(), &closing, &self.tasks)
-                .map_err(|source| no_door(listen, source))?;
+        if moves && let Err(error) = serve_admin(&plan.admin, &self.handlers, &closing, &self.tasks) {
+            closing.cancel();
+            return Err(error);
         }
         if let Err(error) = self.edge.reload(plan.clone()).await {
             if moves {
@@ -209,7 +202,7 @@ impl Control {
             () = second(&mut signals, &self.metrics) => false,
         };
         self.tasks.close();
-        // The door has nothing in flight that matters.
+        // The admin server has nothing in flight that matters.
         let _ = tokio::time::timeout(Duration::from_millis(100), self.tasks.wait()).await;
         if finished {
             info!("stopped; everything in flight was finished");
@@ -221,12 +214,21 @@ impl Control {
     }
 }
 
-fn no_door(listen: &AdminListen, source: io::Error) -> StartError {
-    let place = match listen {
-        AdminListen::Tcp(addr) => addr.to_string(),
-        AdminListen::Unix(path) => path.display().to_string(),
-    };
-    StartError::Admin { place, source }
+/// Serves the admin resources where the plan says: all of them for the operator, numbers for a scraper.
+fn serve_admin(
+    plan: &Admin,
+    handlers: &Arc<Handlers>,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<(), StartError> {
+    let metrics = plan.metrics.map(AdminListen::Tcp);
+    for (listen, scope) in [(&plan.listen, Scope::All), (&metrics, Scope::Scrape)] {
+        let Some(listen) = listen else { continue };
+        let handlers: Arc<dyn AdminHandlers> = handlers.clone();
+        admin::serve(listen, &plan.hosts, scope, handlers, stop, tasks)
+            .map_err(|source| StartError::Admin { place: listen.to_string(), source })?;
+    }
+    Ok(())
 }
 
 /// The second order to stop.
@@ -248,101 +250,6 @@ fn content(path: &Path) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
     Some(hasher.finish())
-}
-
-/// What the operator's door shows and does.
-struct Handlers {
-    metrics: Metrics,
-    snapshot: Arc<dyn Fn() -> telemetry::Snapshot + Send + Sync>,
-    upstreams: Arc<dyn Fn() -> Vec<crate::upstream::Status> + Send + Sync>,
-    certificates: Arc<crate::cert::Manager>,
-    commands: mpsc::Sender<AdminCommand>,
-    started: SystemTime,
-    clock: Clock,
-}
-
-impl admin::AdminHandlers for Handlers {
-    fn metrics(&self, openmetrics: bool) -> String {
-        let text = self.metrics.render(&self.snapshot);
-        if openmetrics { text } else { telemetry::classic(&text) }
-    }
-
-    fn unready(&self) -> Vec<String> {
-        let now = self.clock.now();
-        let certificates = self.certificates.status().into_iter().filter_map(|status| match status.not_after {
-            None => Some(format!("{} has no certificate", status.host)),
-            Some(end) if end <= now => Some(format!("the certificate of {} has expired", status.host)),
-            Some(_) => None,
-        });
-        let down = (self.upstreams)().into_iter().filter(|upstream| !upstream.up);
-        certificates.chain(down.map(|upstream| format!("{} does not answer", upstream.server))).collect()
-    }
-
-    fn certificates(&self) -> serde_json::Value {
-        let one = |status: crate::cert::Status| {
-            serde_json::json!({
-                "host": &*status.host,
-                "source": status.source,
-                "not_after": status.not_after.map(rfc3339),
-                "next": status.next.map(rfc3339),
-                "progress": status.progress,
-                "failures": status.failures,
-                "last_error": status.last_error,
-                "last_failure": status.failed_at.map(rfc3339),
-            })
-        };
-        self.certificates.status().into_iter().map(one).collect()
-    }
-
-    fn upstreams(&self) -> serde_json::Value {
-        let one = |status: crate::upstream::Status| {
-            serde_json::json!({
-                "upstream": &*status.name,
-                "server": status.server,
-                "up": status.up,
-                "in_flight": status.in_flight,
-                "idle": status.idle,
-                "dial_failures": status.dial_failures,
-                "retries": status.retries,
-            })
-        };
-        (self.upstreams)().into_iter().map(one).collect()
-    }
-
-    fn status(&self) -> serde_json::Value {
-        let snapshot = (self.snapshot)();
-        serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "started": rfc3339(self.started),
-            "connections": snapshot.connections,
-            "tunnels": self.metrics.tunnels().load(std::sync::atomic::Ordering::Relaxed),
-            "unready": self.unready(),
-            "clock": self.certificates.clock_offset(),
-            "certificates": self.certificates(),
-            "upstreams": self.upstreams(),
-        })
-    }
-
-    fn renew(&self, host: &str) -> bool {
-        self.certificates.renew(host)
-    }
-
-    fn reload(&self) -> futures_util::future::BoxFuture<'static, Reloaded> {
-        let commands = self.commands.clone();
-        Box::pin(async move {
-            let (reply, answer) = oneshot::channel();
-            let stopping = || Reloaded::Failed("the process is stopping\n".to_owned());
-            if commands.send(AdminCommand::Reload(reply)).await.is_err() {
-                return stopping();
-            }
-            answer.await.unwrap_or_else(|_| stopping())
-        })
-    }
-}
-
-fn rfc3339(at: SystemTime) -> String {
-    let at = time::OffsetDateTime::from(at).replace_nanosecond(0).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }
 
 impl From<io::Error> for StartError {

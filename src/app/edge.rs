@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use super::{
+    handlers::{ServiceStatus, services},
     pipeline::{ListenerKind, Logged, Pipeline},
     stack::{Generation, Http01},
     worker::Worker,
@@ -228,11 +229,11 @@ impl Edge {
         })
     }
 
-    /// What every server of every upstream is doing.
+    /// What every service is doing.
     #[must_use]
-    pub fn upstream_status(&self) -> Arc<dyn Fn() -> Vec<upstream::Status> + Send + Sync> {
+    pub fn services(&self) -> Arc<dyn Fn() -> Vec<ServiceStatus> + Send + Sync> {
         let pipeline = self.pipeline.clone();
-        Arc::new(move || pipeline.current.load().upstreams().flat_map(upstream::Upstream::status).collect())
+        Arc::new(move || services(&pipeline.current.load()))
     }
 
     /// Listens on every worker. The first one says which port it got where 0 was asked for.
@@ -315,8 +316,8 @@ fn acme_clients(plan: &Plan) -> Result<impl Fn(&Directory) -> Fetch + Sync + use
 }
 
 fn upstreams(current: &Generation) -> Vec<(Arc<str>, String, bool, usize, usize, u64)> {
-    let status = current.upstreams().flat_map(upstream::Upstream::status);
-    status.map(|s| (s.name, s.server, s.up, s.in_flight, s.idle, s.dial_failures)).collect()
+    let status = services(current).into_iter();
+    status.map(|(_, s)| (s.name, s.server, s.up, s.in_flight, s.idle, s.dial_failures)).collect()
 }
 
 fn certificate(status: cert::Status) -> telemetry::Certificate {

@@ -6,6 +6,7 @@
 mod checkup;
 mod control;
 mod edge;
+mod handlers;
 mod pipeline;
 mod rtc_probe;
 mod signal;

@@ -132,11 +132,13 @@ impl Generation {
         self.settings.clone()
     }
 
-    /// The upstreams, for probes and for the admin's eyes.
-    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
-        self.router.sites().flat_map(|(_, site)| site.routes()).filter_map(|route| match &route.action {
-            Action::Proxy(upstream) => Some(upstream),
-            Action::Redirect(_) | Action::Respond(_) | Action::NotFound => None,
+    /// The upstreams and what leads to them, a host or a host and a path, for the admin.
+    pub fn services(&self) -> impl Iterator<Item = (String, &Upstream)> {
+        self.router.sites().flat_map(|(host, site)| {
+            site.routes().filter_map(move |(prefix, route)| match &route.action {
+                Action::Proxy(upstream) => Some((format!("{host}{}", prefix.trim_end_matches('/')), upstream)),
+                Action::Redirect(_) | Action::Respond(_) | Action::NotFound => None,
+            })
         })
     }
 
@@ -144,13 +146,18 @@ impl Generation {
     /// rest, to a worker.
     pub fn rtc_probes(&self) -> impl Iterator<Item = rtc_probe::Probe> {
         self.router.sites().flat_map(|(host, site)| {
-            site.routes().filter_map(move |route| {
+            site.routes().filter_map(move |(_, route)| {
                 let endpoint = route.transports.as_ref()?.token_endpoint()?;
                 let asked = site.route(plan::RTC_GET_TOKEN[0]).filter(|asked| asked.kind == SiteKind::Synapse);
                 let Action::Proxy(upstream) = &asked.unwrap_or(route).action else { return None };
                 Some(rtc_probe::Probe { host: host.to_owned(), upstream: upstream.clone(), endpoint })
             })
         })
+    }
+
+    /// The upstreams, for probes.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.services().map(|(_, upstream)| upstream)
     }
 
     /// Walks to where something has to be waited for.
@@ -269,7 +276,7 @@ impl Generation {
         route: &Route,
         upstream: &Upstream,
     ) -> Result<Dispatch, ProxyError> {
-        context.exchange.to_upstream(upstream.name());
+        context.exchange.to_upstream(upstream.name(), route.kind);
         loop_detection::check(&request.fields)?;
         if let Some(prefix) = &route.strip {
             strip_prefix(&mut request, prefix)?;
@@ -454,7 +461,7 @@ fn finish(answer: Result<Response, ProxyError>, context: RequestContext<'_>) -> 
     if context.hsts {
         response_head::hsts(&mut response.fields, context.conn.tls.is_some());
     }
-    context.exchange.finish(response, error.as_ref())
+    context.exchange.finish(response, error.as_ref(), context.client.id.as_str())
 }
 
 /// Redirects of the well-known path carry the same CORS fields as its documents, or a browser does not follow them.

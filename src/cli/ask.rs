@@ -1,28 +1,43 @@
 //! Commands that ask the running edge.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use http::Method;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{BAD_CONFIG, FAILED, Failure, Outcome, print, warn};
 use crate::{
-    admin,
-    config::{self, plan::Hostname},
+    admin::{
+        self,
+        documents::{Service, ServiceState, Status},
+    },
+    config::{
+        self,
+        plan::{AdminListen, Hostname},
+    },
 };
 
 /// Asks the running edge. The file may be bad by now, which is the edge's to say; where nobody answers, it is ours.
 fn ask(named: Option<PathBuf>, method: Method, path: &str) -> Result<(u16, String), Failure> {
     let file = config::locate(named)?;
-    let door = config::door(&file)?.ok_or_else(|| anyhow!("admin.listen is off, so nobody can be asked"))?;
+    let listen = admin_listen(&file)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(admin::call(&door, method, path)) {
+    match runtime.block_on(admin::call(&listen, method, path)) {
         Ok(answer) => Ok(answer),
         Err(error) => {
             config::load(&file)?;
             Err(error.into())
         }
     }
+}
+
+fn admin_listen(file: &Path) -> Result<AdminListen, Failure> {
+    let listen = config::admin_listen(file)?;
+    Ok(listen.ok_or_else(|| anyhow!("admin.listen is off, so no running edge can be asked"))?)
 }
 
 /// `vestibule reload`: the answer is what the edge says, diagnostics included.
@@ -62,46 +77,80 @@ pub fn status(named: Option<PathBuf>, json: bool) -> Outcome {
     if json {
         return print(said);
     }
-    let value: serde_json::Value = serde_json::from_str(&said)?;
-    print(words(&value)?)
+    let status: Status = serde_json::from_str(&said).context("what answers is no edge of this version")?;
+    print(words(&status))
 }
 
-fn words(value: &serde_json::Value) -> anyhow::Result<String> {
-    let Some(version) = value["version"].as_str() else { bail!("what answers is no edge") };
+/// `vestibule dashboard`.
+pub fn dashboard(named: Option<PathBuf>, port: u16) -> Outcome {
+    let socket = match admin_listen(&config::locate(named)?)? {
+        AdminListen::Unix(socket) => socket,
+        AdminListen::Tcp(addr) => return print(format_args!("http://{addr}/\n")),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let dashboard = admin::Dashboard::open(socket, port).await?;
+        print(format_args!(
+            "{}\nThis address is a key: whoever has it may reload and renew. Ctrl-C ends it.\n",
+            dashboard.url()?
+        ))?;
+        tokio::select! {
+            served = dashboard.run() => served?,
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn words(status: &Status) -> String {
     let mut lines = vec![
-        format!("vestibule {version}, since {}", value["started"].as_str().unwrap_or("?")),
-        format!("{} connections, {} tunnels", value["connections"], value["tunnels"]),
+        format!("vestibule {}, since {}", status.version, date(status.started)),
+        format!("{} connections, {} tunnels", status.connections, status.tunnels),
     ];
-    for reason in value["unready"].as_array().into_iter().flatten() {
-        lines.push(format!("not ready: {}", reason.as_str().unwrap_or_default()));
+    lines.extend(status.unready.iter().map(|reason| format!("not ready: {reason}")));
+    if let Some(reload) = status.last_reload.as_ref().filter(|reload| !reload.succeeded) {
+        lines.push(format!("the reload of {} failed; see `vestibule check`", date(reload.at)));
     }
-    if let Some(clock) = value["clock"].as_str() {
+    if let Some(clock) = &status.clock {
         lines.push(format!("clock: {clock}"));
     }
     lines.push("\ncertificates".to_owned());
-    for certificate in value["certificates"].as_array().into_iter().flatten() {
-        let text = |key: &str| certificate[key].as_str().unwrap_or("-").to_owned();
+    for certificate in &status.certificates {
+        let date = |at: Option<OffsetDateTime>| at.map_or_else(|| "-".to_owned(), date);
         // On two lines, for terminals of 80 columns.
-        lines.push(format!("  {}", text("host")));
-        lines.push(format!("    {}, ends {}, next {}", text("source"), text("not_after"), text("next")));
-        if let Some(progress) = certificate["progress"].as_str() {
-            lines.push(format!("    now: {}", progress.replace(char::is_control, " ")));
+        lines.push(format!("  {}", certificate.host));
+        let (ends, next) = (date(certificate.not_after), date(certificate.next));
+        lines.push(format!("    {}, ends {ends}, next {next}", certificate.source));
+        if let Some(progress) = &certificate.progress {
+            lines.push(format!("    now: {}", printable(progress)));
         }
-        if let Some(error) = certificate["last_error"].as_str() {
-            // In the words of the CA, which may speak to the terminal.
-            let error = error.replace(char::is_control, " ");
-            lines.push(format!("    failures: {}, the last: {error}", certificate["failures"]));
+        if let Some(error) = &certificate.last_error {
+            lines.push(format!("    failures: {}, the last: {}", certificate.failures, printable(error)));
         }
     }
     lines.push("\nupstreams".to_owned());
-    for upstream in value["upstreams"].as_array().into_iter().flatten() {
-        let up = if upstream["up"].as_bool().unwrap_or_default() { "up" } else { "down" };
-        lines.push(format!(
-            "  {:40} {up:4} {} in flight, {} idle",
-            upstream["server"].as_str().unwrap_or("?"),
-            upstream["in_flight"],
-            upstream["idle"]
-        ));
+    for service in &status.upstreams {
+        let state = match service.state {
+            ServiceState::Up => "up",
+            ServiceState::Slow => "slow",
+            ServiceState::Down => "down",
+        };
+        let Service { server, in_flight, idle, .. } = service;
+        lines.push(format!("  {server:40} {state:4} {in_flight} in flight, {idle} idle"));
+        lines.push(format!("    {}", service.sites.join(", ")));
+        if let Some(why) = &service.why {
+            let since = service.since.map_or(String::new(), |since| format!(" since {}", date(since)));
+            lines.push(format!("    {state}{since}: {}", printable(why)));
+        }
     }
-    Ok(lines.join("\n") + "\n")
+    lines.join("\n") + "\n"
+}
+
+fn date(at: OffsetDateTime) -> String {
+    at.format(&Rfc3339).unwrap_or_default()
+}
+
+/// Words of others, which may speak to the terminal.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }

@@ -86,6 +86,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the address of the running edge's page; for a unix socket, serve it on a loopback port until Ctrl-C
+    Dashboard {
+        /// The port; any that is free unless this is set
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
     /// Exit with 0 if the running edge answers
     Healthcheck,
     /// Print the JSON Schema of the configuration file
@@ -115,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Reload => ask::reload(cli.config),
         Command::Renew { host } => ask::renew(cli.config, &host),
         Command::Status { json } => ask::status(cli.config, json),
+        Command::Dashboard { port } => ask::dashboard(cli.config, port),
         Command::Healthcheck => ask::healthcheck(cli.config),
         Command::Schema => print(format_args!("{:#}\n", config::schema())),
         Command::Reference => print(config::markdown()),

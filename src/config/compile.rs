@@ -5,9 +5,9 @@ use std::{net::SocketAddr, num::NonZeroUsize, ops::Range, sync::Arc, time::Durat
 use super::{
     kind,
     plan::{
-        Acme, Action, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Encoding, FixedAnswer,
-        Kind, Limits, Listen, Log, Matrix, Plan, Route, RtcDocuments, RtcTransport, Server, Site, SiteTls, Timeouts,
-        TlsVersion, Upstream, WellKnown,
+        Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Encoding,
+        FixedAnswer, Kind, Limits, Listen, Log, Matrix, Plan, Route, RtcDocuments, RtcTransport, Server, Site, SiteTls,
+        Timeouts, TlsVersion, Upstream, WellKnown,
     },
     raw::{self, Issuer, Raw, RtcService},
     tree::{At, Reader},
@@ -79,7 +79,11 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
             access: raw.log.access.is_none_or(|access| access.value),
             client_ip: raw.log.client_ip.map_or(ClientIpLog::Full, |how| how.value),
         },
-        admin: admin(&raw.admin, reader),
+        admin: Admin {
+            listen: admin_listen(&raw.admin, reader),
+            hosts: raw.admin.hosts.as_ref().map(|hosts| hosts.value.clone()).unwrap_or_default(),
+            metrics: raw.admin.metrics.as_ref().map(|metrics| metrics.value),
+        },
         matrix,
     }
 }
@@ -504,7 +508,7 @@ fn timeouts(raw: &raw::Timeouts) -> Timeouts {
     }
 }
 
-pub fn admin(raw: &raw::Admin, reader: &Reader<'_>) -> Option<AdminListen> {
+pub fn admin_listen(raw: &raw::Admin, reader: &Reader<'_>) -> Option<AdminListen> {
     let Some(listen) = &raw.listen else { return Some(AdminListen::Tcp(ADMIN)) };
     match &listen.value {
         raw::AdminListen::Off => None,

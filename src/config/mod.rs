@@ -83,13 +83,13 @@ pub fn load_and_inspect(path: &Path, inspect: &Inspect<'_>) -> Result<(Plan, Rep
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn door(path: &Path) -> Result<Option<AdminListen>, Box<Report>> {
+pub fn admin_listen(path: &Path) -> Result<Option<AdminListen>, Box<Report>> {
     let (name, text) = read(path)?;
     let source = Source::new(&name, &text, folder(path), &|name| env::var(name).ok(), &mut Vec::new());
     let (document, _) = toml::de::DeTable::parse_recoverable(&source.expanded);
     let reader = Reader::new(&source);
     let raw = raw::read(&reader, document.get_ref(), document.span());
-    Ok(compile::admin(&raw.admin, &reader))
+    Ok(compile::admin_listen(&raw.admin, &reader))
 }
 
 /// The name of a site, a wildcard included, as a command takes it.

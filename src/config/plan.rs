@@ -37,8 +37,8 @@ pub struct Plan {
     pub timeouts: Timeouts,
     /// What is logged and how.
     pub log: Log,
-    /// Where `/health`, `/metrics` and the rest are served.
-    pub admin: Option<AdminListen>,
+    /// The admin server.
+    pub admin: Admin,
     /// What the Matrix deployment behind the sites looks like, for `doctor` and the words of `check`.
     pub matrix: Option<Matrix>,
 }
@@ -602,6 +602,17 @@ impl ClientIpLog {
     }
 }
 
+/// `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Where everything is served.
+    pub listen: Option<AdminListen>,
+    /// Names by which it may be asked, besides addresses and localhost; in lower case.
+    pub hosts: Vec<String>,
+    /// Where `/metrics` and `/health` alone are served.
+    pub metrics: Option<SocketAddr>,
+}
+
 /// `admin.listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdminListen {
@@ -609,6 +620,15 @@ pub enum AdminListen {
     Tcp(SocketAddr),
     /// A socket in the file system, mode 0600.
     Unix(PathBuf),
+}
+
+impl fmt::Display for AdminListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// The Matrix deployment, as derived from `[matrix]` and the sites.

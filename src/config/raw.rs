@@ -212,6 +212,8 @@ pub struct Log {
 pub struct Admin {
     pub listen: Option<At<AdminListen>>,
     pub allow_remote: Option<At<bool>>,
+    pub hosts: Option<At<Vec<String>>>,
+    pub metrics: Option<At<SocketAddr>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -266,6 +268,8 @@ pub fn read(reader: &Reader<'_>, table: &DeTable<'_>, span: Range<usize>) -> Raw
     if let Some(section) = file.section("admin") {
         raw.admin.listen = section.get("listen", parsed(admin_listen));
         raw.admin.allow_remote = section.get("allow_remote", boolean);
+        raw.admin.hosts = section.get("hosts", list(parsed(admin_host)));
+        raw.admin.metrics = section.get("metrics", parsed(value::address));
         section.finish();
     }
     file.finish();
@@ -595,6 +599,15 @@ fn log(section: Section<'_, '_, '_>) -> Log {
     };
     section.finish();
     log
+}
+
+/// A `Host` without its port. Names of containers have an underscore now and then.
+fn admin_host(text: &str) -> Result<String, Problem> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.is_empty() || !text.chars().all(is_name) {
+        return Err(Problem::new("write the name alone, without scheme and port"));
+    }
+    Ok(text.trim_end_matches('.').to_ascii_lowercase())
 }
 
 fn admin_listen(text: &str) -> Result<AdminListen, Problem> {

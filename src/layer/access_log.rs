@@ -18,11 +18,12 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::{
-    config::plan::ClientIpLog,
+    clock::Clock,
+    config::plan::{ClientIpLog, Kind as SiteKind},
     conn::{ConnInfo, Phase, Phases, TunnelEnd},
-    error::{Fault, Kind, ProxyError},
+    error::{Fault, Kind, ProxyError, chain},
     message::{Body, BodyError, Request, Response, UpgradeHandler},
-    telemetry::{Metrics, SiteNumbers, redact_target},
+    telemetry::{Metrics, RecentError, SiteNumbers, redact_target},
 };
 
 /// Starts the record of every exchange.
@@ -70,6 +71,7 @@ impl AccessLog {
             ended: End::ClientLeft,
             status: None,
             head: None,
+            is_call: false,
         }))
     }
 
@@ -110,6 +112,8 @@ struct Open {
     ended: End,
     status: Option<StatusCode>,
     head: Option<std::time::Duration>,
+    /// A tunnel that it becomes is a call: it leads to an SFU.
+    is_call: bool,
 }
 
 /// How an exchange ended.
@@ -130,8 +134,11 @@ impl Exchange {
         }
     }
 
-    /// The upstream that the request goes to.
-    pub fn to_upstream(&mut self, upstream: &Arc<str>) {
+    /// The upstream that the request goes to, and what it is.
+    pub fn to_upstream(&mut self, upstream: &Arc<str>, kind: SiteKind) {
+        if let Some(open) = &mut self.0 {
+            open.is_call = kind == SiteKind::Livekit;
+        }
         if let Some(entry) = self.0.as_mut().and_then(|open| open.entry.as_mut()) {
             entry.upstream = Some(upstream.clone());
         }
@@ -145,7 +152,7 @@ impl Exchange {
 
     /// The head of the answer is known. The record is written when its body has ended.
     #[must_use]
-    pub fn finish(mut self, mut response: Response, error: Option<&ProxyError>) -> Response {
+    pub fn finish(mut self, mut response: Response, error: Option<&ProxyError>, id: &str) -> Response {
         let Some(mut open) = self.0.take() else { return response };
         let head = open.began.elapsed();
         open.site.answered(&open.method, response.status, head);
@@ -154,23 +161,28 @@ impl Exchange {
         if let Some(error) = error {
             open.ended = End::Failed(error.kind);
         }
-        let Some(entry) = &open.entry else {
-            // Nothing will be written, so nothing has to be watched.
-            open.ended = End::Complete;
-            return response;
-        };
-        let bytes_out = entry.bytes_out.clone();
+        if response.status.is_server_error() {
+            let reason = error.map_or_else(|| "the service answered so".to_owned(), |error| chain(error));
+            open.failed(id, response.status, reason);
+        }
         if let Some(tunnel) = response.takeover.take() {
+            let counted = open.site.tunnel(open.is_call);
             response.takeover = Some(UpgradeHandler::new(move |io, early| {
                 Box::pin(async move {
                     // Named, so that the whole record moves in here and is written when the tunnel ends.
-                    let mut open = open;
+                    let (mut open, _counted) = (open, counted);
                     tunnel.run(io, early).await;
                     open.count_tunnel();
                 })
             }));
             return response;
         }
+        let Some(entry) = &open.entry else {
+            // Nothing will be written, so nothing has to be watched.
+            open.ended = End::Complete;
+            return response;
+        };
+        let bytes_out = entry.bytes_out.clone();
         if open.method == Method::HEAD || response.body.is_empty() {
             open.complete();
             return response;
@@ -194,6 +206,20 @@ impl Open {
         if self.ended == End::ClientLeft {
             self.ended = End::Complete;
         }
+    }
+
+    /// Keeps an error for those who watch.
+    fn failed(&self, id: &str, status: StatusCode, reason: String) {
+        let target = self.entry.as_ref().map_or("", |entry| &entry.target);
+        self.site.failed(RecentError {
+            at: Clock::system().now().into(),
+            request_id: id.to_owned(),
+            site: self.site.name().to_owned(),
+            method: self.method.to_string(),
+            uri: redact_target(target).into_owned(),
+            status: status.as_u16(),
+            reason,
+        });
     }
 
     fn count_tunnel(&mut self) {
@@ -287,6 +313,8 @@ fn failed_phase(kind: Kind, phases: &Phases) -> Option<&'static str> {
 impl Drop for Open {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
+            let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+            self.site.moved(read(&entry.bytes_in), read(&entry.bytes_out));
             self.write(&entry);
         }
     }

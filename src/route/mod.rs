@@ -76,9 +76,9 @@ impl<S, R> Site<S, R> {
         self.routes.iter().find(|(prefix, _)| is_under(path, prefix)).map(|(_, route)| route)
     }
 
-    /// All routes, longest prefix first.
-    pub fn routes(&self) -> impl Iterator<Item = &R> {
-        self.routes.iter().map(|(_, route)| route)
+    /// All routes with their prefixes, the longest first.
+    pub fn routes(&self) -> impl Iterator<Item = (&str, &R)> {
+        self.routes.iter().map(|(prefix, route)| (&**prefix, route))
     }
 }
 

@@ -23,8 +23,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::traffic::{RecentError, Totals, Traffic};
+
 /// Bounds of the latency histogram in seconds: from what the edge itself takes to what a long poll takes.
-const LATENCY: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
+pub(super) const LATENCY: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -101,6 +103,7 @@ struct Inner {
     saved: Arc<AtomicU64>,
     started: SystemTime,
     shed: AtomicI64,
+    traffic: Traffic,
 }
 
 impl Metrics {
@@ -127,6 +130,7 @@ impl Metrics {
             saved: Arc::default(),
             started,
             shed: AtomicI64::new(0),
+            traffic: Traffic::default(),
         }))
     }
 
@@ -134,11 +138,18 @@ impl Metrics {
     #[must_use]
     pub fn of_site(&self, name: Arc<str>) -> SiteNumbers {
         SiteNumbers(Arc::new(PerSite {
+            totals: self.0.traffic.totals(&name),
             name,
             metrics: self.clone(),
             latency: OnceLock::new(),
             requests: Default::default(),
         }))
+    }
+
+    /// Traffic of the last quarter of an hour, and the last errors.
+    #[must_use]
+    pub fn traffic(&self) -> &Traffic {
+        &self.0.traffic
     }
 
     /// A connection over a bound.
@@ -251,6 +262,7 @@ pub struct SiteNumbers(Arc<PerSite>);
 struct PerSite {
     name: Arc<str>,
     metrics: Metrics,
+    totals: Arc<Totals>,
     latency: OnceLock<Histogram>,
     /// By method and class of status.
     requests: [[OnceLock<Counter>; CLASSES]; METHODS.len()],
@@ -269,9 +281,29 @@ impl SiteNumbers {
         self.0.metrics.is_cut()
     }
 
+    /// Counts the bytes of an exchange that has ended.
+    pub fn moved(&self, bytes_in: u64, bytes_out: u64) {
+        self.0.totals.moved(bytes_in, bytes_out);
+    }
+
+    /// Counts a tunnel, which may be a call, until the guard is dropped.
+    #[must_use]
+    pub fn tunnel(&self, is_call: bool) -> OpenTunnel {
+        let totals = self.0.totals.clone();
+        totals.tunnels.fetch_add(1, Ordering::Relaxed);
+        totals.calls.fetch_add(usize::from(is_call), Ordering::Relaxed);
+        OpenTunnel { totals, is_call }
+    }
+
+    /// Keeps an error for those who watch.
+    pub fn failed(&self, error: RecentError) {
+        self.0.metrics.0.traffic.failed(error);
+    }
+
     /// Counts an answer.
     pub fn answered(&self, method: &Method, status: StatusCode, head: Duration) {
-        let PerSite { name, metrics, latency, requests } = &*self.0;
+        let PerSite { name, metrics, totals, latency, requests } = &*self.0;
+        totals.answered(head);
         let (method, class) = (method_index(method), status.as_u16() / 100);
         let count = || {
             let labels = RequestLabels { site: name.clone(), method: METHODS[method], status: Class(class) };
@@ -283,6 +315,19 @@ impl SiteNumbers {
         };
         let find = || metrics.0.latency.get_or_create(&SiteLabels { site: name.clone() }).clone();
         latency.get_or_init(find).observe(head.as_secs_f64());
+    }
+}
+
+/// A tunnel that is open.
+pub struct OpenTunnel {
+    totals: Arc<Totals>,
+    is_call: bool,
+}
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.totals.tunnels.fetch_sub(1, Ordering::Relaxed);
+        self.totals.calls.fetch_sub(usize::from(self.is_call), Ordering::Relaxed);
     }
 }
 

@@ -3,6 +3,7 @@
 mod metrics;
 mod redact;
 mod throttle;
+mod traffic;
 mod writer;
 
 use std::{io::IsTerminal as _, panic};
@@ -11,9 +12,10 @@ use tracing::error;
 use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _};
 
 pub use self::{
-    metrics::{Certificate, Class, Metrics, SiteNumbers, Snapshot, classic},
+    metrics::{Certificate, Class, Metrics, OpenTunnel, SiteNumbers, Snapshot, classic},
     redact::redact_target,
     throttle::LogThrottle,
+    traffic::{INTERVAL as TRAFFIC_INTERVAL, LENGTH as TRAFFIC_LENGTH, RecentError, Sample, Traffic},
     writer::{DroppedLines, Flush},
 };
 use crate::config::plan::{Log, LogFormat};

@@ -14,7 +14,10 @@ use super::{
     Upstream,
     connect::{self, DialError, Target, UpstreamConnection},
 };
-use crate::{conn::Phases, error::ProxyError};
+use crate::{
+    conn::Phases,
+    error::{ProxyError, chain},
+};
 
 /// Pauses between dials that are refused: short at first, since a restart often takes less than a blink.
 const PAUSES: [Duration; 4] =
@@ -95,7 +98,7 @@ impl Upstream {
         if endpoint.is_silent() && self.0.outage.lasted() > self.0.plan.retry_connect {
             return Err(DialError::TimedOut);
         }
-        let env = &self.0.env;
+        let (env, began) = (&self.0.env, Instant::now());
         let dialling = async {
             let _turn = endpoint.dialling.acquire().await.map_err(|_| DialError::TimedOut)?;
             if options.may_reuse
@@ -115,8 +118,14 @@ impl Upstream {
         let dialled = timeout(self.0.plan.connect_timeout, dialling).await.unwrap_or(Err(DialError::TimedOut));
         match &dialled {
             Ok(Dialled { is_reused: true, .. }) | Err(DialError::NoSocket(_)) => {}
-            Ok(_) => self.report_answer(index),
-            Err(error) => endpoint.eject(matches!(error, DialError::TimedOut)),
+            Ok(_) => {
+                self.report_answer(index);
+                endpoint.observation.answered(began.elapsed());
+            }
+            Err(error) => {
+                endpoint.eject(matches!(error, DialError::TimedOut));
+                endpoint.observation.failed(chain(error));
+            }
         }
         dialled
     }

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use http::{HeaderValue, header};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -45,10 +45,16 @@ pub async fn probe(upstream: Upstream, stop: CancellationToken) {
 }
 
 async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) {
+    let began = Instant::now();
     let Some(answers) = timeout(PROBE_TIMEOUT, send_probe(upstream, index, health)).await.unwrap_or(Some(false)) else {
         return;
     };
     let endpoint = &upstream.0.endpoints[index];
+    if answers {
+        endpoint.observation.answered(began.elapsed());
+    } else {
+        endpoint.observation.failed(UnhealthyStatus.to_string());
+    }
     let before = endpoint.healthy.swap(answers, Ordering::Relaxed);
     if answers {
         // Whoever answers can be reached.
@@ -69,9 +75,9 @@ async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) 
 }
 
 async fn seek(upstream: &Upstream, index: usize) {
-    if !upstream.0.endpoints[index].reached.load(Ordering::Relaxed)
-        && matches!(dial(upstream, index).await, Ok(Some(_)))
-    {
+    let (endpoint, began) = (&upstream.0.endpoints[index], Instant::now());
+    if !endpoint.reached.load(Ordering::Relaxed) && matches!(dial(upstream, index).await, Ok(Some(_))) {
+        endpoint.observation.answered(began.elapsed());
         upstream.report_answer(index);
     }
 }

@@ -8,6 +8,7 @@ mod client;
 mod connect;
 mod dial;
 mod health;
+mod observation;
 mod pool;
 mod read_buffer;
 mod resolve;
@@ -17,6 +18,7 @@ mod upload;
 mod websocket;
 
 pub use health::probe;
+pub use observation::Condition;
 
 use std::{
     sync::{
@@ -35,6 +37,7 @@ use self::{
     client::{Outgoing, ReceivedResponse, SendError},
     connect::{DialError, UpstreamConnection},
     dial::{DialOptions, Dialled, MOST_AT_ONCE, Outage},
+    observation::Observation,
     pool::Pool,
     resolve::Resolver,
 };
@@ -100,6 +103,7 @@ struct Endpoint {
     /// Whether the last dial ended by its time limit.
     timed_out: AtomicBool,
     dial_failures: AtomicU64,
+    observation: Observation,
     epoch: Instant,
 }
 
@@ -112,6 +116,12 @@ pub struct Status {
     pub server: String,
     /// Whether it is believed to answer.
     pub up: bool,
+    /// The same in finer steps.
+    pub condition: Condition,
+    /// How long that has been so.
+    pub since: Duration,
+    /// Why it is down or slow.
+    pub why: Option<String>,
     /// Requests in flight.
     pub in_flight: usize,
     /// Pooled connections.
@@ -189,14 +199,20 @@ impl Upstream {
     /// What is known of each endpoint.
     #[must_use]
     pub fn status(&self) -> Vec<Status> {
-        let status = |endpoint: &Endpoint| Status {
-            name: self.0.plan.name.clone(),
-            server: endpoint.server.to_string(),
-            up: endpoint.answers(),
-            in_flight: endpoint.in_flight.load(Ordering::Relaxed),
-            idle: endpoint.pool.len(),
-            dial_failures: endpoint.dial_failures.load(Ordering::Relaxed),
-            retries: self.0.retries.load(Ordering::Relaxed),
+        let status = |endpoint: &Endpoint| {
+            let (up, seen) = (endpoint.answers(), endpoint.observation.seen());
+            Status {
+                name: self.0.plan.name.clone(),
+                server: endpoint.server.to_string(),
+                up,
+                condition: if up { seen.condition.min(Condition::Slow) } else { Condition::Down },
+                since: seen.since.elapsed(),
+                why: seen.why,
+                in_flight: endpoint.in_flight.load(Ordering::Relaxed),
+                idle: endpoint.pool.len(),
+                dial_failures: endpoint.dial_failures.load(Ordering::Relaxed),
+                retries: self.0.retries.load(Ordering::Relaxed),
+            }
         };
         self.0.endpoints.iter().map(status).collect()
     }
@@ -230,6 +246,7 @@ impl Endpoint {
             reached: true.into(),
             timed_out: false.into(),
             dial_failures: AtomicU64::new(0),
+            observation: Observation::new(),
             epoch: Instant::now(),
         }
     }
