@@ -25,7 +25,7 @@ HOSTS = ["matrix.example.org", "jwt.example.org", "rtc.example.org", "example.or
 def make_authority(folder):
     """A CA for the directory's own TLS, and a certificate for localhost."""
     run = lambda *arguments: subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "400"]
     run(*new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=directory CA")
     run(*new, "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", "localhost.key", "-out", "localhost.pem", "-subj", "/CN=localhost",
         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE")

@@ -63,19 +63,17 @@ has_faketime = shutil.which("faketime") is not None
 
 
 @pytest.mark.skipif(not has_faketime, reason="faketime cannot be had here")
-@pytest.mark.parametrize("shift", ["+100d", "-400d"])
-def test_a_wrong_clock_orders_once_and_is_told(stage, shift):
-    moved = ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", shift]
-    ca, edge = stage(hosts=[HOST], within=moved, more="", between={})
+def test_a_clock_that_is_ahead_orders_once_and_is_told(stage):
+    """What is issued has expired by this clock; a clock further behind would not trust the directory's own certificate."""
+    moved = ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", "+100d"]
+    ca, edge = stage(hosts=[HOST], within=moved, between={})
     wait_for("a certificate", lambda: edge.served(HOST), 60)
     time.sleep(15)
     assert ca.between.count("/order-plz") == 1, ca.between.seen
-    words = "ahead of" if shift.startswith("+") else "behind"
-    assert f"{words} the CA's" in edge.log()
+    assert "ahead of the CA's" in edge.log()
     status = subprocess.run([BINARY, "--config", edge.folder / "vestibule.toml", "status"], capture_output=True, text=True).stdout
     assert "this machine's clock is" in status, status
-    if shift.startswith("+"):
-        assert "due or over by this machine's clock" in edge.status()[HOST]["last_error"]
+    assert "due or over by this machine's clock" in edge.status()[HOST]["last_error"]
 
 
 # Company
