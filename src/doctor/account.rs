@@ -362,7 +362,8 @@ impl Session<'_> {
             Ok(response) => refused_by_homeserver(&check, &response, &url, old.livekit_url.as_deref(), named),
             Err(error) => check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
         };
-        let fault = |finding: &Finding| finding.fix.as_ref().and(finding.id.rsplit('.').next().map(str::to_owned));
+        let fault =
+            |finding: &Finding| finding.fix.as_ref().and_then(|_| finding.id.rsplit('.').next().map(str::to_owned));
         match old.findings.iter().find(|finding| fault(finding).is_some()) {
             Some(same) if fault(same) == fault(&finding) => check.skip(format!("for the same reason ({})", same.id)),
             _ => finding,
@@ -412,7 +413,8 @@ impl Session<'_> {
             Err(error) => return Some(check.skip(format!("there is no answer ({error})"))),
         };
         let members = response["users_default"].as_i64().unwrap_or(0);
-        let needed = response["events"][CALL_MEMBER].as_i64().or(response["state_default"].as_i64()).unwrap_or(50);
+        let needed =
+            response["events"][CALL_MEMBER].as_i64().or_else(|| response["state_default"].as_i64()).unwrap_or(50);
         Some(if needed > members {
             let fact = format!(
                 "members have power level {members}, and need {needed} to say that they are in a call ({CALL_MEMBER}): they show \"Connection lost\""
