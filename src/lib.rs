@@ -8,7 +8,7 @@
 //!                  │
 //!   instruments    client                                                   (one way to the outside each, for what is beside the road)
 //!                  │
-//!   vocabulary     clock  error  message  conn  wire  config  telemetry   (words every room may use; no I/O except telemetry's output)
+//!   vocabulary     clock  error  message  conn  drain  wire  config  telemetry   (words every room may use; no I/O except telemetry's output)
 //! ```
 //!
 //! Why there are two HTTP implementations: on the road we have our own (`wire`, `serve`, `upstream`), because it was measured:
@@ -20,7 +20,7 @@
 //! Invariants, held by `tests/tidy.rs` where a program can hold them:
 //! - No room imports another room. Only `app` knows the order.
 //! - After `config::load` returns, nothing reads a string from the file again.
-//! - Every task is tracked; drain waits for all of them, tunnels under their own limit.
+//! - Every task is tracked. On SIGTERM everything is served until nothing in flight is waited for; then it ends at once.
 //! - `accept` never fails; a listener ends only when told to.
 //! - The request path and query are forwarded byte for byte (Synapse asks for this).
 //! - No total timeout on a request; only heads, handshakes and silence are timed.
@@ -48,6 +48,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod conn;
+pub mod drain;
 pub mod error;
 pub mod message;
 pub mod telemetry;

@@ -23,7 +23,7 @@ use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use vestibule::{
-    app::{Edge, ListenerKind},
+    app::{Edge, ListenerKind, Start},
     clock::Clock,
     config,
     telemetry::Metrics,
@@ -108,7 +108,7 @@ fn an_exchange_allocates_no_more_than_it_did() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let clock = Clock::system();
-        let edge = Edge::start(plan, Metrics::new(clock.now()), clock).await.unwrap();
+        let edge = Edge::start(plan, Metrics::new(clock.now()), clock, Start::Alone).await.unwrap();
         let addr = edge.addresses().find(|(door, _)| *door == ListenerKind::Tls).unwrap().1;
         for (what, (counted, spread), most) in [
             ("HTTP/1.1", http1(addr, &root, "/json1k").await, HTTP1),

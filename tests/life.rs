@@ -97,16 +97,82 @@ async fn a_drain_finishes_what_is_in_flight_and_says_goodbye() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let began = Instant::now();
     edge.signal("TERM");
-    for tunnel in &mut tunnels {
-        assert_eq!(tunnel.exactly(4).await, [0x88, 2, 0x03, 0xe9]);
-    }
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    assert!(idle.ends().await);
+    edge.wait_for_log("\"draining\"");
     release.notify_one();
     let answer = slow.answer(false).await;
     assert_eq!((answer.text().as_str(), answer.field("connection").as_deref()), ("slow but whole", Some("close")));
+    for tunnel in &mut tunnels {
+        assert_eq!(tunnel.exactly(4).await, [0x88, 2, 0x03, 0xe9]);
+    }
+    assert!(idle.ends().await);
     assert_eq!(edge.wait().code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(8));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn an_idle_or_silent_client_costs_nothing_at_the_end() {
+    let mut edge = Edge::start(&responding("one"));
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        // One that never asked, one that did, and one that speaks HTTP/2 and never reads.
+        clients.push(Client::tls(&edge, HOST).await);
+        let mut asked = Client::tls(&edge, HOST).await;
+        assert_eq!(asked.get(HOST, "/").await.status, 200);
+        clients.push(asked);
+    }
+    let mut suspended = crate::support::client::tls(&edge, HOST, &["h2"]).await.unwrap();
+    suspended.write_all(frames::PREFACE).await.unwrap();
+    let silent = tokio::net::TcpStream::connect(edge.https()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let began = Instant::now();
+    edge.signal("TERM");
+    assert_eq!(edge.wait().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    for client in &mut clients {
+        assert!(client.ends().await);
+    }
+    drop((suspended, silent));
+}
+
+#[tokio::test]
+async fn a_request_that_begins_after_the_signal_is_answered() {
+    let upstream = Origin::talking(|mut stream, _| async move {
+        let Some(request) = origin::read_request(&mut stream).await else { return };
+        let wait = if request.contains("/long") { 60_000 } else { 400 };
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        let _ = stream.write_all(&origin::ok("fine")).await;
+    })
+    .await;
+    let mut edge = Edge::start(&format!("[sites.\"{HOST}\"]\nupstream = \"{}\"\n", upstream.url()));
+    let mut poll = Client::tls(&edge, HOST).await;
+    poll.send(format!("GET /long HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    edge.signal("TERM");
+    edge.wait_for_log("\"draining\"");
+    // The last moment at which the listeners are open: the poll is waited for three seconds.
+    tokio::time::sleep(Duration::from_millis(2_800).saturating_sub(began.elapsed())).await;
+    assert_eq!(Client::tls(&edge, HOST).await.get(HOST, "/short").await.text(), "fine");
+    assert!(poll.ends().await);
+    assert_eq!(edge.wait().code(), Some(0));
+    assert!(began.elapsed() < Duration::from_millis(3_700), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn sigquit_ends_it_at_once() {
+    let upstream = Origin::talking(|stream, _| async move {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        drop(stream);
+    })
+    .await;
+    let mut edge = Edge::start(&format!("[sites.\"{HOST}\"]\nupstream = \"{}\"\n", upstream.url()));
+    let mut stuck = Client::tls(&edge, HOST).await;
+    stuck.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let began = Instant::now();
+    edge.signal("QUIT");
+    assert_eq!(edge.wait().code(), Some(1));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -547,4 +613,53 @@ async fn a_service_that_refused_is_not_ready_until_it_is_found_again() {
     let _listener = tokio::net::TcpListener::bind(addr).await.unwrap();
     edge.wait_for_log("upstream answers again");
     assert!(edge.page("/ready").await.contains("200 OK"), "nobody had to ask for it");
+}
+
+#[tokio::test]
+async fn a_second_process_refuses_to_start_and_names_the_first() {
+    let mut edge = Edge::start(&responding("one"));
+    let said = edge.command(&["run"]);
+    assert_eq!(said.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    let status: serde_json::Value = serde_json::from_slice(&edge.command(&["status", "--json"]).stdout).unwrap();
+    assert!(said.contains(&format!("process {}", status["process"])) && said.contains("--takeover"), "{said}");
+    assert_eq!(Client::tls(&edge, HOST).await.get(HOST, "/").await.text(), "one", "the first one serves on");
+    // Without a way to ask, the address itself tells.
+    let config = Edge::config(edge.path("").as_path(), "", &responding("two"));
+    let https = format!("https = [\"{}\"]", edge.https());
+    let off: Vec<_> = config
+        .lines()
+        .map(|line| match line {
+            line if line.starts_with("listen = \"unix") => "listen = \"off\"",
+            line if line.starts_with("https =") => https.as_str(),
+            line => line,
+        })
+        .collect();
+    std::fs::write(edge.path("off.toml"), off.join("\n")).unwrap();
+    let off = edge.path("off.toml");
+    for (arguments, expected) in [
+        (&["run"][..], format!("cannot listen on {}", edge.https())),
+        (&["run", "--takeover"], "admin.listen".to_owned()),
+    ] {
+        let arguments = [&["--config", off.to_str().unwrap()], arguments].concat();
+        let said = crate::support::edge::program(&arguments);
+        assert_eq!(said.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains(&expected), "{said}");
+    }
+    edge.signal("TERM");
+    assert_eq!(edge.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_reload_says_which_keys_wait_for_the_next_start() {
+    let edge = Edge::start(&responding("one"));
+    let config = |text: &str| Edge::config(edge.path("").as_path(), "", &responding(text));
+    std::fs::write(edge.path("vestibule.toml"), config("two").replace("threads = 2", "threads = 3")).unwrap();
+    edge.wait_for_log("takes effect at the next start");
+    assert_eq!(Client::tls(&edge, HOST).await.get(HOST, "/").await.text(), "two", "the rest is in effect");
+    // Whether the command or the look at the file comes first.
+    std::fs::write(edge.path("vestibule.toml"), config("three").replace("threads = 2", "threads = 4")).unwrap();
+    let said = String::from_utf8_lossy(&edge.command(&["reload"]).stdout).into_owned();
+    assert!(said.contains("listen.threads takes effect at the next start") || said.contains("is the same"), "{said}");
 }

@@ -18,7 +18,8 @@ const ROOMS: [&str; 9] = ["listen", "tls", "serve", "route", "layer", "upstream"
 const INSTRUMENTS: [&str; 1] = ["client"];
 
 /// In order: each may use those before it.
-const VOCABULARY: [&[&str]; 6] = [&["clock", "error"], &["message"], &["conn"], &["wire"], &["config"], &["telemetry"]];
+const VOCABULARY: [&[&str]; 7] =
+    [&["clock", "error"], &["message"], &["conn"], &["drain"], &["wire"], &["config"], &["telemetry"]];
 
 /// Crates, and the beginnings of the paths that may name them.
 const DOORS: &[(&str, &[&str])] = &[

@@ -1,5 +1,7 @@
 //! The documents of the admin server as types: the server writes them; the commands and the page read them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use time::{
     OffsetDateTime,
@@ -13,6 +15,15 @@ use crate::telemetry::{RecentError, Sample};
 pub struct Status {
     /// The version of the running edge.
     pub version: String,
+    /// The identifier of the process.
+    #[serde(default)]
+    pub process: Option<u32>,
+    /// `serving`, `draining` or `closing`.
+    #[serde(default)]
+    pub phase: String,
+    /// What is in flight: `polls`, `uploads`, `answers` and `tunnels`.
+    #[serde(default)]
+    pub in_flight: BTreeMap<String, InFlight>,
     /// When the process started.
     #[serde(with = "rfc3339")]
     pub started: OffsetDateTime,
@@ -32,6 +43,15 @@ pub struct Status {
     pub certificates: Vec<Certificate>,
     /// As in `/upstreams`.
     pub upstreams: Vec<Service>,
+}
+
+/// Requests or tunnels in flight.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct InFlight {
+    /// How many.
+    pub count: usize,
+    /// The age of the oldest.
+    pub oldest_s: f64,
 }
 
 /// What the last reload led to.

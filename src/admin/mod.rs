@@ -38,6 +38,8 @@ pub trait AdminHandlers: Send + Sync + 'static {
     fn traffic(&self, after: u64) -> Traffic;
     /// `POST /renew/HOST`: whether there is such a name, and its certificate is ordered.
     fn renew(&self, host: &str) -> bool;
+    /// `POST /takeover`: whether the listeners are closed, and the process drains.
+    fn take_over(&self) -> BoxFuture<'static, bool>;
     /// `POST /reload`: what happened.
     fn reload(&self) -> BoxFuture<'static, Reloaded>;
     /// `POST /doctor`: whether it starts; it does not while it runs.
@@ -110,6 +112,9 @@ mod tests {
         }
         fn status(&self) -> Status {
             Status {
+                process: None,
+                phase: String::new(),
+                in_flight: std::collections::BTreeMap::new(),
                 version: String::new(),
                 started: time::OffsetDateTime::UNIX_EPOCH,
                 connections: 0,
@@ -131,6 +136,9 @@ mod tests {
         fn renew(&self, host: &str) -> bool {
             host == "a.example.org"
         }
+        fn take_over(&self) -> BoxFuture<'static, bool> {
+            Box::pin(async { true })
+        }
         fn reload(&self) -> BoxFuture<'static, Reloaded> {
             Box::pin(async { Reloaded::BadFile("no\n".to_owned()) })
         }
@@ -150,6 +158,8 @@ mod tests {
             ("GET", "/ready", 503),
             ("POST", "/reload", 422),
             ("GET", "/reload", 405),
+            ("POST", "/takeover", 200),
+            ("GET", "/takeover", 405),
             ("POST", "/renew/A.example.org", 202),
             ("POST", "/renew/b.example.org", 404),
             ("GET", "/nothing", 404),

@@ -64,6 +64,7 @@ enum Resource<'a> {
     Upstreams,
     Status,
     Reload,
+    Takeover,
     Renew(&'a str),
     Doctor,
 }
@@ -82,6 +83,7 @@ impl<'a> Resource<'a> {
             "/upstreams" => Self::Upstreams,
             "/status" => Self::Status,
             "/reload" => Self::Reload,
+            "/takeover" => Self::Takeover,
             "/doctor" => Self::Doctor,
             _ => Self::Renew(path.strip_prefix("/renew/").filter(|host| !host.is_empty())?),
         })
@@ -93,7 +95,7 @@ impl<'a> Resource<'a> {
 
     /// Whether it is an action and not a document.
     const fn acts(self) -> bool {
-        matches!(self, Self::Reload | Self::Renew(_) | Self::Doctor)
+        matches!(self, Self::Reload | Self::Takeover | Self::Renew(_) | Self::Doctor)
     }
 }
 
@@ -157,7 +159,7 @@ impl Pages {
             Resource::Certificates => json(&handlers.certificates()),
             Resource::Upstreams => json(&handlers.upstreams()),
             Resource::Status => json(&handlers.status()),
-            Resource::Reload | Resource::Renew(_) | Resource::Doctor => unreachable!("an action"),
+            Resource::Reload | Resource::Takeover | Resource::Renew(_) | Resource::Doctor => unreachable!("an action"),
         }
     }
 
@@ -170,6 +172,14 @@ impl Pages {
                     text(StatusCode::ACCEPTED, said)
                 } else {
                     text(StatusCode::NOT_FOUND, format!("no certificate is ordered for {host}\n"))
+                }
+            }
+            Resource::Takeover if self.handlers.take_over().await => text(StatusCode::OK, "the addresses are yours\n"),
+            Resource::Takeover => {
+                if self.handlers.take_over().await {
+                    text(StatusCode::OK, "the addresses are yours\n")
+                } else {
+                    text(StatusCode::CONFLICT, "the process is stopping\n")
                 }
             }
             Resource::Doctor if self.handlers.diagnose() => text(StatusCode::ACCEPTED, "doctor is running\n"),
@@ -239,7 +249,7 @@ impl Pages {
     const fn index(&self) -> &'static str {
         match self.scope {
             Scope::All => {
-                "/ /health /ready /metrics /certificates /upstreams /status, POST /reload /renew/HOST /doctor\n"
+                "/ /health /ready /metrics /certificates /upstreams /status, POST /reload /takeover /renew/HOST /doctor\n"
             }
             Scope::Scrape => "/health /metrics\n",
         }

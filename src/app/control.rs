@@ -17,9 +17,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use super::{
-    edge::{Edge, StartError},
+    edge::{Edge, Start, StartError},
     handlers::{AdminCommand, Handlers},
     signal::{Signal, Signals},
+    takeover,
 };
 use crate::{
     admin::{self, AdminHandlers, Reloaded, Scope},
@@ -28,6 +29,7 @@ use crate::{
         self, Plan,
         plan::{Admin, AdminListen},
     },
+    drain::Summary,
     error::chain,
     telemetry::{Logging, Metrics},
 };
@@ -49,15 +51,19 @@ pub enum Outcome {
 ///
 /// # Errors
 /// The edge cannot start.
-pub fn run(path: &Path, plan: Plan) -> Result<Outcome, StartError> {
+pub fn run(path: &Path, plan: Plan, start: Start) -> Result<Outcome, StartError> {
     let clock = Clock::system();
     let metrics = Metrics::new(clock.now());
     let logging = Arc::new(Logging::start(&plan.log, &metrics));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
     let outcome = runtime.block_on(async {
         let signals = Signals::new().map_err(StartError::Thread)?;
-        let edge = Edge::start(plan.clone(), metrics.clone(), clock.clone()).await?;
-        let control = Control::new(path.to_owned(), plan, edge, metrics, clock, logging)?;
+        let running = takeover::find(plan.admin.listen.as_ref(), start).await?;
+        let edge = Edge::start(plan.clone(), metrics.clone(), clock.clone(), start).await?;
+        if let Some(listen) = plan.admin.listen.as_ref().filter(|_| running) {
+            takeover::take_over(listen).await?;
+        }
+        let control = Control::new(path.to_owned(), plan, edge, metrics, clock, logging).await?;
         Ok(control.run(signals).await)
     });
     // A blocking call that hangs (the resolver, a lock of another process) must not hold up the end.
@@ -82,7 +88,7 @@ struct Control {
 }
 
 impl Control {
-    fn new(
+    async fn new(
         path: PathBuf,
         plan: Plan,
         edge: Edge,
@@ -95,8 +101,13 @@ impl Control {
         let handlers =
             Handlers::new(&edge, plan.clone(), metrics.clone(), clock.clone(), move || dropped.dropped(), sender);
         let handlers = Arc::new(handlers);
-        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
-        serve_admin(&plan.admin, &handlers, &closing, &tasks)?;
+        let tasks = TaskTracker::new();
+        let closing = takeover::insist(|| {
+            let closing = CancellationToken::new();
+            let opened = serve_admin(&plan.admin, &handlers, &closing, &tasks);
+            opened.map(|()| closing.clone()).inspect_err(|_| closing.cancel())
+        })
+        .await?;
         let seen = content(&path);
         Ok(Self { path, plan, seen, edge, metrics, clock, logging, commands, handlers, closing, tasks })
     }
@@ -109,18 +120,36 @@ impl Control {
         loop {
             tokio::select! {
                 signal = signals.next() => match signal {
-                    Signal::Stop => break,
+                    Signal::Stop => return self.end(signals).await,
+                    Signal::StopNow => return self.abort(),
                     Signal::Reload => drop(self.reload().await),
                 },
                 _ = looks.tick() => self.look().await,
-                // Without an admin server there are no commands; as a pattern, the branch then rests instead of spinning.
-                Some(AdminCommand::Reload(reply)) = self.commands.recv() => {
-                    // Whoever asked may have left.
-                    let _ = reply.send(self.reload().await);
-                }
+                // Without an admin address there are no commands; as a pattern, the branch then rests instead of spinning.
+                Some(command) = self.commands.recv() => match command {
+                    AdminCommand::Reload(reply) => {
+                        // The client may have left.
+                        let _ = reply.send(self.reload().await);
+                    }
+                    AdminCommand::HandOver(reply) => {
+                        info!("another process takes over the addresses");
+                        self.edge.hand_over();
+                        self.closing.cancel();
+                        // Likewise.
+                        let _ = reply.send(());
+                        return self.end(signals).await;
+                    }
+                },
             }
         }
-        self.end(signals).await
+    }
+
+    /// Ends at once.
+    fn abort(self) -> Outcome {
+        self.metrics.closes();
+        let left = self.edge.draining().in_flight();
+        drop(self.edge);
+        report_end(Duration::ZERO, &Summary::default(), &left, left.is_empty())
     }
 
     /// Reloads when the content of the file is another than last time.
@@ -153,7 +182,11 @@ impl Control {
                 Reloaded::Fine("the configuration is the same; nothing to do\n".to_owned())
             }
             Ok((plan, warnings)) => match self.take(plan).await {
-                Ok(()) => Reloaded::Fine(format!("{}the new configuration is in effect\n", warnings.render())),
+                Ok(waiting) => {
+                    let waits = |key: &&str| format!("{key} takes effect at the next start\n");
+                    let waiting: String = waiting.iter().map(waits).collect();
+                    Reloaded::Fine(format!("{}{waiting}the new configuration is in effect\n", warnings.render()))
+                }
                 Err(error) => Reloaded::Failed(chain(&error) + "\n"),
             },
         };
@@ -166,8 +199,8 @@ impl Control {
         outcome
     }
 
-    /// Puts a plan into effect, the admin server included: all of it or nothing.
-    async fn take(&mut self, plan: Plan) -> Result<(), StartError> {
+    /// Puts a plan into effect, the admin address included: all of it or nothing. The keys that wait for the next start.
+    async fn take(&mut self, plan: Plan) -> Result<Vec<&'static str>, StartError> {
         let began = Instant::now();
         let moves = plan.admin != self.plan.admin;
         let closing = if moves { CancellationToken::new() } else { self.closing.clone() };
@@ -184,33 +217,81 @@ impl Control {
         if moves {
             std::mem::replace(&mut self.closing, closing).cancel();
         }
-        if plan.log.format != self.plan.log.format {
-            warn!(key = "log.format", "takes effect at the next start");
-        }
+        let waiting = self.plan.restart_needed(&plan);
+        waiting.iter().for_each(|key| warn!(key, "takes effect at the next start"));
         self.logging.set_level(&plan.log.level);
         self.plan = plan;
         info!(took_ms = began.elapsed().as_millis(), "reload: the new configuration is in effect");
-        Ok(())
+        Ok(waiting)
     }
 
-    async fn end(self, mut signals: Signals) -> Outcome {
-        info!(within_s = self.plan.timeouts.drain.as_secs_f64(), "draining");
+    /// Ends well: serves until nothing is waited for, then closes everything; or at once, when told so.
+    async fn end(mut self, mut signals: Signals) -> Outcome {
+        let began = Instant::now();
+        let drain = self.edge.draining();
+        let waited = drain.in_flight();
+        info!(within_s = self.plan.timeouts.drain.as_secs_f64(), in_flight = %waited, "draining");
         notify(&[sd_notify::NotifyState::Stopping]);
-        self.closing.cancel();
-        let finished = tokio::select! {
-            finished = self.edge.drain() => finished,
-            () = second(&mut signals, &self.metrics) => false,
+        self.commands.close();
+        let (closing, metrics) = (self.closing, self.metrics);
+        let end = async {
+            let in_time = self.edge.drain().await;
+            closing.cancel();
+            (in_time, self.edge.close().await)
+        };
+        let (in_time, left) = tokio::select! {
+            biased;
+            () = stop_now(&mut signals) => {
+                // The edge is dropped here, and with it whatever goes on.
+                metrics.closes();
+                (false, drain.in_flight())
+            }
+            ended = end => ended,
         };
         self.tasks.close();
-        // The admin server has nothing in flight that matters.
+        // Nothing that the operator asks for is lost here.
         let _ = tokio::time::timeout(Duration::from_millis(100), self.tasks.wait()).await;
-        if finished {
-            info!("stopped; everything in flight was finished");
-            Outcome::Finished
-        } else {
-            warn!("stopped; something in flight was cut off");
-            Outcome::Aborted
-        }
+        report_end(began.elapsed(), &waited, &drain.ended().with(&left), in_time)
+    }
+}
+
+/// The one event that says what the end has cost: what was in flight when it began and was waited for, and what was ended
+/// or cut all the same.
+fn report_end(took: Duration, waited: &Summary, cut: &Summary, in_time: bool) -> Outcome {
+    let finished = in_time && cut.uploads.count + cut.answers.count == 0;
+    let text = if finished {
+        "stopped; everything in flight was finished"
+    } else {
+        "stopped; something in flight was cut off"
+    };
+    macro_rules! report {
+        ($level:ident) => {
+            $level!(
+                took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                waited_polls = waited.polls.count,
+                waited_polls_oldest_s = waited.polls.oldest.as_secs_f64(),
+                waited_uploads = waited.uploads.count,
+                waited_uploads_oldest_s = waited.uploads.oldest.as_secs_f64(),
+                waited_answers = waited.answers.count,
+                waited_answers_oldest_s = waited.answers.oldest.as_secs_f64(),
+                cut_polls = cut.polls.count,
+                cut_polls_oldest_s = cut.polls.oldest.as_secs_f64(),
+                cut_tunnels = cut.tunnels.count,
+                cut_tunnels_oldest_s = cut.tunnels.oldest.as_secs_f64(),
+                cut_uploads = cut.uploads.count,
+                cut_uploads_oldest_s = cut.uploads.oldest.as_secs_f64(),
+                cut_answers = cut.answers.count,
+                cut_answers_oldest_s = cut.answers.oldest.as_secs_f64(),
+                "{text}"
+            )
+        };
+    }
+    if finished {
+        report!(info);
+        Outcome::Finished
+    } else {
+        report!(warn);
+        Outcome::Aborted
     }
 }
 
@@ -231,11 +312,9 @@ fn serve_admin(
     Ok(())
 }
 
-/// The second order to stop.
-async fn second(signals: &mut Signals, metrics: &Metrics) {
-    while signals.next().await != Signal::Stop {}
-    // Here, since whoever waits drops the edge before it does anything else.
-    metrics.cut();
+/// A second signal to stop, or one to stop at once.
+async fn stop_now(signals: &mut Signals) {
+    while signals.next().await == Signal::Reload {}
 }
 
 /// Tells systemd, where it is there.

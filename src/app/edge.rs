@@ -18,6 +18,8 @@ use crate::{
     clock::Clock,
     config::plan::{Directory, Plan, Site, SiteTls},
     conn::{Fetch, PerNetwork, Permits},
+    drain::{Drain, Phase, Summary},
+    error::BoxError,
     listen::{BindError, Inherited, SocketLimits},
     telemetry::{self, Metrics, Snapshot},
     tls::{Acceptor, TlsError},
@@ -30,8 +32,23 @@ const TIDY: Duration = Duration::from_secs(30);
 /// How long a CA may take for one answer. Bounded, since a hanging one must not hold up the next.
 const CA_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is kept of the time to drain for the last steps: writing out the log, joining threads.
-const RESERVE: Duration = Duration::from_millis(300);
+/// How often a drain looks whether anything is still waited for.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// How long the connections have to end once the listeners are closed. Longer than a request has at least.
+const CLOSE_WAIT: Duration = Duration::from_millis(550);
+
+/// How long what runs beside the connections has to end. It has nothing to lose; a certificate is saved atomically.
+const BACKGROUND_WAIT: Duration = Duration::from_millis(100);
+
+/// How a process starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// On addresses on which no other process listens.
+    Alone,
+    /// Beside a running process, whose addresses it takes over.
+    Takeover,
+}
 
 /// Why the edge does not start, or does not take a new configuration.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +65,26 @@ pub enum StartError {
     /// The system has no thread or descriptor left.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// Another process serves already.
+    #[error("another vestibule is running{process} and answers at {place}: stop it, or start this one with --takeover")]
+    AlreadyRunning {
+        /// ` (process 1234)`, or nothing where it does not say.
+        process: String,
+        /// Its `admin.listen`.
+        place: String,
+    },
+    /// There is no way to reach the process that is to be taken over from.
+    #[error("--takeover needs admin.listen, by which the running process is told")]
+    NoWayToTakeOver,
+    /// The running process does not hand over.
+    #[error("{place} does not hand over")]
+    Takeover {
+        /// Its `admin.listen`.
+        place: String,
+        /// What it says.
+        #[source]
+        source: BoxError,
+    },
     /// The operator's door cannot be opened.
     #[error("cannot open the admin address {place}")]
     Admin {
@@ -59,7 +96,7 @@ pub enum StartError {
     },
 }
 
-/// A running edge. Dropping it ends everything at once; [`drain`](Self::drain) ends it well.
+/// A running edge. Dropping it ends everything at once; [`drain`](Self::drain) and then [`close`](Self::close) end it well.
 pub struct Edge {
     plan: Plan,
     pipeline: Arc<Pipeline>,
@@ -81,8 +118,12 @@ impl Edge {
     ///
     /// # Errors
     /// An address is taken, or the system is out of something; nothing is left running.
-    pub async fn start(plan: Plan, metrics: Metrics, clock: Clock) -> Result<Self, StartError> {
-        let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+    pub async fn start(plan: Plan, metrics: Metrics, clock: Clock, start: Start) -> Result<Self, StartError> {
+        let inherited = Arc::new(Inherited::from_env());
+        if start == Start::Alone {
+            wanted(&plan).try_for_each(|(_, addr)| inherited.check_free(addr))?;
+        }
+        let (drain, stop) = (Drain::new(plan.listen.threads.get()), CancellationToken::new());
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
         let store = cert::Store::new(plan.storage.clone());
         let keeps = |site: &Site| matches!(site.tls, SiteTls::Acme | SiteTls::Internal);
@@ -113,11 +154,12 @@ impl Edge {
             current: Arc::new(ArcSwap::from_pointee(generation)),
             permits: Permits::new(sockets.clients, per_network(&plan)),
             drain,
+            accepting: CancellationToken::new(),
+            listeners: TaskTracker::new(),
             tasks,
             metrics,
             logged: Logged::default(),
         });
-        let inherited = Arc::new(Inherited::from_env());
         let workers = 0..plan.listen.threads.get();
         let workers = workers.map(|index| Worker::start(index, pipeline.clone(), inherited.clone()));
         let workers = workers.collect::<Result<Vec<_>, _>>().map_err(StartError::Thread)?;
@@ -145,14 +187,6 @@ impl Edge {
     /// # Errors
     /// A new address cannot be listened on.
     pub async fn reload(&mut self, plan: Plan) -> Result<(), StartError> {
-        for (what, changed) in [
-            ("listen.threads", plan.listen.threads != self.plan.listen.threads),
-            ("storage.path", plan.storage != self.plan.storage),
-        ] {
-            if changed {
-                warn!(key = what, "takes effect at the next start");
-            }
-        }
         // Everything that can fail comes first, and leaves no trace where it does.
         let client = acme_clients(&plan)?;
         let acceptor = (plan.tls_min != self.plan.tls_min).then(|| acceptor(&self.certificates, &plan)).transpose()?;
@@ -164,7 +198,7 @@ impl Edge {
             }
             if let Err(error) = self.open(*kind, *addr).await {
                 for key in opened {
-                    self.close(key);
+                    self.close_listener(key);
                 }
                 return Err(error);
             }
@@ -187,25 +221,53 @@ impl Edge {
         self.watch_upstreams();
         let gone: Vec<_> = self.open.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in gone {
-            self.close(key);
+            self.close_listener(key);
         }
         Ok(())
     }
 
-    /// Stops accepting, lets everything in flight finish within the plan's time, and ends. Whether all of it did.
-    pub async fn drain(self) -> bool {
-        let limit = self.plan.timeouts.drain.saturating_sub(RESERVE);
-        let until = Instant::now() + limit;
-        self.pipeline.drain.cancel();
-        self.pipeline.tasks.close();
-        let done = timeout(limit, self.pipeline.tasks.wait()).await.is_ok();
-        self.pipeline.metrics.cut();
+    /// The phases of the end, and what is in flight.
+    #[must_use]
+    pub fn draining(&self) -> Drain {
+        self.pipeline.drain.clone()
+    }
+
+    /// Leaves the addresses to another process that listens on them already, and serves what is connected.
+    pub fn hand_over(&mut self) {
+        let all: Vec<_> = self.open.keys().copied().collect();
+        all.into_iter().for_each(|key| self.close_listener(key));
+    }
+
+    /// Serves on, and waits until nothing in flight is waited for any more, within the plan's time. Whether that came.
+    pub async fn drain(&self) -> bool {
+        let began = Instant::now();
+        let drain = &self.pipeline.drain;
+        drain.enter(Phase::Draining);
+        while drain.is_waited_for(began) {
+            if began.elapsed() >= self.plan.timeouts.drain {
+                return false;
+            }
+            sleep(DRAIN_LOOK).await;
+        }
+        true
+    }
+
+    /// Closes the listeners, then everything that is connected. What could not be ended well.
+    pub async fn close(self) -> Summary {
+        let Pipeline { drain, accepting, listeners, tasks, metrics, .. } = &*self.pipeline;
+        metrics.closes();
+        accepting.cancel();
+        listeners.close();
+        // Nothing waits in there. First of all, so that nobody who is sent away comes back here.
+        let _ = timeout(CLOSE_WAIT, listeners.wait()).await;
+        drain.enter(Phase::Closing);
+        tasks.close();
+        let _ = timeout(CLOSE_WAIT, tasks.wait()).await;
+        let left = drain.in_flight();
         self.stop.cancel();
-        self.probes.cancel();
         self.background.close();
-        // Nothing in the background has anything to lose; a certificate that is being saved is saved atomically.
-        let _ = timeout(until.saturating_duration_since(Instant::now()).max(RESERVE), self.background.wait()).await;
-        done
+        let _ = timeout(BACKGROUND_WAIT, self.background.wait()).await;
+        left
     }
 
     /// What is known of the certificates.
@@ -253,7 +315,7 @@ impl Edge {
         Ok(())
     }
 
-    fn close(&mut self, key: (ListenerKind, SocketAddr)) {
+    fn close_listener(&mut self, key: (ListenerKind, SocketAddr)) {
         if let Some(bound) = self.open.remove(&key) {
             self.workers.iter().for_each(|worker| worker.close(bound));
             info!(listener = key.0.as_str(), addr = %bound, "not listening any more");

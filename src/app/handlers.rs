@@ -1,6 +1,7 @@
 //! What the admin server shows and does, put together from the parts of the running edge.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -19,14 +20,15 @@ use crate::{
     admin::{
         self, Reloaded,
         documents::{
-            Certificate, DoctorRun, LastReload, OpenTunnels, Overview, Service, ServiceState, SiteTraffic, Status,
-            Traffic,
+            Certificate, DoctorRun, InFlight, LastReload, OpenTunnels, Overview, Service, ServiceState, SiteTraffic,
+            Status, Traffic,
         },
     },
     cert,
     clock::Clock,
     config::Plan,
     doctor::ProbeOptions,
+    drain::{Drain, Phase, Tally},
     error::chain,
     telemetry::{self, Metrics},
     upstream::{self, Condition},
@@ -35,6 +37,8 @@ use crate::{
 /// Something to do for the operator.
 pub enum AdminCommand {
     Reload(oneshot::Sender<Reloaded>),
+    /// Another process takes over.
+    HandOver(oneshot::Sender<()>),
 }
 
 /// A service, what leads to it, and what is known of it.
@@ -50,6 +54,7 @@ pub struct Handlers {
     plan: ArcSwap<Plan>,
     last_reload: Mutex<Option<LastReload>>,
     doctor: Arc<Mutex<DoctorRun>>,
+    drain: Drain,
     started: SystemTime,
     clock: Clock,
 }
@@ -72,6 +77,7 @@ impl Handlers {
             plan: ArcSwap::from_pointee(plan),
             last_reload: Mutex::default(),
             doctor: Arc::default(),
+            drain: edge.draining(),
             started: clock.now(),
             clock,
         }
@@ -86,6 +92,13 @@ impl Handlers {
         self.plan.store(Arc::new(plan.clone()));
         let at = date(self.clock.now());
         *lock(&self.last_reload) = Some(LastReload { at, succeeded, message: message.clone() });
+    }
+
+    fn in_flight(&self) -> BTreeMap<String, InFlight> {
+        let one = |(name, tally): (&str, Tally)| {
+            (name.to_owned(), InFlight { count: tally.count, oldest_s: tally.oldest.as_secs_f64() })
+        };
+        self.drain.in_flight().tallies().into_iter().map(one).collect()
     }
 
     fn service(&self, (sites, status): ServiceStatus) -> Service {
@@ -123,7 +136,10 @@ impl admin::AdminHandlers for Handlers {
             Some(_) => None,
         });
         let down = (self.services)().into_iter().filter(|(_, status)| !status.up);
-        certificates.chain(down.map(|(_, status)| format!("{} does not answer", status.server))).collect()
+        // First of all: nothing else matters to a balancer then.
+        let draining = self.drain.has_begun().then(|| format!("draining; in flight: {}", self.drain.in_flight()));
+        let down = down.map(|(_, status)| format!("{} does not answer", status.server));
+        draining.into_iter().chain(certificates).chain(down).collect()
     }
 
     fn certificates(&self) -> Vec<Certificate> {
@@ -148,6 +164,14 @@ impl admin::AdminHandlers for Handlers {
         let snapshot = (self.snapshot)();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            process: Some(std::process::id()),
+            phase: match self.drain.phase() {
+                Phase::Serving => "serving",
+                Phase::Draining => "draining",
+                Phase::Closing => "closing",
+            }
+            .to_owned(),
+            in_flight: self.in_flight(),
             started: date(self.started),
             connections: snapshot.connections,
             tunnels: self.metrics.tunnels().load(Ordering::Relaxed),
@@ -182,6 +206,14 @@ impl admin::AdminHandlers for Handlers {
 
     fn renew(&self, host: &str) -> bool {
         self.certificates.renew(host)
+    }
+
+    fn take_over(&self) -> BoxFuture<'static, bool> {
+        let commands = self.commands.clone();
+        Box::pin(async move {
+            let (reply, answer) = oneshot::channel();
+            commands.send(AdminCommand::HandOver(reply)).await.is_ok() && answer.await.is_ok()
+        })
     }
 
     fn reload(&self) -> BoxFuture<'static, Reloaded> {

@@ -11,9 +11,10 @@ mod pipeline;
 mod rtc_probe;
 mod signal;
 mod stack;
+mod takeover;
 mod worker;
 
 pub use checkup::{ProbeOverrides, Redirection, checkup};
 pub use control::{Outcome, run};
-pub use edge::{Edge, StartError};
+pub use edge::{Edge, Start, StartError};
 pub use pipeline::ListenerKind;

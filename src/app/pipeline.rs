@@ -1,22 +1,27 @@
 //! One connection, from the socket to its last request.
 
 use std::{
+    future::Future,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use super::stack::{EdgeService, Generation};
 use crate::{
     conn::{ConnInfo, Exhausted, Permit, Permits},
+    drain::{Drain, Phase},
     error,
     listen::proxy_protocol,
-    serve,
+    serve::{self, FIRST_REQUEST},
     telemetry::{self, LogThrottle},
     tls::{AcceptError, Accepted, Acceptor},
 };
@@ -32,9 +37,13 @@ pub struct Pipeline {
     pub current: Arc<ArcSwap<Generation>>,
     /// Bounds on connections.
     pub permits: Permits,
-    /// Cancelled when the process drains.
-    pub drain: CancellationToken,
-    /// All connections, so that drain can wait for them.
+    /// The end of the process.
+    pub drain: Drain,
+    /// Cancelled when the listeners close for good.
+    pub accepting: CancellationToken,
+    /// The listeners, so that their end can be waited for.
+    pub listeners: TaskTracker,
+    /// All connections, likewise.
     pub tasks: TaskTracker,
     /// Counters.
     pub metrics: telemetry::Metrics,
@@ -83,26 +92,26 @@ struct Connection<'a> {
 
 impl Connection<'_> {
     async fn serve(&self, io: TcpStream, mut permit: Permit) -> Result<(), ConnError> {
-        let (pipeline, peer) = (self.pipeline, self.peer);
+        let (pipeline, peer, drain) = (self.pipeline, self.peer, &self.pipeline.drain);
         let road = pipeline.current.load_full();
         let deadline = road.handshake().map(|limit| Instant::now() + limit);
-        let (io, client) = proxy_protocol::read(io, peer, road.proxy_protocol(), deadline).await?;
+        let (io, client) = closable(drain, proxy_protocol::read(io, peer, road.proxy_protocol(), deadline)).await??;
         // Only now is it known whose connection it is.
         permit.count_for(client.ip()).map_err(|exhausted| ConnError::Refused(client.ip(), exhausted))?;
         let settings = road.settings();
         // The generation is not held for the life of the connection: a request asks for the newest one.
         drop(road);
-        let (drain, tasks) = (pipeline.drain.clone(), pipeline.tasks.clone());
+        let tasks = pipeline.tasks.clone();
         let service = EdgeService::new(pipeline.current.clone());
         match self.kind {
             ListenerKind::Plain => {
                 let conn = Arc::new(ConnInfo { peer, client, tls: None });
-                serve::serve_connection(io, conn, service, settings, drain, tasks).await;
+                serve::serve_connection(io, conn, service, settings, drain.clone(), tasks).await;
             }
-            ListenerKind::Tls => match pipeline.acceptor.load_full().accept(io, deadline).await {
+            ListenerKind::Tls => match closable(drain, pipeline.acceptor.load_full().accept(io, deadline)).await? {
                 Ok(Accepted::Http(io, tls)) => {
                     let conn = Arc::new(ConnInfo { peer, client, tls: Some(tls) });
-                    serve::serve_connection(io, conn, service, settings, drain, tasks).await;
+                    serve::serve_connection(io, conn, service, settings, drain.clone(), tasks).await;
                 }
                 Ok(Accepted::AcmeChallenge) => {}
                 Err(error) => return Err(ConnError::Tls(client.ip(), error)),
@@ -135,6 +144,7 @@ impl Connection<'_> {
                     debug!(%client, listener, reason, "TLS handshake refused");
                 }
             }
+            ConnError::Closing => {}
             ConnError::ProxyProtocol(error) => {
                 metrics.handshake_failed();
                 debug!(client = %self.peer, listener, %error, "connection refused");
@@ -158,6 +168,20 @@ impl Default for Logged {
     }
 }
 
+/// What comes before the first request, for as long as that is waited for.
+async fn closable<F: Future>(drain: &Drain, before: F) -> Result<F::Output, ConnError> {
+    let until = Instant::now() + FIRST_REQUEST;
+    let closing = async {
+        drain.reached(Phase::Closing).await;
+        sleep_until(until).await;
+    };
+    tokio::select! {
+        biased;
+        done = before => Ok(done),
+        () = closing => Err(ConnError::Closing),
+    }
+}
+
 /// Why a connection never came to a request.
 #[derive(Debug, thiserror::Error)]
 enum ConnError {
@@ -167,4 +191,6 @@ enum ConnError {
     Tls(IpAddr, #[source] AcceptError),
     #[error("connection of {0}")]
     Refused(IpAddr, #[source] Exhausted),
+    #[error("the process ends")]
+    Closing,
 }

@@ -1,5 +1,5 @@
-//! Signals: SIGTERM and SIGINT drain, a second one stops at once, SIGHUP reloads. As PID 1 as well, where a signal
-//! without a handler is ignored.
+//! Signals: SIGTERM and SIGINT drain, a second one or SIGQUIT ends the process at once, SIGHUP reloads. As PID 1 as well,
+//! where a signal without a handler is ignored.
 
 use std::io;
 
@@ -10,6 +10,8 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 pub enum Signal {
     /// SIGTERM, SIGINT.
     Stop,
+    /// SIGQUIT.
+    StopNow,
     /// SIGHUP.
     Reload,
 }
@@ -18,6 +20,7 @@ pub enum Signal {
 pub struct Signals {
     term: Stream,
     int: Stream,
+    quit: Stream,
     hup: Stream,
 }
 
@@ -30,6 +33,7 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
             hup: signal(SignalKind::hangup())?,
         })
     }
@@ -39,6 +43,7 @@ impl Signals {
         tokio::select! {
             _ = self.term.recv() => Signal::Stop,
             _ = self.int.recv() => Signal::Stop,
+            _ = self.quit.recv() => Signal::StopNow,
             _ = self.hup.recv() => Signal::Reload,
         }
     }

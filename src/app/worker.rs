@@ -88,8 +88,8 @@ async fn run_commands(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc
                 let bound = Listener::bind(addr, inherited);
                 let answer = bound.map(|listener| {
                     let addr = listener.local_addr();
-                    let stop = pipeline.drain.child_token();
-                    pipeline.tasks.spawn(accept(listener, kind, stop.clone(), pipeline.clone()));
+                    let stop = pipeline.accepting.child_token();
+                    pipeline.listeners.spawn(accept(listener, kind, stop.clone(), pipeline.clone()));
                     open.insert(addr, stop);
                     addr
                 });
@@ -110,5 +110,9 @@ async fn accept(listener: Listener, kind: ListenerKind, stop: CancellationToken,
     while let Some((io, peer)) = stop.run_until_cancelled(listener.accept()).await {
         serve(io, peer);
     }
-    listener.retire(serve).await;
+    if pipeline.accepting.is_cancelled() {
+        listener.close(serve);
+    } else {
+        listener.retire(serve).await;
+    }
 }

@@ -46,7 +46,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve until SIGTERM or SIGINT; SIGHUP and a change of the file reload
-    Run,
+    Run {
+        /// Start beside a running process, take over its addresses and let it drain
+        #[arg(long)]
+        takeover: bool,
+    },
     /// Read and judge the file: no root, no network, no ports
     Check {
         /// For a program
@@ -110,7 +114,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
-        Command::Run => run(cli.config),
+        Command::Run { takeover } => run(cli.config, if takeover { app::Start::Takeover } else { app::Start::Alone }),
         Command::Check { json } => check::check(cli.config, json),
         Command::Doctor(asked) => doctor::doctor(cli.config, *asked),
         Command::Demo { check } => demo::run(check),
@@ -184,10 +188,10 @@ fn load(named: Option<PathBuf>) -> Result<(PathBuf, Plan, Report), Box<Report>> 
     Ok((path, plan, warnings))
 }
 
-fn run(named: Option<PathBuf>) -> Outcome {
+fn run(named: Option<PathBuf>, start: app::Start) -> Outcome {
     let (path, plan, warnings) = load(named)?;
     warn(warnings.render());
-    Ok(match app::run(&path, plan)? {
+    Ok(match app::run(&path, plan, start)? {
         app::Outcome::Finished => ExitCode::SUCCESS,
         app::Outcome::Aborted => ExitCode::from(FAILED),
     })

@@ -43,6 +43,20 @@ pub struct Plan {
     pub matrix: Option<Matrix>,
 }
 
+impl Plan {
+    /// The keys in which `next` differs and which take effect at the next start only: the number of threads is that of the
+    /// sockets, and what is stored in one place is not moved to another.
+    #[must_use]
+    pub fn restart_needed(&self, next: &Self) -> Vec<&'static str> {
+        let changed = [
+            ("listen.threads", self.listen.threads != next.listen.threads),
+            ("storage.path", self.storage != next.storage),
+            ("log.format", self.log.format != next.log.format),
+        ];
+        changed.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
+    }
+}
+
 /// `[listen]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {

@@ -69,7 +69,7 @@ const TABLES: &[Table] = &[
                 "[\"[::]:443\"]",
                 "TLS with HTTP/1.1 and HTTP/2. Add `\"[::]:8448\"` for federation without delegation.",
             ),
-            key("threads", Count, "one per core", "Worker threads, 1 to 1024."),
+            key("threads", Count, "one per core", "Worker threads, 1 to 1024. Takes effect at the next start."),
             key("public_port", Count, "443", "The https port that clients see, for redirects and derived URLs."),
             key(
                 "proxy_protocol",
@@ -121,7 +121,7 @@ const TABLES: &[Table] = &[
             "path",
             Text,
             "\"/var/lib/vestibule\"",
-            "Folder of certificates, the ACME account and the internal CA.",
+            "Folder of certificates, the ACME account and the internal CA. Takes effect at the next start.",
         )],
     },
     Table {
@@ -216,7 +216,12 @@ const TABLES: &[Table] = &[
             key("keep_alive", Span, "\"5m\"", "A connection without a request."),
             key("body_stall", Span, "\"60s\"", "A body, in either direction, of which no byte moves."),
             key("tunnel_idle", Span, "\"2h\"", "A WebSocket in which no byte moves."),
-            key("drain", Span, "\"8s\"", "From SIGTERM to exit; `docker stop` kills after 10 s."),
+            key(
+                "drain",
+                Span,
+                "\"8s\"",
+                "How long uploads and answers in flight are waited for after SIGTERM, while everything is served on; the end takes half a second more, and `docker stop` kills after 10 s.",
+            ),
         ],
     },
     Table {
@@ -224,7 +229,12 @@ const TABLES: &[Table] = &[
         doc: "What is logged, to standard error.",
         keys: &[
             key("level", Text, "\"info\"", "A filter as `RUST_LOG` has it; `RUST_LOG` wins."),
-            key("format", Words(&["text", "json"]), "text on a terminal, else json", "The form of a line."),
+            key(
+                "format",
+                Words(&["text", "json"]),
+                "text on a terminal, else json",
+                "The form of a line. Takes effect at the next start.",
+            ),
             key("access", Switch, "true", "One event per exchange."),
             key(
                 "client_ip",

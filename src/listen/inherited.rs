@@ -9,6 +9,8 @@ use std::{
 use listenfd::ListenFd;
 use tracing::warn;
 
+use super::socket::{self, BindError};
+
 /// The listening sockets that were handed to this process.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
@@ -40,6 +42,18 @@ impl Inherited {
     pub fn get(&self, addr: SocketAddr) -> io::Result<Option<TcpListener>> {
         let found = self.0.iter().find(|(local, _)| *local == addr);
         found.map(|(_, socket)| socket.try_clone()).transpose()
+    }
+
+    /// Checks that no other process listens on an address, unless its socket was handed to us. Every worker's socket is
+    /// bound with `SO_REUSEPORT`, so without this two processes would share their clients without a word.
+    ///
+    /// # Errors
+    /// The address is taken.
+    pub fn check_free(&self, addr: SocketAddr) -> Result<(), BindError> {
+        if addr.port() == 0 || self.0.iter().any(|(local, _)| *local == addr) {
+            return Ok(());
+        }
+        socket::check_free(addr).map_err(|source| BindError { addr, source })
     }
 
     /// The addresses that nobody asks for.

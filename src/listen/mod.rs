@@ -26,7 +26,8 @@ use tracing::{info, warn};
 /// Pause before the next try when the system has no descriptor or memory for another connection.
 const BREATH: Duration = Duration::from_millis(50);
 
-/// How long a handshake that has begun is waited for when we stop listening: a round trip to the other side of the world.
+/// How long a handshake that has begun is waited for where somebody else listens on: a round trip to the other side of the
+/// world.
 const ON_THE_WAY: Duration = Duration::from_millis(300);
 
 /// A bound address. Each worker has one of its own for every address; the kernel spreads connections among them.
@@ -59,9 +60,17 @@ impl Listener {
         self.local
     }
 
-    /// Stops listening without refusing anybody: no new connection is begun, and those that are on their way are handed
-    /// to `take`. With a process that listens beside us or after us, nobody notices. A socket that was handed to us keeps
-    /// its queue for whom it is handed to next.
+    /// Stops listening at once. Connections that wait to be accepted are handed to `take`; those that come after that are
+    /// refused, unless the socket was handed to us: then they wait for the process that it is handed to next.
+    pub fn close(self, take: impl FnMut(TcpStream, SocketAddr)) {
+        if self.ours {
+            self.take_waiting(take);
+        }
+    }
+
+    /// Stops listening without refusing anybody, where another process listens beside us: no new connection is begun, and
+    /// those that are on their way are handed to `take`. A socket that was handed to us keeps its queue for the process
+    /// that it is handed to next.
     pub async fn retire(self, mut take: impl FnMut(TcpStream, SocketAddr)) {
         if !self.ours {
             return;
@@ -72,6 +81,10 @@ impl Listener {
                 take(stream, peer);
             }
         }
+        self.take_waiting(take);
+    }
+
+    fn take_waiting(&self, mut take: impl FnMut(TcpStream, SocketAddr)) {
         // Outside of the runtime's budget for a task: "not now" has to mean that nobody waits.
         while let Some(Ok((stream, peer))) = unconstrained(self.inner.accept()).now_or_never() {
             take(stream, plain(peer));

@@ -67,6 +67,21 @@ fn bind_to(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Binds an address for a moment, without sharing it.
+pub fn check_free(addr: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // Connections of a process that has ended may still be closing; only one that listens is in the way.
+    socket.set_reuse_address(true)?;
+    match socket.bind(&addr.into()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
+        // Whatever else is wrong with the address, the socket that stays will meet it too.
+        _ => Ok(()),
+    }
+}
+
 /// Makes a listening socket deaf to new connections and leaves it to those whose handshake is under way: a classic BPF
 /// program that drops a SYN. Its sender asks again after a second (RFC 6298 section 2) and then finds whoever listens
 /// here next; a socket that is simply closed resets everybody who was on the way into its queue.

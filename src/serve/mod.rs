@@ -19,16 +19,21 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     clock::Clock,
     config::plan::{Limits, Timeouts},
     conn::{Alpn, ConnInfo, Interim},
+    drain::Drain,
     error::ProxyError,
     message::{Io, Request, Response, Value},
     wire::HeadLimits,
 };
+
+/// How long the first request of a new connection is waited for when the process closes: it is on its way, and needs a
+/// round trip to the other side of the world. A connection that has been silent for longer is closed at once.
+pub const FIRST_REQUEST: Duration = Duration::from_millis(300);
 
 /// Answers requests.
 ///
@@ -92,7 +97,7 @@ impl Settings {
     }
 }
 
-/// Serves a connection until it ends: by the client, by a limit, or after `drain` once nothing is in flight.
+/// Serves a connection until it ends: by the client, by a limit, or by `drain`, once nothing of it is waited for.
 ///
 /// A tunnel that grows out of the connection runs inside this future (HTTP/1.1) or on `tasks` (HTTP/2).
 pub async fn serve_connection<IO: Io, H: Handler>(
@@ -100,7 +105,7 @@ pub async fn serve_connection<IO: Io, H: Handler>(
     conn: Arc<ConnInfo>,
     handler: H,
     settings: Arc<Settings>,
-    drain: CancellationToken,
+    drain: Drain,
     tasks: TaskTracker,
 ) {
     match conn.tls.as_ref().map_or(Alpn::Http1, |tls| tls.alpn) {

@@ -191,8 +191,8 @@ impl Metrics {
         self.0.dropped_fields.clone()
     }
 
-    /// From now on, what ends unfinished is ended by the drain: its time is over.
-    pub fn cut(&self) {
+    /// From now on, what ends unfinished is ended by us.
+    pub fn closes(&self) {
         self.0.cut.store(true, Ordering::Relaxed);
     }
 

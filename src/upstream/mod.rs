@@ -30,7 +30,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tokio::{sync::Semaphore, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use self::{
     balance::{Candidate, pick},
@@ -45,6 +45,7 @@ use crate::{
     client::Roots,
     config::plan,
     conn::{Permits, RequestObservers},
+    drain::Drain,
     error::{Kind, ProxyError},
     message::{Request, Response},
 };
@@ -59,8 +60,8 @@ pub struct Env {
     pub workers: usize,
     /// Whom https origins are verified against.
     pub roots: Roots,
-    /// Cancelled when the process drains: tunnels say goodbye.
-    pub drain: CancellationToken,
+    /// The end of the process: tunnels close when it comes.
+    pub drain: Drain,
     /// Where tasks of this room are waited for.
     pub tasks: TaskTracker,
     /// Tunnels open now, in the whole process.

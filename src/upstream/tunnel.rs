@@ -1,4 +1,4 @@
-//! A WebSocket after its 101: bytes both ways, unread but for the boundaries of frames, which a drain has to know so that
+//! A WebSocket after its 101: bytes both ways, unread but for the boundaries of frames, which the end has to know so that
 //! it can say goodbye (RFC 6455 section 5.2).
 
 use std::{
@@ -16,14 +16,14 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep_until},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
 
 use super::connect::Socket;
 use crate::{
     conn::{Phases, TunnelEnd},
+    drain::{Drain, Kind as Work, Phase},
     message::BoxIo,
 };
 
@@ -33,16 +33,19 @@ const SCRATCH: usize = 64 * 1024;
 /// Reads of one poll and direction, after which others of the thread get their turn.
 const TURNS: usize = 8;
 
-/// Over how long the goodbyes of a drain are spread, so that the clients do not all come back at once.
-const SPREAD_MS: u64 = 1_000;
+/// How long the end of the process waits for a tunnel to come to the end of a frame.
+const BOUNDARY_WAIT: Duration = Duration::from_millis(300);
 
-/// After its goodbye, how long a tunnel waits for the other side's.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long it then waits for the Close frames of both sides. They have been told all there is to tell.
+const CLOSE_WAIT: Duration = Duration::from_millis(100);
 
 /// 1001: going away (RFC 6455 section 7.4.1), as a server sends it, and as a client does, masked with zeros (a mask hides
 /// nothing from anybody; it keeps caches from being fooled by what a script sends, and no script sends this).
 const CLOSE_TO_CLIENT: &[u8] = &[0x88, 2, 0x03, 0xe9];
 const CLOSE_TO_SERVICE: &[u8] = &[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
+
+/// RFC 6455 section 5.2.
+const OPCODE_CLOSE: u8 = 8;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
@@ -52,8 +55,8 @@ thread_local! {
 pub struct Settings {
     /// It ends when nothing moves for so long.
     pub idle: Option<Duration>,
-    /// Cancelled when it is time to say goodbye.
-    pub drain: CancellationToken,
+    /// The end of the process, when each side is sent a Close frame.
+    pub drain: Drain,
     /// How many are open.
     pub open: Arc<AtomicUsize>,
     /// Where bytes are counted, if somebody wants to know.
@@ -73,13 +76,15 @@ pub async fn run(client: BoxIo, from_client: Bytes, service: Socket, from_servic
     };
     // Boxed, so that what a tunnel owns at rest is one allocation of its own size.
     let mut tunnel = Box::pin(tunnel);
-    let mut draining = Box::pin(settings.drain.cancelled());
-    let drained = poll_fn(|cx| match tunnel.poll(cx) {
+    let (work, mut phase) = (settings.drain.begin(Work::Tunnel), settings.drain.watch());
+    let closing = poll_fn(|cx| match tunnel.poll(cx) {
         Poll::Ready(_ended) => Poll::Ready(false),
-        Poll::Pending => draining.as_mut().poll(cx).map(|()| true),
+        Poll::Pending if phase.poll(cx) == Phase::Closing => Poll::Ready(true),
+        Poll::Pending => Poll::Pending,
     });
-    if drained.await {
-        tunnel.say_goodbye().await;
+    if closing.await {
+        Box::pin(tunnel.close()).await;
+        work.end();
     }
     if let Some(phases) = &settings.phases {
         phases.tunnelled().ended(tunnel.ended.unwrap_or(TunnelEnd::Idle));
@@ -133,33 +138,28 @@ impl Tunnel {
         self.ended = self.ended.or(end);
     }
 
-    async fn say_goodbye(&mut self) {
-        let now = Instant::now();
-        let goodbye = now + Duration::from_millis(random() % SPREAD_MS);
-        let mut timer = Box::pin(sleep_until(goodbye));
-        let waited = poll_fn(|cx| match self.poll(cx) {
-            Poll::Ready(_ended) => Poll::Ready(false),
-            Poll::Pending => timer.as_mut().poll(cx).map(|()| true),
-        });
-        if !waited.await {
-            return;
-        }
+    /// Closes both sides with 1001, each at the end of a frame.
+    async fn close(&mut self) {
         self.note(Some(TunnelEnd::Drain));
         self.upwards.stop = true;
         self.downwards.stop = true;
-        timer.as_mut().reset(Instant::now() + FAREWELL);
+        self.poll_until(BOUNDARY_WAIT, |tunnel| tunnel.upwards.is_told() && tunnel.downwards.is_told()).await;
+        self.poll_until(CLOSE_WAIT, |tunnel| tunnel.upwards.frames.closed && tunnel.downwards.frames.closed).await;
+        let ends = async { tokio::join!(self.client.shutdown(), self.service.shutdown()) };
+        // A side that is gone, or takes nothing, needs no more.
+        let _ = timeout(CLOSE_WAIT, ends).await;
+    }
+
+    /// Goes on until it is done, for a limited time.
+    async fn poll_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) {
+        let mut timer = Box::pin(sleep(limit));
         poll_fn(|cx| match self.poll(cx) {
             Poll::Ready(_ended) => Poll::Ready(()),
+            Poll::Pending if done(self) => Poll::Ready(()),
             Poll::Pending => timer.as_mut().poll(cx),
         })
         .await;
     }
-}
-
-/// Any number will do that differs from tunnel to tunnel.
-fn random() -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0)
 }
 
 /// One way through the tunnel.
@@ -167,7 +167,7 @@ struct Direction {
     /// Read, and not yet taken by the other side.
     pending: BytesMut,
     frames: Frames,
-    /// What is said at the next boundary once `stop` is set.
+    /// The Close frame that is sent at the next boundary once `stop` is set.
     close: &'static [u8],
     stop: bool,
     state: State,
@@ -181,7 +181,7 @@ struct Direction {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// The goodbye is said; what still comes is read and dropped.
+    /// The Close frame is written; what still comes is read and dropped.
     Closed,
     /// The sender has ended; the receiver must hear of it.
     Ended,
@@ -212,6 +212,11 @@ impl Direction {
             Poll::Ready(Err(_)) => Some(from),
             _ => matches!(self.state, State::Ended | State::Done).then_some(from),
         }
+    }
+
+    /// Whether the receiver has all that it will ever get.
+    fn is_told(&self) -> bool {
+        self.state != State::Open && self.pending.is_empty()
     }
 
     const fn has_moved(&mut self) -> bool {
@@ -279,10 +284,10 @@ impl Direction {
             }
             self.moved = true;
             self.bytes += buf.filled().len() as u64;
+            let passing = self.frames.pass(buf.filled(), self.stop && self.state == State::Open);
             if self.state != State::Open {
                 return Poll::Ready(Ok(()));
             }
-            let passing = self.frames.pass(buf.filled(), self.stop);
             let mut bytes = &buf.filled()[..passing];
             while !bytes.is_empty() {
                 match Pin::new(&mut *to).poll_write(cx, bytes)? {
@@ -305,6 +310,8 @@ struct Frames {
     header: [u8; 14],
     have: usize,
     payload: u64,
+    /// A Close frame has begun.
+    closed: bool,
 }
 
 impl Frames {
@@ -326,6 +333,7 @@ impl Frames {
                 self.have += 1;
                 at += 1;
                 if let Some(payload) = self.whole_header() {
+                    self.closed |= self.header[0] & 0x0f == OPCODE_CLOSE;
                     self.have = 0;
                     self.payload = payload;
                 }
@@ -392,14 +400,12 @@ mod tests {
 
     use super::*;
 
-    async fn tunnel(
-        idle: Option<Duration>,
-    ) -> (DuplexStream, TcpStream, CancellationToken, tokio::task::JoinHandle<()>) {
+    async fn tunnel(idle: Option<Duration>) -> (DuplexStream, TcpStream, Drain, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let service = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
         let (near, client) = duplex(1024);
-        let drain = CancellationToken::new();
+        let drain = Drain::new(1);
         let settings = Settings { idle, drain: drain.clone(), open: Arc::default(), phases: None };
         let early = Bytes::from_static(b"\x82\x03abc");
         let running = run(Box::new(client), Bytes::new(), Socket::Tcp(service), early, settings);
@@ -428,19 +434,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_says_goodbye_between_two_frames() {
+    async fn the_end_of_the_process_closes_a_tunnel_between_two_frames() {
         let (mut near, mut far, drain, task) = tunnel(None).await;
         far.write_all(b"\x82\x05ab").await.unwrap();
         let mut got = [0; 9];
         near.read_exact(&mut got).await.unwrap();
-        drain.cancel();
+        drain.enter(Phase::Draining);
+        far.write_all(b"cd").await.unwrap();
+        near.read_exact(&mut got[..2]).await.unwrap();
+        drain.enter(Phase::Closing);
         let mut up = [0; CLOSE_TO_SERVICE.len()];
         far.read_exact(&mut up).await.unwrap();
         assert_eq!(up, CLOSE_TO_SERVICE);
-        far.write_all(b"cde\x82\x01z").await.unwrap();
+        far.write_all(b"e\x82\x01z").await.unwrap();
         let mut rest = Vec::new();
         near.read_to_end(&mut rest).await.unwrap();
-        assert_eq!(rest, [b"cde".as_slice(), CLOSE_TO_CLIENT].concat());
+        assert_eq!(rest, [b"e".as_slice(), CLOSE_TO_CLIENT].concat());
         task.await.unwrap();
     }
 

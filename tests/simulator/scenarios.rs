@@ -18,10 +18,11 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use vestibule::{
     clock::Clock,
     conn::{Alpn, ConnInfo, Interim, TlsInfo},
+    drain::{Drain, Phase},
     error::ProxyError,
     message::{Body, Request, Response, UpgradeHandler},
     serve::{Handler, Settings, serve_connection},
@@ -119,7 +120,7 @@ pub struct Client {
     service: Service,
     serving: JoinHandle<()>,
     tasks: TaskTracker,
-    drain: CancellationToken,
+    drain: Drain,
 }
 
 /// A frame: its kind, flags, stream and payload.
@@ -136,7 +137,7 @@ impl Client {
     /// Connects, and sends nothing.
     pub fn silent(pipe: usize) -> Self {
         let (io, far) = duplex(pipe);
-        let (service, tasks, drain) = (Service::default(), TaskTracker::new(), CancellationToken::new());
+        let (service, tasks, drain) = (Service::default(), TaskTracker::new(), Drain::new(1));
         let address = "127.0.0.1:1".parse().unwrap();
         let tls = TlsInfo { sni: None, alpn: Alpn::Http2, version: "TLSv1.3", resumed: false };
         let conn = Arc::new(ConnInfo { peer: address, client: address, tls: Some(tls) });
@@ -436,7 +437,7 @@ async fn a_drain_costs_no_more_than_the_time_to_write() {
     idle.send(request(1, END_STREAM, "/")).await;
     idle.until(DATA).await;
     sleep(Duration::from_secs(5)).await;
-    idle.drain.cancel();
+    idle.drain.enter(Phase::Draining);
     let (took, reason) = idle.end().await;
     assert_eq!(reason, Some(0));
     assert!(took < Duration::from_millis(10), "{took:?}");
@@ -444,13 +445,13 @@ async fn a_drain_costs_no_more_than_the_time_to_write() {
     // One that says nothing, and reads nothing.
     let silent = Client::silent(1 << 20);
     sleep(Duration::from_secs(2)).await;
-    silent.drain.cancel();
+    silent.drain.enter(Phase::Draining);
     timeout(Duration::from_millis(10), silent.serving).await.expect("at once").unwrap();
     // One with a request on its way: it is answered, and the other side of the GOAWAY too.
     let mut busy = Client::connect(1 << 20).await;
     busy.send(request(1, 0, "/up")).await;
     sleep(Duration::from_millis(100)).await;
-    busy.drain.cancel();
+    busy.drain.enter(Phase::Draining);
     assert_eq!(busy.until(GOAWAY).await.3[..4], [0x7f, 0xff, 0xff, 0xff]);
     busy.send(request(3, END_STREAM, "/late")).await;
     let ping = busy.until(PING).await.3;

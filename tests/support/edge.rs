@@ -61,7 +61,7 @@ impl Edge {
         Self::run(folder)
     }
 
-    /// Another process beside this one, with the same addresses and storage, and with these sites.
+    /// Another process that takes over from this one, with the same addresses and storage, and with these sites.
     pub fn successor(&self, sites: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
@@ -71,7 +71,11 @@ impl Edge {
             .replace("http = [\"127.0.0.1:0\"]", &format!("http = [\"{}\"]", self.http()))
             .replace("https = [\"127.0.0.1:0\"]", &format!("https = [\"{}\"]", self.https()));
         std::fs::write(folder.path().join("vestibule.toml"), config).unwrap();
-        Self::run(folder)
+        // Another name of the old one's admin address, which becomes the new one's.
+        std::fs::hard_link(self.path("admin.sock"), folder.path().join("admin.sock")).unwrap();
+        let mut command = command(folder.path());
+        command.args(["run", "--takeover"]);
+        Self::launch(folder, command, "the last line there is")
     }
 
     /// The same as [`start`](Self::start), by way of a program that changes its own limits and then becomes ours.
@@ -103,7 +107,12 @@ impl Edge {
 
     /// Reads the log up to the line that holds `last`.
     fn spawn_until(folder: TempDir, mut command: Command, last: &'static str) -> Self {
-        let mut child = command.arg("run").stderr(Stdio::piped()).spawn().unwrap();
+        command.arg("run");
+        Self::launch(folder, command, last)
+    }
+
+    fn launch(folder: TempDir, mut command: Command, last: &'static str) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let (ready, is_ready) = mpsc::channel();
         let log = Arc::new(Mutex::new(String::new()));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -13,18 +13,19 @@ use tokio::signal::{
     ctrl_c,
     unix::{SignalKind, signal},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use self::standins::StandIn;
 use super::{FAILED, Failure, Outcome, print};
 use crate::{
-    app::{Edge, ListenerKind},
+    app::{Edge, ListenerKind, Start},
     cert,
     clock::Clock,
     config::{
         self,
         plan::{Limits, Timeouts},
     },
+    drain::{Drain, Phase},
     serve,
     telemetry::Metrics,
 };
@@ -41,7 +42,7 @@ async fn demo(check: bool) -> Result<bool, Failure> {
     let folder =
         tempfile::Builder::new().prefix("vestibule-demo-").permissions(Permissions::from_mode(0o700)).tempdir()?;
     let storage = folder.path().to_owned();
-    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let (stop, tasks) = (Drain::new(1), TaskTracker::new());
     let clock = Clock::system();
     let settings = Arc::new(stand_in_settings(&clock));
     let mut services = Vec::new();
@@ -53,7 +54,8 @@ async fn demo(check: bool) -> Result<bool, Failure> {
     let (plan, _) =
         config::parse("demo.toml", &text, ".".into(), &|_| None).map_err(|report| anyhow::anyhow!(report.render()))?;
     let metrics = Metrics::new(clock.now());
-    let edge = Edge::start(plan, metrics.clone(), clock.clone()).await.context("the edge does not start")?;
+    let edge =
+        Edge::start(plan, metrics.clone(), clock.clone(), Start::Takeover).await.context("the edge does not start")?;
     let address = |wanted| edge.addresses().find(|(door, _)| *door == wanted).map(|(_, addr)| addr);
     let (Some(plain), Some(secure)) = (address(ListenerKind::Plain), address(ListenerKind::Tls)) else {
         return Err(anyhow::anyhow!("the edge does not listen").into());
@@ -70,7 +72,8 @@ async fn demo(check: bool) -> Result<bool, Failure> {
         print("\nstopping\n")?;
     }
     edge.drain().await;
-    stop.cancel();
+    edge.close().await;
+    stop.enter(Phase::Closing);
     tasks.close();
     // The stand-ins have nothing to lose.
     let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;

@@ -10,11 +10,12 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     config::plan::RTC_GET_TOKEN,
     conn::{ConnInfo, Interim},
+    drain::{Drain, Phase},
     error::ProxyError,
     message::{Body, BoxIo, Request, Response, UpgradeHandler, Value},
     serve,
@@ -38,14 +39,19 @@ pub enum StandIn {
 pub async fn start(
     what: StandIn,
     settings: Arc<serve::Settings>,
-    stop: CancellationToken,
+    stop: Drain,
     tasks: &TaskTracker,
 ) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let local = listener.local_addr()?;
     let connections = tasks.clone();
     tasks.spawn(async move {
-        while let Some(Ok((io, peer))) = stop.run_until_cancelled(listener.accept()).await {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.reached(Phase::Closing) => break,
+            };
+            let Ok((io, peer)) = accepted else { break };
             let conn = Arc::new(ConnInfo { peer, client: peer, tls: None });
             let serving = serve::serve_connection(io, conn, what, settings.clone(), stop.clone(), connections.clone());
             connections.spawn(serving);

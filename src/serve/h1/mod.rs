@@ -10,33 +10,29 @@ mod write;
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
     task::Poll,
-    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
-use tokio::time::{Instant, sleep, timeout_at};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::{
     body::Incoming,
     stream::{ReadEvent, Shared, Stream},
     write::{InterimQueue, ResponseWriter, Truncated},
 };
-use super::{Handler, Settings, normalize};
+use super::{FIRST_REQUEST, Handler, Settings, normalize};
 use crate::{
     clock::IdleTimer,
     conn::{ConnInfo, Interim},
+    drain::{Drain, InFlight, Kind as Work, Phase, PhaseWatch},
     error::{Kind, ProxyError},
     message::{Body, Io, Request, Response, UpgradeHandler},
     wire::{self, Framing, RequestHead, WireError},
 };
-
-/// How long a drain waits for the request of somebody who has just connected: it is on its way.
-const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// A client's stream that has become a tunnel.
 pub struct Upgrade<IO> {
@@ -65,16 +61,15 @@ pub async fn serve<IO: Io, H: Handler>(
     conn: Arc<ConnInfo>,
     handler: H,
     settings: Arc<Settings>,
-    drain: CancellationToken,
+    drain: Drain,
 ) -> Option<Upgrade<IO>> {
     let server =
         Server { stream: Shared::new(Stream::new(io)), conn, handler, settings, drain, interim: Arc::default() };
-    let mut draining = pin!(server.drain.cancelled());
+    let mut phase = server.drain.watch();
     let mut idle = IdleTimer::new(None);
-    let mut first = true;
+    let mut grace = Some(Instant::now() + FIRST_REQUEST);
     loop {
-        let head = server.next_head(&mut draining, &mut idle, first).await?;
-        first = false;
+        let head = server.next_head(&mut phase, &mut idle, grace.take()).await?;
         // Boxed: a waiting connection should not own the room that an exchange needs.
         match Box::pin(server.exchange(head)).await {
             Next::Request => {}
@@ -89,7 +84,7 @@ struct Server<IO, H> {
     conn: Arc<ConnInfo>,
     handler: H,
     settings: Arc<Settings>,
-    drain: CancellationToken,
+    drain: Drain,
     interim: Arc<InterimQueue>,
 }
 
@@ -100,21 +95,18 @@ type Head = Result<RequestHead, Refused>;
 type Refused = (ProxyError, Option<String>);
 
 impl<IO: Io, H: Handler> Server<IO, H> {
-    /// Waits for a request and reads its head; `None` when the connection ends without one.
+    /// Waits for a request and reads its head; `None` when the connection ends without one. Until `grace`, the first
+    /// request of a new connection is waited for even when the process closes.
     async fn next_head(
         &self,
-        draining: &mut Pin<&mut WaitForCancellationFuture<'_>>,
+        phase: &mut PhaseWatch<'_>,
         idle: &mut IdleTimer,
-        first: bool,
+        grace: Option<Instant>,
     ) -> Option<Head> {
         if self.stream.lock().is_empty() {
             // Who has just connected is given the time of a head and not that of an idle connection: it came to ask.
-            idle.begin(if first { self.settings.header } else { self.settings.keep_alive });
-            let grace = if first { FIRST_REQUEST } else { Duration::ZERO };
-            let mut leaving = pin!(async {
-                draining.await;
-                sleep(grace).await;
-            });
+            idle.begin(if grace.is_some() { self.settings.header } else { self.settings.keep_alive });
+            let mut timer = None;
             let arrived = poll_fn(|cx| {
                 // What has arrived is served even when the drain begins at the same moment.
                 let read = self.stream.lock().poll_head(cx, &self.settings.head);
@@ -124,7 +116,11 @@ impl<IO: Io, H: Handler> Server<IO, H> {
                 if idle.poll(cx).is_ready() {
                     return Poll::Ready(ReadEvent::End);
                 }
-                leaving.as_mut().poll(cx).map(|()| ReadEvent::End)
+                if phase.poll(cx) < Phase::Closing {
+                    return Poll::Pending;
+                }
+                let Some(grace) = grace else { return Poll::Ready(ReadEvent::End) };
+                timer.get_or_insert_with(|| Box::pin(sleep_until(grace))).as_mut().poll(cx).map(|()| ReadEvent::End)
             });
             match arrived.await {
                 ReadEvent::Head(head) => return Some(Ok(head)),
@@ -176,7 +172,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         let settled = head.and_then(|head| self.settle(head));
         // Not an async fn, and what is rare is boxed: the future stays under the KiB up to which the allocator is quick.
         async move {
-            let (request, asked) = match settled {
+            let (request, asked, mut work) = match settled {
                 Ok(settled) => settled,
                 Err((error, target)) => return Box::pin(self.refuse(error, target)).await,
             };
@@ -185,35 +181,45 @@ impl<IO: Io, H: Handler> Server<IO, H> {
                 let mut handling = pin!(self.handler.handle(request, &self.conn, interim));
                 poll_fn(|cx| {
                     if let Poll::Ready(response) = handling.as_mut().poll(cx) {
-                        return Poll::Ready(Some(response));
+                        return Poll::Ready(Waited::ResponseWriter(response));
+                    }
+                    if work.poll_expired(cx).is_ready() {
+                        return Poll::Ready(Waited::Expired);
                     }
                     let mut stream = self.stream.lock();
                     self.interim.write(cx, &mut stream);
                     // A client that leaves takes its request with it: dropping the handler cancels what goes on
                     // upstream.
-                    stream.poll_watch(cx).map(|_gone| None)
+                    stream.poll_watch(cx).map(|_gone| Waited::Gone)
                 })
                 .await
             };
             match answered {
-                Some(response) if response.status == StatusCode::SWITCHING_PROTOCOLS => {
+                Waited::ResponseWriter(response) if response.status == StatusCode::SWITCHING_PROTOCOLS => {
                     Box::pin(self.upgrade(response)).await
                 }
-                Some(response) => {
-                    let (writing, close) = self.answer(response, &asked);
+                Waited::ResponseWriter(response) => {
+                    work.answers();
+                    let (writing, close) = self.answer(response, &asked, &mut work);
                     match writing.await {
                         Ok(()) => self.next(close).await,
                         // Dropping the stream without a closing handshake is how a cut answer looks cut.
                         Err(Truncated) => Next::Close,
                     }
                 }
-                None => Next::Close,
+                Waited::Expired => {
+                    work.end();
+                    // The end of the connection before a byte of an answer: every client asks again (RFC 9110 section 9.2.2).
+                    self.stream.shutdown().await;
+                    Next::Close
+                }
+                Waited::Gone => Next::Close,
             }
         }
     }
 
     /// What a head asks for, and what of that matters to the writing of the answer.
-    fn settle(&self, mut head: RequestHead) -> Result<(Request, RequestFacts), Refused> {
+    fn settle(&self, mut head: RequestHead) -> Result<(Request, RequestFacts, InFlight<'_>), Refused> {
         self.settings.count_dropped(head.dropped);
         if let Err(kind) = normalize::http1(&mut head) {
             let target = head.target.path_and_query().map(|target| target.as_str().to_owned());
@@ -221,30 +227,33 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         }
         let asked = RequestFacts::of(&head);
         self.stream.lock().begin_body(head.framing, asked.expects_continue);
-        Ok((self.request(head), asked))
+        let work = self.drain.begin(Work::of(&head.method, has_body(&head)));
+        Ok((self.request(head), asked, work))
     }
 
     fn request(&self, head: RequestHead) -> Request {
-        let body = match head.framing {
-            Framing::None | Framing::Length(0) => Body::empty(),
-            _ => Body::stream(Incoming::new(self.stream.clone(), head.framing, self.settings.body_stall)),
+        let body = if has_body(&head) {
+            Body::stream(Incoming::new(self.stream.clone(), head.framing, self.settings.body_stall))
+        } else {
+            Body::empty()
         };
         let RequestHead { method, target: uri, version, fields, .. } = head;
         Request { method, uri, version, fields, body }
     }
 
     /// Begins to write the answer; and whether the connection is to be closed after it.
-    fn answer(
-        &self,
+    fn answer<'a, 'b>(
+        &'a self,
         mut response: Response,
         asked: &RequestFacts,
-    ) -> (impl Future<Output = Result<(), Truncated>> + use<'_, IO, H>, bool) {
-        let close = !asked.keep_alive || self.drain.is_cancelled() || !self.stream.lock().may_skip_body();
+        work: &'a mut InFlight<'b>,
+    ) -> (impl Future<Output = Result<(), Truncated>> + use<'a, 'b, IO, H>, bool) {
+        let close = !asked.keep_alive || self.drain.has_begun() || !self.stream.lock().may_skip_body();
         self.stream.lock().answers();
         let answer = ResponseWriter::new(&mut response, asked, close, &self.settings);
         let leftover = self.interim.take();
         let close = close || answer.ends_by_close();
-        (answer.write(leftover, response.body, &self.stream, &self.settings), close)
+        (answer.write(leftover, response.body, &self.stream, &self.settings, Some(work)), close)
     }
 
     /// What comes after an answer that has been written.
@@ -253,7 +262,7 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         match (skipped, close) {
             (true, false) => return Next::Request,
             (true, true) if !self.stream.lock().has_unread() => self.stream.shutdown().await,
-            _ => self.stream.linger(self.drain.cancelled()).await,
+            _ => self.stream.linger(self.drain.reached(Phase::Closing)).await,
         }
         Next::Close
     }
@@ -279,12 +288,25 @@ impl<IO: Io, H: Handler> Server<IO, H> {
         let mut response = self.handler.refuse(error, target.as_deref(), &self.conn);
         let asked = RequestFacts::nothing();
         let answer = ResponseWriter::new(&mut response, &asked, true, &self.settings);
-        let written = answer.write(Vec::new(), response.body, &self.stream, &self.settings).await;
+        let written = answer.write(Vec::new(), response.body, &self.stream, &self.settings, None).await;
         if written.is_ok() {
-            self.stream.linger(self.drain.cancelled()).await;
+            self.stream.linger(self.drain.reached(Phase::Closing)).await;
         }
         Next::Close
     }
+}
+
+/// What has come of a request while its answer was waited for.
+enum Waited {
+    ResponseWriter(Response),
+    /// The process ends, and waits for it no longer.
+    Expired,
+    /// The client has left.
+    Gone,
+}
+
+const fn has_body(head: &RequestHead) -> bool {
+    !matches!(head.framing, Framing::None | Framing::Length(0))
 }
 
 /// What of a request matters to the writing of its answer.

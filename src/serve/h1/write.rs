@@ -20,6 +20,7 @@ use super::{
 use crate::{
     clock::IdleTimer,
     conn::InterimSink,
+    drain::InFlight,
     message::{Body, BodyError, Fields, Io, Response, Value},
     serve::{Date, Settings},
     wire::{self, Framing},
@@ -69,16 +70,17 @@ impl ResponseWriter {
     ///
     /// # Errors
     /// The client left or reads nothing, or the body was cut short.
-    pub fn write<'a, IO: Io>(
+    pub fn write<'a, 'b, IO: Io>(
         self,
         before: Vec<u8>,
         mut body: Body,
         stream: &'a Shared<IO>,
         settings: &Settings,
-    ) -> impl Future<Output = Result<(), Truncated>> + use<'a, IO> {
+        work: Option<&'a mut InFlight<'b>>,
+    ) -> impl Future<Output = Result<(), Truncated>> + use<'a, 'b, IO> {
         let head = if before.is_empty() { self.head } else { [before, self.head].concat() };
-        let mut out =
-            Outgoing { stream, stall: IdleTimer::new(settings.body_stall), small: head, data: Bytes::new(), tail: b"" };
+        let stall = IdleTimer::new(settings.body_stall);
+        let mut out = Outgoing { stream, stall, work, small: head, data: Bytes::new(), tail: b"" };
         let (framing, passes_trailers) = (self.framing, self.trailers);
         async move {
             let mut left = match framing {
@@ -115,16 +117,17 @@ impl ResponseWriter {
 }
 
 /// Bytes on their way to the client.
-struct Outgoing<'a, IO> {
+struct Outgoing<'a, 'b, IO> {
     stream: &'a Shared<IO>,
     stall: IdleTimer,
+    work: Option<&'a mut InFlight<'b>>,
     /// The head, or the line that opens a chunk.
     small: Vec<u8>,
     data: Bytes,
     tail: &'static [u8],
 }
 
-impl<IO: Io> Outgoing<'_, IO> {
+impl<IO: Io> Outgoing<'_, '_, IO> {
     /// The next frame of the body. Before it is waited for, all that we have goes out, and while it is waited for, the
     /// client is watched.
     async fn next(&mut self, mut body: Pin<&mut Body>) -> Result<Option<Result<Frame<Bytes>, BodyError>>, Truncated> {
@@ -170,11 +173,11 @@ impl<IO: Io> Outgoing<'_, IO> {
                 match written {
                     Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
                     Poll::Ready(_) => Poll::Ready(Err(Truncated)),
-                    Poll::Pending => self.stall.poll(cx).map(|()| Err(Truncated)),
+                    Poll::Pending => self.poll_stall(cx),
                 }
             })
             .await?;
-            self.stall.moved();
+            self.moved();
             let small = n.min(self.small.len() - written);
             written += small;
             n -= small;
@@ -191,12 +194,27 @@ impl<IO: Io> Outgoing<'_, IO> {
             let flushed = self.stream.lock().poll_flush(cx);
             match flushed {
                 Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_gone| Truncated)),
-                Poll::Pending => self.stall.poll(cx).map(|()| Err(Truncated)),
+                Poll::Pending => self.poll_stall(cx),
             }
         });
         flushed.await?;
-        self.stall.moved();
+        self.moved();
         Ok(())
+    }
+
+    /// The client takes nothing. Ready when that has gone on for too long.
+    fn poll_stall<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Truncated>> {
+        if let Some(work) = &mut self.work {
+            work.stalls();
+        }
+        self.stall.poll(cx).map(|()| Err(Truncated))
+    }
+
+    fn moved(&mut self) {
+        if let Some(work) = &mut self.work {
+            work.moves();
+        }
+        self.stall.moved();
     }
 }
 
@@ -205,8 +223,8 @@ impl<IO: Io> Outgoing<'_, IO> {
 /// # Errors
 /// The client left, or reads nothing.
 pub async fn all<IO: Io>(stream: &Shared<IO>, bytes: &[u8], stall: Option<Duration>) -> Result<(), Truncated> {
-    let mut out =
-        Outgoing { stream, stall: IdleTimer::new(stall), small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
+    let stall = IdleTimer::new(stall);
+    let mut out = Outgoing { stream, stall, work: None, small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
     out.finish().await
 }
 

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     conn::ConnInfo,
+    drain::{Drain, Kind as Work},
     error::Kind,
     message::{Body, Fields, Request, Response},
     serve::{Date, Handler, Settings, normalize},
@@ -32,22 +33,26 @@ use crate::{
 };
 
 /// What the streams of one connection share.
-pub struct Exchange<H> {
+pub struct Exchange<'a, H> {
     pub conn: Arc<ConnInfo>,
     pub handler: H,
     pub settings: Arc<Settings>,
     pub tasks: TaskTracker,
     pub shared: Arc<Shared>,
+    pub drain: &'a Drain,
 }
 
 /// Why a request is refused, and what it was for.
 type Refused = (Kind, Option<PathAndQuery>);
 
-impl<H: Handler> Exchange<H> {
+impl<'a, H: Handler> Exchange<'a, H> {
     /// Answers a request, to the last byte of its body. A stream that closes takes its request with it.
-    pub fn answer(&self, incoming: Incoming) -> impl Future<Output = ()> + use<'_, H> {
+    pub fn answer(&self, incoming: Incoming) -> impl Future<Output = ()> + use<'_, 'a, H> {
         let send = Arc::new(Sender::new(self.shared.clone(), incoming.id));
         let is_head = incoming.head.method == Some(Method::HEAD);
+        let has_body = !incoming.ended && incoming.head.protocol.is_none();
+        let method = incoming.head.method.as_ref();
+        let mut in_flight = self.drain.begin(method.map_or(Work::Poll, |method| Work::of(method, has_body)));
         let (request, tunnel) = self.request(incoming);
         // Boxed, so that a stream is small where it is moved, and while its body is sent.
         let handling = match request {
@@ -61,9 +66,21 @@ impl<H: Handler> Exchange<H> {
         async move {
             let mut work = pin!(async {
                 let response = match handling {
-                    Ok(handling) => handling.await,
+                    Ok(mut handling) => {
+                        let answered = poll_fn(|cx| match handling.as_mut().poll(cx) {
+                            Poll::Ready(response) => Poll::Ready(Some(response)),
+                            Poll::Pending => in_flight.poll_expired(cx).map(|()| None),
+                        });
+                        let Some(response) = answered.await else {
+                            in_flight.end();
+                            // Which clients take as leave to send the request again (RFC 9113 section 8.7).
+                            return send.reset(Reason::REFUSED_STREAM);
+                        };
+                        response
+                    }
                     Err(refusal) => *refusal,
                 };
+                in_flight.answers();
                 if let Some(body) = self.begin(response, &send, is_head, tunnel) {
                     // Nobody is there who wants the rest of a stream that has closed.
                     let _ = pipe(body, &send).await;

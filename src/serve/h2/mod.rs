@@ -26,12 +26,13 @@ use tokio::{
     task::{unconstrained, yield_now},
     time::{Instant, Sleep, sleep_until},
 };
-use tokio_util::{io::poll_read_buf, sync::CancellationToken, task::TaskTracker};
+use tokio_util::{io::poll_read_buf, task::TaskTracker};
 
 use self::{exchange::Exchange, shared::Shared};
-use super::{Handler, Settings};
+use super::{FIRST_REQUEST, Handler, Settings};
 use crate::{
     conn::ConnInfo,
+    drain::{Drain, Phase},
     message::Io,
     wire::h2::{
         FRAME_HEADER, FrameHeader,
@@ -51,7 +52,7 @@ pub async fn serve<IO: Io, H: Handler>(
     conn: Arc<ConnInfo>,
     handler: H,
     settings: Arc<Settings>,
-    drain: CancellationToken,
+    drain: Drain,
     tasks: TaskTracker,
 ) {
     let shared = Shared::new(Limits {
@@ -61,14 +62,23 @@ pub async fn serve<IO: Io, H: Handler>(
         keep_alive: settings.keep_alive,
         body_stall: settings.body_stall,
     });
-    let exchange = Exchange { conn, handler, settings, tasks, shared: shared.clone() };
+    let exchange = Exchange { conn, handler, settings, tasks, shared: shared.clone(), drain: &drain };
     let mut driver = ConnectionDriver::new(io, shared.clone());
-    let mut draining = pin!(drain.cancelled());
-    let mut is_draining = false;
+    let (mut watch, mut seen) = (drain.watch(), Phase::Serving);
+    let (grace, mut timer) = (Instant::now() + FIRST_REQUEST, None);
     poll_fn(|cx| {
-        if !is_draining && draining.as_mut().poll(cx).is_ready() {
-            is_draining = true;
+        let phase = watch.poll(cx);
+        if seen == Phase::Serving && phase > seen {
+            seen = Phase::Draining;
             shared.lock().shut_down();
+        }
+        // The first request of a new connection may be on its way.
+        if seen < Phase::Closing
+            && phase == Phase::Closing
+            && timer.get_or_insert_with(|| Box::pin(sleep_until(grace))).as_mut().poll(cx).is_ready()
+        {
+            seen = Phase::Closing;
+            shared.lock().close();
         }
         driver.poll(cx, |incoming| exchange.answer(incoming))
     })

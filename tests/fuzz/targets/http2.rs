@@ -15,10 +15,11 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use vestibule::{
     clock::Clock,
     conn::{Alpn, ConnInfo, Interim, TlsInfo},
+    drain::Drain,
     error::ProxyError,
     message::{Body, Request, Response},
     serve::{Handler, Settings, serve_connection},
@@ -100,7 +101,7 @@ fuzz_target!(|input: &[u8]| {
     let conn = ConnInfo { peer: address, client: address, tls: Some(tls) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let served = runtime.block_on(async {
-        let (drain, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (drain, tasks) = (Drain::new(1), TaskTracker::new());
         let serving = serve_connection(client, Arc::new(conn), Echo, Arc::new(settings()), drain, tasks);
         tokio::time::timeout(Duration::from_secs(3), serving).await
     });

@@ -6,7 +6,9 @@ use http::header;
 use libfuzzer_sys::fuzz_target;
 use vestibule::{
     serve::normalize,
-    wire::{BodyDecoder, Framing, HeadLimits, BodyFrame, chunk_head, head_len, last_chunk, parse_request, request_head},
+    wire::{
+        BodyDecoder, BodyFrame, Framing, HeadLimits, chunk_head, head_len, last_chunk, parse_request, request_head,
+    },
 };
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 128, target: 65_534 };
