@@ -3,7 +3,7 @@
 //! ```text
 //!   composition   cli ── app            knows every room; holds the order of things
 //!                  │
-//!   rooms          listen   tls   serve   route   layer   upstream        (the road: a request walks them left to right)
+//!   rooms          listen   tls   serve   stream   route   layer   upstream   (the road: a request walks them left to right)
 //!                  cert     admin  doctor                                  (beside the road)
 //!                  │
 //!   instruments    client                                                   (one way to the outside each, for what is beside the road)
@@ -36,6 +36,7 @@ pub mod layer;
 pub mod listen;
 pub mod route;
 pub mod serve;
+pub mod stream;
 pub mod tls;
 pub mod upstream;
 

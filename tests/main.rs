@@ -22,6 +22,7 @@ mod service;
 mod shapes;
 mod smuggling;
 mod soak;
+mod stream;
 mod streaming;
 mod tls;
 mod uploads;

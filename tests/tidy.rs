@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ROOMS: [&str; 9] = ["listen", "tls", "serve", "route", "layer", "upstream", "cert", "admin", "doctor"];
+const ROOMS: [&str; 10] = ["listen", "tls", "serve", "stream", "route", "layer", "upstream", "cert", "admin", "doctor"];
 
 /// One door to the outside each, used by the modules beside the request path.
 const INSTRUMENTS: [&str; 1] = ["client"];

@@ -377,9 +377,12 @@ fn acme_clients(plan: &Plan) -> Result<impl Fn(&Directory) -> Fetch + Sync + use
     })
 }
 
+/// Every server of every upstream, of HTTP or not.
 fn upstreams(current: &Generation) -> Vec<(Arc<str>, String, bool, usize, usize, u64)> {
-    let status = services(current).into_iter();
-    status.map(|(_, s)| (s.name, s.server, s.up, s.in_flight, s.idle, s.dial_failures)).collect()
+    let http = services(current).into_iter();
+    let http = http.map(|(_, s)| (s.name, s.server, s.up, s.in_flight, s.idle, s.dial_failures));
+    let streams = current.streams().flat_map(|stream| stream.status());
+    http.chain(streams.map(|s| (s.name, s.server, s.up, s.open, 0, s.dial_failures))).collect()
 }
 
 fn certificate(status: cert::Status) -> telemetry::Certificate {

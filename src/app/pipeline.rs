@@ -8,6 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep_until},
@@ -20,10 +21,11 @@ use crate::{
     conn::{ConnInfo, Exhausted, Permit, Permits},
     drain::{Drain, Phase},
     error,
-    listen::proxy_protocol,
+    listen::proxy_protocol::{self, Prefixed},
     serve::{self, FIRST_REQUEST},
+    stream::{self, Forwarder},
     telemetry::{self, LogThrottle},
-    tls::{AcceptError, Accepted, Acceptor},
+    tls::{AcceptError, Accepted, Acceptor, ClientHello, Protocols},
 };
 
 /// How often one address is logged for one reason.
@@ -108,14 +110,20 @@ impl Connection<'_> {
                 let conn = Arc::new(ConnInfo { peer, client, tls: None });
                 serve::serve_connection(io, conn, service, settings, drain.clone(), tasks).await;
             }
-            ListenerKind::Tls => match closable(drain, pipeline.acceptor.load_full().accept(io, deadline)).await? {
-                Ok(Accepted::Http(io, tls)) => {
+            ListenerKind::Tls => {
+                let refused = |error| ConnError::Tls(client.ip(), error);
+                let acceptor = pipeline.acceptor.load_full();
+                let hello = closable(drain, acceptor.read_hello(io, deadline)).await?.map_err(refused)?;
+                let stream = hello.name().and_then(|name| pipeline.current.load().stream(name));
+                if let Some(stream) = stream {
+                    return forward(hello, client, &stream, &acceptor, deadline).await.map_err(refused);
+                }
+                let accepted = closable(drain, acceptor.accept(hello, Protocols::Http, deadline)).await?;
+                if let Accepted::Client(io, tls) = accepted.map_err(refused)? {
                     let conn = Arc::new(ConnInfo { peer, client, tls: Some(tls) });
                     serve::serve_connection(io, conn, service, settings, drain.clone(), tasks).await;
                 }
-                Ok(Accepted::AcmeChallenge) => {}
-                Err(error) => return Err(ConnError::Tls(client.ip(), error)),
-            },
+            }
         }
         Ok(())
     }
@@ -180,6 +188,37 @@ async fn closable<F: Future>(drain: &Drain, before: F) -> Result<F::Output, Conn
         done = before => Ok(done),
         () = closing => Err(ConnError::Closing),
     }
+}
+
+/// Forwards a connection that is not HTTP, TLS ended here or not.
+async fn forward(
+    hello: ClientHello<Prefixed<TcpStream>>,
+    client: SocketAddr,
+    stream: &Forwarder,
+    acceptor: &Acceptor,
+    deadline: Option<Instant>,
+) -> Result<(), AcceptError> {
+    let local = hello.get_ref().get_ref().local_addr().ok();
+    let peer = stream::Peer { client, local };
+    let mut record = stream.record(client);
+    if stream.is_passthrough() {
+        let (io, read) = hello.into_inner();
+        stream.forward(io, read.into(), peer, record).await;
+        return Ok(());
+    }
+    let protocols = if stream.is_turn() { Protocols::Turn } else { Protocols::None };
+    match acceptor.accept(hello, protocols, deadline).await {
+        Ok(Accepted::Client(io, tls)) => {
+            record.tls(tls.version);
+            stream.forward(*io, Bytes::new(), peer, record).await;
+        }
+        Ok(Accepted::AcmeChallenge) => record.discard(),
+        Err(error) => {
+            record.end(stream::End::HandshakeFailed, Some(&error));
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Why a connection never came to a request.

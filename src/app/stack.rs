@@ -41,6 +41,7 @@ use crate::{
     message::{Fields, Request, Response},
     route::{self, Router, bare_host},
     serve,
+    stream::{self, Forwarder},
     telemetry::{LogThrottle, Metrics, SiteNumbers},
     upstream::{self, Upstream},
 };
@@ -73,6 +74,8 @@ struct Site {
     ordered: bool,
     hsts: bool,
     well_known: Option<WellKnown>,
+    /// Where its connections go that are not HTTP; then it has no routes.
+    stream: Option<Arc<Forwarder>>,
 }
 
 struct Route {
@@ -97,10 +100,11 @@ impl Generation {
     /// Builds the road that a plan describes.
     #[must_use]
     pub fn new(plan: &plan::Plan, env: &upstream::Env, http01: Http01, metrics: &Metrics, clock: Clock) -> Self {
+        let streams = stream_env(plan, env, metrics);
         let sites = plan.sites.iter().map(|site| {
             let routes =
                 site.routes.iter().map(|route| (route.prefix.as_str().into(), Route::new(route, env))).collect();
-            (site.host.as_str().into(), Site::new(site, metrics), routes)
+            (site.host.as_str().into(), Site::new(site, metrics, &streams), routes)
         });
         Self {
             router: Router::new(sites),
@@ -115,6 +119,16 @@ impl Generation {
             log: AccessLog::new(plan.log.access, plan.log.client_ip, metrics),
             redirects: LogThrottle::new(Duration::MAX),
         }
+    }
+
+    /// What forwards the connections of a name, if they are not HTTP.
+    pub fn stream(&self, name: &str) -> Option<Arc<Forwarder>> {
+        self.router.site(name)?.site.stream.clone()
+    }
+
+    /// All forwarders of connections that are not HTTP.
+    pub fn streams(&self) -> impl Iterator<Item = &Arc<Forwarder>> {
+        self.router.sites().filter_map(|(_, site)| site.site.stream.as_ref())
     }
 
     /// Bound on handshakes, the PROXY protocol's header included.
@@ -336,14 +350,39 @@ impl Generation {
 }
 
 impl Site {
-    fn new(plan: &plan::Site, metrics: &Metrics) -> Self {
+    fn new(plan: &plan::Site, metrics: &Metrics, streams: &stream::Env) -> Self {
+        let host = plan.host.shared();
+        let passthrough = plan.tls == plan::SiteTls::Passthrough;
+        let forwarder = |stream| Arc::new(Forwarder::new(host.clone(), stream, passthrough, streams));
         Self {
             numbers: metrics.of_site(plan.host.shared()),
-            secure: plan.tls != plan::SiteTls::Off,
+            // A site that is not HTTP has nothing to redirect to, and answers nothing on a connection of HTTP.
+            secure: plan.stream.is_none() && plan.tls != plan::SiteTls::Off,
             ordered: plan.tls == plan::SiteTls::Acme,
             hsts: plan.hsts,
             well_known: plan.well_known.as_deref().map(WellKnown::new),
+            stream: plan.stream.as_ref().map(forwarder),
         }
+    }
+}
+
+/// What the forwarders of a plan share.
+fn stream_env(plan: &plan::Plan, env: &upstream::Env, metrics: &Metrics) -> stream::Env {
+    stream::Env {
+        dialer: Arc::new(|server| {
+            let dialer = Arc::new(upstream::TcpDialer::new(server.host.clone(), server.port));
+            Arc::new(move || {
+                let dialer = dialer.clone();
+                Box::pin(async move { dialer.dial().await })
+            })
+        }),
+        dials: env.dials.clone(),
+        drain: env.drain.clone(),
+        handshake: plan.timeouts.handshake,
+        idle: plan.timeouts.tunnel_idle,
+        log: plan.log.access,
+        client_ip: plan.log.client_ip,
+        metrics: metrics.clone(),
     }
 }
 

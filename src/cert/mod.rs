@@ -227,7 +227,7 @@ impl Manager {
             stays
         });
         let mut loading = Vec::new();
-        for site in sites.iter().filter(|site| !matches!(site.tls, SiteTls::Off | SiteTls::Wildcard)) {
+        for site in sites.iter().filter(|site| site.tls.has_certificate()) {
             names.entry(site.host.shared()).or_insert_with(|| {
                 let (name, loaded) = self.begin(site, &issuers);
                 loading.push(loaded);
@@ -267,7 +267,7 @@ impl Manager {
         let source = match site.tls {
             SiteTls::Internal => "internal",
             SiteTls::Files(_) | SiteTls::SharedFiles(_) => "file",
-            SiteTls::Acme | SiteTls::Wildcard | SiteTls::Off => "acme",
+            SiteTls::Acme | SiteTls::Wildcard | SiteTls::Off | SiteTls::Passthrough => "acme",
         };
         let status = Status {
             host: site.host.shared(),
@@ -298,7 +298,7 @@ impl Manager {
             }
             SiteTls::Internal => internal::spawn(task, self.store.clone(), &self.tasks),
             SiteTls::Acme => acme::spawn(task, self.store.clone(), issuers.clone(), renew, &self.tasks),
-            SiteTls::Wildcard | SiteTls::Off => oneshot::channel().1,
+            SiteTls::Wildcard | SiteTls::Off | SiteTls::Passthrough => oneshot::channel().1,
         };
         (name, loaded)
     }

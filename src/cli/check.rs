@@ -8,7 +8,7 @@ use crate::{
     clock::Clock,
     config::{
         self, Plan, Report,
-        plan::{Action, Route, Site, SiteTls},
+        plan::{Action, Route, Site, SiteTls, Stream},
     },
 };
 
@@ -56,6 +56,7 @@ fn site_json(site: &Site) -> serde_json::Value {
         "certificate": certificate(site),
         "well_known": site.well_known.is_some(),
         "routes": site.routes.iter().map(route).collect::<Vec<_>>(),
+        "stream": site.stream.as_ref().map(forwards),
     })
 }
 
@@ -91,7 +92,10 @@ fn words(plan: &Plan) -> String {
         for route in &site.routes {
             lines.push(format!("  {:28} {}", route.prefix, does(route)));
         }
-        if !site.routes.iter().any(|route| route.prefix == "/") {
+        if let Some(stream) = &site.stream {
+            lines.push(format!("  {:28} {}", "every connection", forwards(stream)));
+            lines.push(format!("  {:28} ACME, else 404", "plain http"));
+        } else if !site.routes.iter().any(|route| route.prefix == "/") {
             lines.push(format!("  {:28} 404", "everything else"));
         }
     }
@@ -106,7 +110,14 @@ fn certificate(site: &Site) -> String {
         SiteTls::SharedFiles(_) => "one of tls.certificates".into(),
         SiteTls::Wildcard => "that of the wildcard".into(),
         SiteTls::Off => "none, plain HTTP".into(),
+        SiteTls::Passthrough => "of the upstream, TLS passes through".into(),
     }
+}
+
+fn forwards(stream: &Stream) -> String {
+    let servers: Vec<_> = stream.upstream.servers.iter().map(ToString::to_string).collect();
+    let header = if stream.upstream.proxy_protocol { ", PROXY protocol v2" } else { "" };
+    format!("{} to {}{header}", stream.kind.as_str(), servers.join(", "))
 }
 
 fn does(route: &Route) -> String {

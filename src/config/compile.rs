@@ -7,7 +7,7 @@ use super::{
     plan::{
         Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Encoding,
         FixedAnswer, Kind, Limits, Listen, Log, Matrix, Plan, Route, RtcDocuments, RtcTransport, Server, Site, SiteTls,
-        Timeouts, TlsVersion, Upstream, WellKnown,
+        Stream, StreamKind, Timeouts, TlsVersion, Upstream, WellKnown,
     },
     raw::{self, Issuer, Raw, RtcService},
     tree::{At, Reader},
@@ -17,7 +17,8 @@ use super::{
 const STORAGE: &str = "/var/lib/vestibule";
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9180);
 
-const CONNECT: Duration = Duration::from_secs(5);
+/// Bound on one dial.
+pub const CONNECT: Duration = Duration::from_secs(5);
 const RESPONSE: Duration = Duration::from_secs(300);
 const RETRY_CONNECT: Duration = Duration::from_secs(5);
 const WELL_KNOWN_AGE: Duration = Duration::from_secs(3600);
@@ -36,6 +37,11 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
     let issuer = raw.tls_certificates.as_ref().map_or(&Issuer::Acme, |issuer| &issuer.value);
     let mut sites = Vec::new();
     for site in &raw.sites {
+        if let Some(stream) = &site.stream {
+            let tls = site_tls(site, issuer, &raw, &listen, &acme, reader);
+            sites.extend(stream_site(site, stream, tls, reader));
+            continue;
+        }
         let is_server = matrix.as_ref().is_some_and(|matrix| host_of(&matrix.server_name) == site.host.value.as_str());
         let wants = site
             .well_known
@@ -54,6 +60,7 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
             well_known: documents.clone().filter(|_| wants),
             routes: routes(site, wants, transports.as_ref(), reader),
             hsts: site.hsts.as_ref().is_some_and(|hsts| hsts.value),
+            stream: None,
         });
     }
     if sites.is_empty() && raw.sites.is_empty() {
@@ -86,6 +93,29 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
         },
         matrix,
     }
+}
+
+/// A site whose connections are not HTTP: nothing of HTTP is there to be compiled.
+fn stream_site(site: &raw::Site, raw: &super::stream::Stream, tls: SiteTls, reader: &Reader<'_>) -> Option<Site> {
+    let kind = raw.kind.value;
+    let span = site.tls.as_ref().map_or_else(|| raw.kind.span.clone(), |tls| tls.span.clone());
+    if tls == SiteTls::Off {
+        let message = format!("a site of kind `{}` is found by the name in its TLS handshake", kind.as_str());
+        reader.error_with(span, message, "take tls = \"off\" away");
+    }
+    if raw.upstream.is_none() && !raw.broken {
+        let message = format!("a site of kind `{}` needs an upstream", kind.as_str());
+        reader.error_with(raw.kind.span.clone(), message, "set upstream = \"tcp://host:port\"");
+    }
+    let upstream = raw.upstream.as_ref()?.value.clone();
+    Some(Site {
+        host: site.host.value.clone(),
+        tls,
+        well_known: None,
+        routes: Vec::new(),
+        hsts: false,
+        stream: Some(Stream { kind, upstream }),
+    })
 }
 
 fn listen(raw: &Raw, reader: &Reader<'_>) -> Listen {
@@ -145,11 +175,13 @@ fn matrix(raw: &Raw, listen: &Listen, reader: &Reader<'_>) -> Option<Matrix> {
     let rtc_transports = rtc_transports(raw, matrix, listen, reader);
     let (server_name, homeserver) = (matrix.server_name.clone()?, homeserver?);
     let host = host_of(&server_name.value).to_owned();
-    if !raw.sites.iter().any(|site| site.host.value.as_str() == host) {
+    let site = raw.sites.iter().find(|site| site.host.value.as_str() == host);
+    if site.is_none_or(|site| site.stream.is_some()) {
+        let what = if site.is_some() { "is no site of HTTP" } else { "has no site" };
         let help = format!("add [sites.\"{host}\"], or serve https://{host}/.well-known/matrix/ from where it is");
         reader.warn(
             server_name.span,
-            format!("`{host}` has no site, so its well-known documents are not served here"),
+            format!("`{host}` {what}, so its well-known documents are not served here"),
             help,
         );
     }
@@ -277,9 +309,18 @@ fn site_tls(
         (Some(raw::Tls::Off), _) => SiteTls::Off,
         (Some(raw::Tls::Files(pair)), _) => SiteTls::Files(pair.clone()),
         (None, Issuer::Files(pairs)) => SiteTls::SharedFiles(pairs.clone()),
+        (Some(raw::Tls::Passthrough), _) => SiteTls::Passthrough,
     };
     let span = site.tls.as_ref().map_or_else(|| site.host.span.clone(), |tls| tls.span.clone());
-    if tls != SiteTls::Off && listen.https.is_empty() {
+    let is_tcp = site.stream.as_ref().is_some_and(|stream| stream.kind.value == StreamKind::Tcp);
+    if tls == SiteTls::Passthrough && !is_tcp {
+        let help = "set kind = \"tcp\", or let TLS end here";
+        reader.error_with(
+            span,
+            "`passthrough` is for a site of kind `tcp`: what speaks inside TLS cannot be known here",
+            help,
+        );
+    } else if tls != SiteTls::Off && listen.https.is_empty() {
         reader.error_with(
             span,
             "the site has TLS, but no address listens for it",

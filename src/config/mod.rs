@@ -12,6 +12,7 @@ pub mod plan;
 mod raw;
 mod reference;
 mod source;
+mod stream;
 mod tree;
 mod value;
 pub mod versions;

@@ -272,6 +272,8 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// Whether `Strict-Transport-Security` is sent.
     pub hsts: bool,
+    /// Where its connections go if they are not HTTP; then there are no routes and no documents.
+    pub stream: Option<Stream>,
 }
 
 /// Where the certificate of a site comes from.
@@ -289,6 +291,78 @@ pub enum SiteTls {
     Wildcard,
     /// Plain HTTP only.
     Off,
+    /// TLS does not end here: the upstream has the certificate.
+    Passthrough,
+}
+
+impl SiteTls {
+    /// Whether we hold a certificate of the site's own.
+    #[must_use]
+    pub const fn has_certificate(&self) -> bool {
+        !matches!(self, Self::Off | Self::Passthrough | Self::Wildcard)
+    }
+}
+
+/// A site whose connections are not HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// What speaks on them.
+    pub kind: StreamKind,
+    /// Where they go.
+    pub upstream: TcpUpstream,
+}
+
+/// What speaks on a connection that is not HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StreamKind {
+    /// TURN over TLS (RFC 8656 section 3.1): the client speaks first, and begins with a STUN message.
+    Turn,
+    /// Anything.
+    Tcp,
+}
+
+impl StreamKind {
+    /// As it is written in the file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Turn => "turn",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// A set of servers that take TCP connections for the same thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpUpstream {
+    /// How it is called in logs and metrics: the first server as written.
+    pub name: Arc<str>,
+    /// At least one.
+    pub servers: Vec<TcpServer>,
+    /// Bound on one dial.
+    pub connect_timeout: Duration,
+    /// How long refused dials are tried again before the connection is closed.
+    pub retry_connect: Duration,
+    /// How a server is picked.
+    pub balance: Balance,
+    /// Whether a PROXY protocol header (version 2) goes before the client's bytes.
+    pub proxy_protocol: bool,
+}
+
+/// One address of a [`TcpUpstream`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TcpServer {
+    /// A name or an address, without brackets.
+    pub host: Arc<str>,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for TcpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "tcp://[{host}]:{port}") } else { write!(f, "tcp://{host}:{port}") }
+    }
 }
 
 /// A certificate and its key in PEM files.

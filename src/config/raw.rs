@@ -18,8 +18,9 @@ use super::{
     acme::Acme,
     plan::{
         Balance, ClientIpLog, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat, RtcTransport, Server,
-        TlsVersion,
+        StreamKind, TlsVersion,
     },
+    stream,
     tree::{At, Item, Problem, Reader, Section, boolean, integer, kind_of, list, one_or_more, parsed, string, word},
     value,
 };
@@ -137,6 +138,8 @@ pub struct Site {
     pub well_known: Option<At<bool>>,
     pub tls: Option<At<Tls>>,
     pub hsts: Option<At<bool>>,
+    /// What is said of a site whose connections are not HTTP; then `root` and `routes` say nothing.
+    pub stream: Option<stream::Stream>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,6 +148,7 @@ pub enum Tls {
     Internal,
     Wildcard,
     Off,
+    Passthrough,
     Files(KeyPairFiles),
 }
 
@@ -161,6 +165,24 @@ pub struct Route {
     pub admin_from: Option<At<Vec<IpNet>>>,
     /// Whether a value of the route was wrong, so that what is missing may only be broken.
     pub broken: bool,
+}
+
+impl Route {
+    /// A route that says nothing.
+    fn empty(prefix: At<String>) -> Self {
+        Self {
+            prefix,
+            kind: None,
+            upstream: None,
+            redirect: None,
+            respond: None,
+            strip_prefix: None,
+            max_body: None,
+            compress: None,
+            admin_from: None,
+            broken: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -396,6 +418,12 @@ fn sites(section: &Section<'_, '_, '_>) -> Vec<Site> {
 fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
     let dir = section.reader.source().dir.clone();
     let root = At { value: "/".to_owned(), span: host.span.clone() };
+    if let Some(kind) = stream::kind(&section) {
+        let stream = Some(stream::read(&section, kind));
+        let tls = section.get("tls", |item| tls(item, &dir));
+        section.finish();
+        return Site { host, root: Route::empty(root), routes: Vec::new(), well_known: None, tls, hsts: None, stream };
+    }
     let mut broken = false;
     let mut routes = Vec::new();
     if let Some(table) = section.section("routes") {
@@ -420,14 +448,14 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
     root.admin_from = section.get("admin_from", list(parsed(value::network)));
     let (well_known, tls, hsts) = site_keys;
     section.finish();
-    Site { host, root, routes, well_known, tls, hsts }
+    Site { host, root, routes, well_known, tls, hsts, stream: None }
 }
 
 fn tls(item: &Item<'_>, dir: &Path) -> Result<Tls, Problem> {
     match item.get_ref() {
         DeValue::Table(_) => key_pair(item, dir).map(Tls::Files),
-        _ => word(&[("acme", 0), ("internal", 1), ("wildcard", 2), ("off", 3)])(item)
-            .map(|which| [Tls::Acme, Tls::Internal, Tls::Wildcard, Tls::Off][which].clone()),
+        _ => word(&[("acme", 0), ("internal", 1), ("wildcard", 2), ("off", 3), ("passthrough", 4)])(item)
+            .map(|which| [Tls::Acme, Tls::Internal, Tls::Wildcard, Tls::Off, Tls::Passthrough][which].clone()),
     }
 }
 
@@ -468,9 +496,7 @@ fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {
 
 /// The keys that a site and a route have in common.
 fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
-    const KINDS: &[(&str, Kind)] =
-        &[("synapse", Kind::Synapse), ("lk-jwt", Kind::LkJwt), ("livekit", Kind::Livekit), ("http", Kind::Http)];
-    let kind = section.get("kind", word(KINDS));
+    let kind = section.get("kind", word(KINDS)).and_then(|kind| http_kind(section, kind));
     let upstream = section.item("upstream").and_then(|item| upstream(section, item));
     let redirect = section.get("redirect", parsed(value::origin));
     let broken = (section.item("kind").is_some() && kind.is_none())
@@ -489,6 +515,38 @@ fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
         broken,
     }
 }
+
+/// The kind, unless it is one of a whole site: the connections of those have no paths.
+fn http_kind(section: &Section<'_, '_, '_>, kind: At<AnyKind>) -> Option<At<Kind>> {
+    match kind.value {
+        AnyKind::Http(value) => Some(At { value, span: kind.span }),
+        AnyKind::Stream(stream) => {
+            let message = format!("`{}` is a kind of site, not of route", stream.as_str());
+            section.reader.error_with(
+                kind.span,
+                message,
+                "its connections have no paths: give it a host name of its own",
+            );
+            None
+        }
+    }
+}
+
+/// A kind, of HTTP or not.
+#[derive(Clone, Copy)]
+enum AnyKind {
+    Http(Kind),
+    Stream(StreamKind),
+}
+
+const KINDS: &[(&str, AnyKind)] = &[
+    ("synapse", AnyKind::Http(Kind::Synapse)),
+    ("lk-jwt", AnyKind::Http(Kind::LkJwt)),
+    ("livekit", AnyKind::Http(Kind::Livekit)),
+    ("http", AnyKind::Http(Kind::Http)),
+    ("turn", AnyKind::Stream(StreamKind::Turn)),
+    ("tcp", AnyKind::Stream(StreamKind::Tcp)),
+];
 
 fn respond(item: &Item<'_>) -> Result<Respond, Problem> {
     let DeValue::Table(table) = item.get_ref() else {
@@ -534,13 +592,19 @@ fn upstream(section: &Section<'_, '_, '_>, item: &Item<'_>) -> Option<At<Upstrea
         connect_timeout: plain(inner.get("connect_timeout", parsed(value::bounded))),
         response_timeout: inner.get("response_timeout", parsed(value::duration)).map(|at| at.value),
         retry_connect: inner.get("retry_connect", parsed(value::duration)).map(|at| at.value.unwrap_or_default()),
-        balance: inner
-            .get("balance", word(&[("least-requests", Balance::LeastRequests), ("round-robin", Balance::RoundRobin)]))
-            .map(|at| at.value),
+        balance: inner.get("balance", balance).map(|at| at.value),
         health: inner.section("health").and_then(health),
     };
+    if let Some(item) = inner.item("proxy_protocol") {
+        inner.reader.error(item.span(), "`proxy_protocol` is for the upstream of a site of kind `turn` or `tcp`");
+    }
     inner.finish();
     (!upstream.servers.is_empty()).then(|| At { value: upstream, span: item.span() })
+}
+
+/// How a server is picked among several.
+pub fn balance(item: &Item<'_>) -> Result<Balance, Problem> {
+    word(&[("least-requests", Balance::LeastRequests), ("round-robin", Balance::RoundRobin)])(item)
 }
 
 fn health(section: Section<'_, '_, '_>) -> Option<Health> {

@@ -51,6 +51,7 @@ use Shape::{
 };
 
 const KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http"]);
+const SITE_KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http", "turn", "tcp"]);
 
 const TABLES: &[Table] = &[
     Table {
@@ -215,7 +216,12 @@ const TABLES: &[Table] = &[
             key("header", Span, "\"15s\"", "From the first byte of a request head to its last; then 408."),
             key("keep_alive", Span, "\"5m\"", "A connection without a request."),
             key("body_stall", Span, "\"60s\"", "A body, in either direction, of which no byte moves."),
-            key("tunnel_idle", Span, "\"2h\"", "A WebSocket in which no byte moves."),
+            key(
+                "tunnel_idle",
+                Span,
+                "\"2h\"",
+                "A WebSocket, or a connection of a `turn` or `tcp` site, in which no byte moves.",
+            ),
             key(
                 "drain",
                 Span,
@@ -277,8 +283,18 @@ const TABLES: &[Table] = &[
 ];
 
 const SITE: &[Key] = &[
-    key("kind", KINDS, "\"http\"", "A preset of open paths, limits and manners."),
-    key("upstream", Upstream, "none", "`http://…`, `https://…`, `unix:/path`, a list of them, or a table."),
+    key(
+        "kind",
+        SITE_KINDS,
+        "\"http\"",
+        "A preset of open paths, limits and manners. Connections of a `turn` or `tcp` site are not HTTP: the name in the TLS handshake leads them to the upstream, and every key that is for HTTP is an error.",
+    ),
+    key(
+        "upstream",
+        Upstream,
+        "none",
+        "`http://…`, `https://…`, `unix:/path`, a list of them, or a table. On a `turn` or `tcp` site, `tcp://host:port`.",
+    ),
     key("redirect", Text, "none", "308 to this origin, path and query kept. On a `synapse` site, where `/` is sent."),
     key("routes", Routes, "none", "Path prefix = route. Whole segments match, the longest wins."),
     key(
@@ -291,7 +307,7 @@ const SITE: &[Key] = &[
         "tls",
         Tls,
         "`tls.certificates`",
-        "`acme`, `internal`, `wildcard` (the certificate of the site `*.` above it), `off` (plain HTTP only), or `{ cert = \"a.pem\", key = \"b.pem\" }`, watched, the last good pair kept.",
+        "`acme`, `internal`, `wildcard` (the certificate of the site `*.` above it), `off` (plain HTTP only), `passthrough` (on a `tcp` site: the upstream ends TLS and has the certificate), or `{ cert = \"a.pem\", key = \"b.pem\" }`, watched, the last good pair kept.",
     ),
     key("compress", Switch, "true", "Whether answers may be compressed."),
     key("max_body", Size, "by kind", "Largest request body; over it, 413."),
@@ -313,9 +329,20 @@ const UPSTREAM: &[Key] = &[
     key("servers", OneOrMore, "required", "The addresses."),
     key("connect_timeout", Span, "\"5s\"", "Bound on one dial."),
     key("response_timeout", Span, "\"300s\"", "Bound on the wait for a response head."),
-    key("retry_connect", Span, "\"5s\"", "How long refused dials are tried again before the client hears of it."),
+    key(
+        "retry_connect",
+        Span,
+        "\"5s\"",
+        "How long refused dials are tried again before the client hears of it. On a `turn` or `tcp` site `off`.",
+    ),
     key("balance", Words(&["least-requests", "round-robin"]), "\"least-requests\"", "How a server is picked."),
     key("health", Health, "none", "Active probes: `{ path = \"/health\", interval = \"10s\" }`."),
+    key(
+        "proxy_protocol",
+        Words(&["none", "v2"]),
+        "none",
+        "On a `turn` or `tcp` site: `v2` sends a PROXY protocol header with the client's address before its bytes.",
+    ),
 ];
 
 fn shape(of: Shape) -> Value {
@@ -353,7 +380,7 @@ fn shape(of: Shape) -> Value {
         Tls => {
             let files = json!({ "cert": { "type": "string" }, "key": { "type": "string" } });
             let files = json!({ "type": "object", "properties": files, "required": ["cert", "key"], "additionalProperties": false });
-            json!({ "anyOf": [{ "enum": ["acme", "internal", "wildcard", "off"] }, files] })
+            json!({ "anyOf": [{ "enum": ["acme", "internal", "wildcard", "off", "passthrough"] }, files] })
         }
         Respond => {
             let parts = json!({ "status": { "type": "integer" }, "content_type": { "type": "string" }, "body": { "type": "string" } });

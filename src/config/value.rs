@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::{
     diagnostic::closest,
-    plan::{Hostname, Server},
+    plan::{Hostname, Server, TcpServer},
     tree::Problem,
 };
 
@@ -204,11 +204,30 @@ pub fn server(text: &str) -> Result<Server, Problem> {
     match scheme {
         "http" => Ok(Server::Http { host, port: port.unwrap_or(80) }),
         "https" => Ok(Server::Https { host, port: port.unwrap_or(443) }),
+        "tcp" => Err(Problem::new("`tcp` is not spoken here")
+            .help("the site needs kind = \"tcp\", or kind = \"turn\", for connections that are not HTTP")),
         "ws" | "wss" => {
             Err(Problem::new(format!("`{scheme}` is not needed"))
                 .help("write http or https: WebSocket passes by itself"))
         }
         other => Err(Problem::new(format!("`{other}` is not spoken")).help(help)),
+    }
+}
+
+/// The address of a server that takes TCP connections.
+pub fn tcp_server(text: &str) -> Result<TcpServer, Problem> {
+    let help = "write it like \"tcp://livekit:5349\"";
+    let Some(address) = text.strip_prefix("tcp://") else {
+        return Err(Problem::new(format!("`{text}` is no TCP server")).help(help));
+    };
+    if address.contains('@') {
+        return Err(Problem::new("user and password do not belong in an upstream"));
+    }
+    let authority = address.parse::<http::uri::Authority>().ok();
+    let host = authority.as_ref().map(|authority| authority.host().trim_matches(['[', ']'])).unwrap_or_default();
+    match authority.as_ref().and_then(http::uri::Authority::port_u16) {
+        Some(port) if port > 0 && !host.is_empty() => Ok(TcpServer { host: host.into(), port }),
+        _ => Err(Problem::new(format!("`{text}` is no host and port")).help(help)),
     }
 }
 

@@ -168,6 +168,13 @@ pub struct Prefixed<IO> {
     read: BytesMut,
 }
 
+impl<IO> Prefixed<IO> {
+    /// The stream itself.
+    pub const fn get_ref(&self) -> &IO {
+        &self.io
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Prefixed<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.read.is_empty() {

@@ -40,6 +40,19 @@ struct SiteLabels {
     site: Arc<str>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StreamLabels {
+    site: Arc<str>,
+    /// Why it ended, of a closed set of words.
+    end: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabels {
+    site: Arc<str>,
+    direction: &'static str,
+}
+
 /// The first digit of a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Class(u16);
@@ -90,6 +103,9 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     requests: Family<RequestLabels, Counter>,
     latency: Family<SiteLabels, Histogram, fn() -> Histogram>,
+    streams: Family<StreamLabels, Counter>,
+    streams_open: Family<SiteLabels, Gauge>,
+    stream_bytes: Family<DirectionLabels, Counter>,
     refused: Counter,
     handshakes_failed: Counter,
     panics: Counter,
@@ -117,6 +133,9 @@ impl Metrics {
         Self(Arc::new(Inner {
             requests: Family::default(),
             latency: Family::new_with_constructor(|| Histogram::new(LATENCY)),
+            streams: Family::default(),
+            streams_open: Family::default(),
+            stream_bytes: Family::default(),
             refused: Counter::default(),
             handshakes_failed: Counter::default(),
             panics: Counter::default(),
@@ -150,6 +169,22 @@ impl Metrics {
     #[must_use]
     pub fn traffic(&self) -> &Traffic {
         &self.0.traffic
+    }
+
+    /// The numbers of a site whose connections are not HTTP.
+    #[must_use]
+    pub fn of_stream(&self, site: Arc<str>) -> StreamNumbers {
+        let bytes = |direction| {
+            let labels = DirectionLabels { site: site.clone(), direction };
+            self.0.stream_bytes.get_or_create(&labels).clone()
+        };
+        StreamNumbers {
+            open: self.0.streams_open.get_or_create(&SiteLabels { site: site.clone() }).clone(),
+            received: bytes("from_client"),
+            sent: bytes("to_client"),
+            streams: self.0.streams.clone(),
+            site,
+        }
     }
 
     /// A connection over a bound.
@@ -221,6 +256,9 @@ impl Metrics {
         let mut registry = Registry::with_prefix("vestibule");
         registry.register("requests", "Requests answered", inner.requests.clone());
         registry.register("request_head_seconds", "Time from a request's head to its answer's", inner.latency.clone());
+        registry.register("streams", "Connections ended that were not HTTP", inner.streams.clone());
+        registry.register("streams_open", "Connections open that are not HTTP", inner.streams_open.clone());
+        registry.register("stream_bytes", "Bytes of connections that are not HTTP", inner.stream_bytes.clone());
         registry.register("connections_refused", "Connections over a bound", inner.refused.clone());
         registry.register("handshakes_failed", "TLS handshakes that led nowhere", inner.handshakes_failed.clone());
         registry.register("panics", "Tasks that panicked", inner.panics.clone());
@@ -328,6 +366,41 @@ impl Drop for OpenTunnel {
     fn drop(&mut self) {
         self.totals.tunnels.fetch_sub(1, Ordering::Relaxed);
         self.totals.calls.fetch_sub(usize::from(self.is_call), Ordering::Relaxed);
+    }
+}
+
+/// What is counted of a site whose connections are not HTTP. Cheap to clone.
+#[derive(Clone)]
+pub struct StreamNumbers {
+    site: Arc<str>,
+    open: Gauge,
+    received: Counter,
+    sent: Counter,
+    streams: Family<StreamLabels, Counter>,
+}
+
+impl StreamNumbers {
+    /// A connection has been accepted.
+    pub fn opened(&self) {
+        self.open.inc();
+    }
+
+    /// A connection has ended, for a reason unless it does not count.
+    pub fn closed(&self, end: Option<&'static str>) {
+        self.open.dec();
+        if let Some(end) = end {
+            self.streams.get_or_create(&StreamLabels { site: self.site.clone(), end }).inc();
+        }
+    }
+
+    /// Bytes from a client.
+    pub fn received(&self, bytes: u64) {
+        self.received.inc_by(bytes);
+    }
+
+    /// Bytes to a client.
+    pub fn sent(&self, bytes: u64) {
+        self.sent.inc_by(bytes);
     }
 }
 

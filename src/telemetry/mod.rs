@@ -12,7 +12,7 @@ use tracing::error;
 use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _};
 
 pub use self::{
-    metrics::{Certificate, Class, Metrics, OpenTunnel, SiteNumbers, Snapshot, classic},
+    metrics::{Certificate, Class, Metrics, OpenTunnel, SiteNumbers, Snapshot, StreamNumbers, classic},
     redact::redact_target,
     throttle::LogThrottle,
     traffic::{INTERVAL as TRAFFIC_INTERVAL, LENGTH as TRAFFIC_LENGTH, RecentError, Sample, Traffic},

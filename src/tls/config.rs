@@ -10,7 +10,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use super::ACME_TLS;
+use super::{ACME_TLS, STUN_TURN};
 use crate::config::plan::TlsVersion;
 
 const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
@@ -25,6 +25,10 @@ pub struct TlsError(#[from] rustls::Error);
 pub struct Configs {
     /// For clients: `h2`, `http/1.1` and `http/1.0`.
     pub http: Arc<ServerConfig>,
+    /// For clients of a site that is not HTTP: whatever they offer, nothing is agreed on.
+    pub stream: Arc<ServerConfig>,
+    /// For TURN clients that offer `stun.turn` (RFC 7443).
+    pub turn: Arc<ServerConfig>,
     /// For the CA: RFC 8737 wants `acme-tls/1` agreed on and nothing else offered.
     pub validation: Arc<ServerConfig>,
 }
@@ -35,17 +39,28 @@ impl Configs {
     /// # Errors
     /// The system gives no randomness.
     pub fn new(resolver: Arc<dyn ResolvesServerCert>, min: TlsVersion) -> Result<Self, TlsError> {
-        let mut http = server(resolver.clone(), min)?;
         // `http/1.0` is what `curl --http1.0` offers, and nothing else beside it.
-        http.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"http/1.0".to_vec()];
-        // Tickets whose keys rotate every six hours and live in this process only. Early data stays off: it can be
-        // replayed, and nothing behind us could tell.
-        http.ticketer = aws_lc_rs::Ticketer::new()?;
-        http.session_storage = Arc::new(NoServerSessionStorage {});
+        let http = resuming(resolver.clone(), min, &[b"h2", b"http/1.1", b"http/1.0"])?;
+        let stream = resuming(resolver.clone(), min, &[])?;
+        let turn = resuming(resolver.clone(), min, &[STUN_TURN])?;
         let mut validation = server(resolver, min)?;
         validation.alpn_protocols = vec![ACME_TLS.to_vec()];
-        Ok(Self { http: Arc::new(http), validation: Arc::new(validation) })
+        Ok(Self { http, stream, turn, validation: Arc::new(validation) })
     }
+}
+
+/// A configuration whose connections can be resumed by tickets. Their keys rotate every six hours and live in this process
+/// only. Early data stays off: it can be replayed, and nothing behind us could tell.
+fn resuming(
+    resolver: Arc<dyn ResolvesServerCert>,
+    min: TlsVersion,
+    protocols: &[&[u8]],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = server(resolver, min)?;
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    config.ticketer = aws_lc_rs::Ticketer::new()?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
 }
 
 fn server(resolver: Arc<dyn ResolvesServerCert>, min: TlsVersion) -> Result<ServerConfig, TlsError> {

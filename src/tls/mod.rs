@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::{Instant, timeout, timeout_at},
 };
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use self::{config::Configs, stream::ReplayStream};
 pub use self::{config::TlsError, stream::TlsStream};
@@ -27,6 +27,13 @@ use crate::{
 
 /// RFC 8737: the protocol of a validation by the CA.
 const ACME_TLS: &[u8] = b"acme-tls/1";
+
+/// RFC 7443: TURN over TLS.
+const STUN_TURN: &[u8] = b"stun.turn";
+
+/// The longest beginning of a connection in which a ClientHello is looked for. One with every extension of today takes
+/// 4 KiB; in records of one byte each it takes six times as much.
+const CLIENT_HELLO: usize = 64 * 1024;
 
 /// A fatal `unrecognized_name` alert as it stands on the wire (RFC 8446 sections 5.1 and 6.2, RFC 6066 section 3). Sent
 /// before there is a configuration, since rustls would say `access_denied`, which browsers take for a client certificate
@@ -50,11 +57,38 @@ pub struct Acceptor {
     find_challenge: FindChallenge,
 }
 
+/// A connection of which only the ClientHello has been read.
+pub struct ClientHello<IO> {
+    start: StartHandshake<ReplayStream<IO>>,
+    name: Option<String>,
+    offered: Offered,
+}
+
+/// What of a ClientHello's ALPN matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offered {
+    /// A CA that validates a name.
+    AcmeTls,
+    StunTurn,
+    Other,
+}
+
+/// What is to be agreed on by ALPN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocols {
+    /// `h2` and HTTP/1.
+    Http,
+    /// `stun.turn`, where the client offers it.
+    Turn,
+    /// Nothing: what speaks inside TLS is not known.
+    None,
+}
+
 /// What a handshake led to.
 #[derive(Debug)]
 pub enum Accepted<IO> {
     /// A client.
-    Http(Box<TlsStream<IO>>, TlsInfo),
+    Client(Box<TlsStream<IO>>, TlsInfo),
     /// The CA has seen the certificate that it asked for; there is nothing more to say.
     AcmeChallenge,
 }
@@ -91,53 +125,112 @@ impl Acceptor {
         Ok(Self { configs: Arc::new(Configs::new(resolver, min)?), has_certificate, find_challenge })
     }
 
-    /// Shakes hands until the deadline.
+    /// Reads the ClientHello.
     ///
     /// # Errors
     /// See [`AcceptError`]. Where the client can be told, it has been.
-    pub async fn accept<IO>(&self, io: IO, deadline: Option<Instant>) -> Result<Accepted<IO>, AcceptError>
+    pub async fn read_hello<IO>(&self, io: IO, deadline: Option<Instant>) -> Result<ClientHello<IO>, AcceptError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = Box::pin(self.handshake(io));
-        match deadline {
-            Some(deadline) => timeout_at(deadline, handshake).await.map_err(|_| AcceptError::TimedOut)?,
-            None => handshake.await,
-        }
+        within(deadline, read_hello(io)).await
     }
 
-    async fn handshake<IO>(&self, io: IO) -> Result<Accepted<IO>, AcceptError>
+    /// Answers the ClientHello: does the handshake until the deadline.
+    ///
+    /// # Errors
+    /// See [`AcceptError`]. Where the client can be told, it has been.
+    pub async fn accept<IO>(
+        &self,
+        hello: ClientHello<IO>,
+        protocols: Protocols,
+        deadline: Option<Instant>,
+    ) -> Result<Accepted<IO>, AcceptError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let mut acceptor =
-            LazyConfigAcceptor::new(rustls::server::Acceptor::default(), ReplayStream { io, read: Vec::new() });
-        let start = match (&mut acceptor).await {
-            Ok(start) => start,
-            Err(error) => return Err(refuse_garbage(acceptor.take_io(), error).await),
-        };
-        let hello = start.client_hello();
-        let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-        let validation = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ACME_TLS));
-        if !validation && !name.as_deref().is_some_and(|name| (self.has_certificate)(name)) {
-            let mut io = start.io.io;
-            send_record(&mut io, &UNRECOGNIZED_NAME).await;
-            return Err(AcceptError::UnknownName(name.unwrap_or_default()));
-        }
-        if validation {
+        within(deadline, self.handshake(hello, protocols)).await
+    }
+
+    async fn handshake<IO>(&self, hello: ClientHello<IO>, protocols: Protocols) -> Result<Accepted<IO>, AcceptError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let ClientHello { start, name, offered } = hello;
+        if offered == Offered::AcmeTls {
             (self.find_challenge)(name.as_deref().unwrap_or_default()).await;
             let mut stream =
                 start.into_stream(self.configs.validation.clone()).await.map_err(AcceptError::Handshake)?;
             let _ = timeout(FAREWELL, stream.shutdown()).await;
             return Ok(Accepted::AcmeChallenge);
         }
-        let ReplayStream { io, read } = start.io;
-        let connection = UnbufferedServerConnection::new(self.configs.http.clone())
+        if !name.as_deref().is_some_and(|name| (self.has_certificate)(name)) {
+            let mut io = start.io.io;
+            send_record(&mut io, &UNRECOGNIZED_NAME).await;
+            return Err(AcceptError::UnknownName(name.unwrap_or_default()));
+        }
+        let config = match (protocols, offered) {
+            (Protocols::Http, _) => &self.configs.http,
+            (Protocols::Turn, Offered::StunTurn) => &self.configs.turn,
+            (Protocols::Turn | Protocols::None, _) => &self.configs.stream,
+        };
+        let ReplayStream { io, read, .. } = start.io;
+        let connection = UnbufferedServerConnection::new(config.clone())
             .map_err(|error| AcceptError::Handshake(io::Error::other(error)))?;
         let mut stream = Box::new(TlsStream::new(io, connection, read));
         poll_fn(|cx| stream.poll_handshake(cx)).await.map_err(AcceptError::Handshake)?;
         let info = info(stream.state(), name);
-        Ok(Accepted::Http(stream, info))
+        Ok(Accepted::Client(stream, info))
+    }
+}
+
+impl<IO> ClientHello<IO> {
+    /// The name the client asks for, lower case, without a trailing dot.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The connection under it.
+    #[must_use]
+    pub const fn get_ref(&self) -> &IO {
+        &self.start.io.io
+    }
+
+    /// The connection as it was before, and all that has been read of it.
+    #[must_use]
+    pub fn into_inner(self) -> (IO, Vec<u8>) {
+        (self.start.io.io, self.start.io.read)
+    }
+}
+
+async fn read_hello<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> Result<ClientHello<IO>, AcceptError> {
+    let io = ReplayStream { io, read: Vec::new(), limit: CLIENT_HELLO };
+    let mut acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io);
+    let start = match (&mut acceptor).await {
+        Ok(start) => start,
+        Err(error) => return Err(refuse_garbage(acceptor.take_io(), error).await),
+    };
+    let hello = start.client_hello();
+    let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    let offers = |protocol| hello.alpn().is_some_and(|mut offered| offered.any(|offer| offer == protocol));
+    let offered = match () {
+        () if offers(ACME_TLS) => Offered::AcmeTls,
+        () if offers(STUN_TURN) => Offered::StunTurn,
+        () => Offered::Other,
+    };
+    Ok(ClientHello { start, name, offered })
+}
+
+/// Boxed, so that a connection does not keep the room of its handshake for as long as it lives.
+async fn within<T>(
+    deadline: Option<Instant>,
+    step: impl Future<Output = Result<T, AcceptError>>,
+) -> Result<T, AcceptError> {
+    let step = Box::pin(step);
+    match deadline {
+        Some(deadline) => timeout_at(deadline, step).await.map_err(|_| AcceptError::TimedOut)?,
+        None => step.await,
     }
 }
 

@@ -341,6 +341,8 @@ impl<IO> fmt::Debug for TlsStream<IO> {
 pub struct ReplayStream<IO> {
     pub io: IO,
     pub read: Vec<u8>,
+    /// How much is read at most.
+    pub limit: usize,
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for ReplayStream<IO> {
@@ -349,6 +351,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ReplayStream<IO> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         this.read.extend_from_slice(&buf.filled()[before..]);
+        if this.read.len() > this.limit {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the ClientHello is too long")));
+        }
         Poll::Ready(Ok(()))
     }
 }

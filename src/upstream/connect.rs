@@ -7,6 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -145,6 +146,30 @@ async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialEr
     let name = ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))?;
     let stream = TlsConnector::from(roots.http1().clone()).connect(name, tcp).await.map_err(DialError::Tls)?;
     Ok(Socket::Tls(Box::new(stream)))
+}
+
+/// Opens TCP connections to one server for bytes that are not HTTP.
+#[derive(Debug)]
+pub struct TcpDialer {
+    host: Arc<str>,
+    port: u16,
+    resolver: Resolver,
+}
+
+impl TcpDialer {
+    /// A dialer of this host and port.
+    #[must_use]
+    pub fn new(host: Arc<str>, port: u16) -> Self {
+        Self { host, port, resolver: Resolver::default() }
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// The name does not resolve, or no address accepts.
+    pub async fn dial(&self) -> io::Result<TcpStream> {
+        tcp(&self.resolver, &self.host, self.port, &Phases::default()).await
+    }
 }
 
 /// Connects to the first address of a name that accepts. The next one starts when one fails or takes its time.

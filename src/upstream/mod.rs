@@ -17,6 +17,7 @@ mod tunnel;
 mod upload;
 mod websocket;
 
+pub use connect::TcpDialer;
 pub use health::probe;
 pub use observation::Condition;
 

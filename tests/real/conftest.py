@@ -158,14 +158,14 @@ class CallServices:
 class Edge:
     """The built program."""
 
-    def __init__(self, folder, sites, listen="", ports=None, within=(), environment=None, pass_fds=()):
+    def __init__(self, folder, sites, listen="", ports=None, within=(), environment=None, pass_fds=(), addresses=("127.0.0.1",)):
         self.http, self.https = ports or (free_port(), free_port())
         self.folder = folder
         config = folder / "vestibule.toml"
         config.write_text(f"""
 [listen]
-http = ["127.0.0.1:{self.http}"]
-https = ["127.0.0.1:{self.https}"]
+http = {json.dumps([f"{address}:{self.http}" for address in addresses])}
+https = {json.dumps([f"{address}:{self.https}" for address in addresses])}
 public_port = {self.https}
 {listen}
 [storage]
@@ -279,6 +279,15 @@ def stack(request, tmp_path_factory):
         yield one
     finally:
         one.stop()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was real, for whoever reads the result."""
+    import realcalls
+
+    terminalreporter.section("what was real")
+    for name, where in realcalls.table():
+        terminalreporter.write_line(f"{name:16} {where}")
 
 
 @pytest.fixture(scope="session", autouse=True)
