@@ -26,12 +26,7 @@ fn check_says_the_plan_or_everything_that_is_wrong() {
     let bad = GOOD.replace("upstream", "upstraem").replace("server_name", "servername");
     let (code, _, said) = check(&bad, false);
     assert_eq!(code, Some(78));
-    for words in [
-        "did you mean `upstream`?",
-        "did you mean `server_name`?",
-        "`matrix.server_name` is missing",
-        "needs an upstream",
-    ] {
+    for words in ["did you mean `upstream`?", "did you mean `server_name`?", "2 errors"] {
         assert!(said.contains(words), "{words} in {said}");
     }
 }
@@ -57,7 +52,7 @@ fn exit_codes_are_those_of_the_contract() {
     assert_eq!(program(&["completions", "bash"]).status.code(), Some(0));
     let schema = program(&["schema"]);
     let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();
-    assert_eq!(schema["properties"]["listen"]["properties"]["threads"]["type"], "integer");
+    assert_eq!(schema["properties"]["listen"]["properties"]["threads"]["anyOf"][0]["type"], "integer");
 }
 
 #[test]
@@ -111,6 +106,79 @@ fn init_writes_once_what_check_accepts() {
 }
 
 #[test]
+fn init_warns_of_a_server_name_that_is_a_host_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(&["init", "matrix.example.org", "--dir", folder.path().to_str().unwrap()]);
+    let warned = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && warned.contains("run `vestibule init example.org`"), "{warned}");
+    assert!(folder.path().join("vestibule.toml").exists());
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_told_with_its_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, taken) = (folder.path().join("vestibule.toml"), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    for (http, admin) in [
+        (taken.local_addr().unwrap().to_string(), "off".to_owned()),
+        ("127.0.0.1:0".to_owned(), taken.local_addr().unwrap().to_string()),
+    ] {
+        let text = format!(
+            "[listen]\nhttp = [\"{http}\"]\nhttps = []\n[storage]\npath = {:?}\n[admin]\nlisten = \"{admin}\"\n\
+             [sites.\"a.example.org\"]\nupstream = \"http://a:1\"\ntls = \"off\"\n",
+            folder.path()
+        );
+        std::fs::write(&file, text).unwrap();
+        let output = program(&["run", "--config", file.to_str().unwrap()]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let holder = format!("(process {}) listens there", std::process::id());
+        assert!(told.contains("Address already in use") && told.contains(&holder), "{told}");
+    }
+}
+
+#[test]
+fn config_is_offered_where_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("my.toml");
+    std::fs::write(&file, GOOD).unwrap();
+    let file = file.to_str().unwrap();
+    for arguments in [&["check", file][..], &["check", "--config", file], &["--config", file, "check"]] {
+        assert_eq!(program(arguments).status.code(), Some(0), "{arguments:?}");
+    }
+    assert_eq!(program(&["check", file, "--config", file]).status.code(), Some(2));
+    for (command, uses) in [
+        ("run", true),
+        ("check", true),
+        ("doctor", true),
+        ("ca", true),
+        ("reload", true),
+        ("renew", true),
+        ("status", true),
+        ("healthcheck", true),
+        ("demo", false),
+        ("init", false),
+        ("import-caddy", false),
+        ("schema", false),
+        ("reference", false),
+        ("man", false),
+        ("completions", false),
+    ] {
+        let help = String::from_utf8(program(&[command, "--help"]).stdout).unwrap();
+        assert_eq!(help.contains("--config"), uses, "{command}: {help}");
+        assert!(help.contains("Examples:\n  "), "{command} has no example: {help}");
+    }
+    assert_eq!(program(&["--config", file, "schema"]).status.code(), Some(2));
+}
+
+#[test]
+fn man_prints_a_page_of_the_program_and_of_each_command() {
+    let page = |arguments: &[&str]| String::from_utf8(program(arguments).stdout).unwrap();
+    assert!(page(&["man"]).contains(".TH vestibule 1"), "{}", page(&["man"]));
+    assert!(page(&["man", "import-caddy"]).contains("vestibule import\\-caddy"), "{}", page(&["man", "import-caddy"]));
+    assert_eq!(program(&["man", "nonsense"]).status.code(), Some(1));
+}
+
+#[test]
 fn the_demo_passes_its_own_checks() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vestibule"));
@@ -124,9 +192,7 @@ fn the_demo_passes_its_own_checks() {
 #[test]
 fn the_reference_page_is_what_the_program_prints() {
     let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/reference.md");
-    let head = "# Every key of `vestibule.toml`\n\nWritten by `vestibule reference`. Before the file is read, `${NAME}` and \
-                `${NAME:-default}` are replaced from the\nenvironment, and `$$` is a dollar sign. Sizes are `\"64MiB\"` or `\"off\"`, \
-                durations `\"30s\"`, `\"5m\"`, `\"250ms\"` or `\"off\"`.\n\n";
+    let head = "# Every key of `vestibule.toml`\n\nWritten by `vestibule reference`.\n\n";
     let printed = format!("{head}{}", String::from_utf8(program(&["reference"]).stdout).unwrap().trim_end()) + "\n";
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&page, &printed).unwrap();
@@ -134,15 +200,45 @@ fn the_reference_page_is_what_the_program_prints() {
     assert_eq!(std::fs::read_to_string(&page).unwrap(), printed, "config/reference.md (BLESS=1 rewrites it)");
 }
 
+#[test]
+fn the_schema_in_the_source_is_what_the_program_prints() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/vestibule.schema.json");
+    let printed = String::from_utf8(program(&["schema"]).stdout).unwrap();
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&file, &printed).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), printed, "config/vestibule.schema.json (BLESS=1 rewrites it)");
+    let schema: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert!(schema["$id"].as_str().unwrap().starts_with(env!("CARGO_PKG_REPOSITORY")));
+}
+
 /// The pages for users, from the top of the source.
 const PAGES: &[&str] = &[
     "README.md",
     "README.ar.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     "config/appliance/README.md",
-    "config/migrate.md",
     "config/calls.md",
+    "config/migrate.md",
+    "config/operate.md",
     "config/reference.md",
 ];
+
+#[test]
+fn the_pages_name_the_repository_of_the_manifest() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for page in [
+        "README.md",
+        "SECURITY.md",
+        "config/migrate.md",
+        "config/appliance/README.md",
+        ".github/ISSUE_TEMPLATE/config.yml",
+    ] {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        assert!(text.contains(env!("CARGO_PKG_REPOSITORY")), "{page} names another repository than Cargo.toml");
+    }
+}
 
 #[test]
 fn the_pages_name_only_commands_and_files_that_there_are() {
@@ -177,7 +273,7 @@ fn the_arabic_page_has_the_commands_of_the_english_ones() {
         let fences = text.split("```sh\n").skip(1).map(|after| after.split("```").next().unwrap().to_owned());
         fences.flat_map(|fence| fence.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>()).collect()
     };
-    let english = ["config/migrate.md", "config/appliance/README.md"].map(commands).concat();
+    let english = ["README.md", "config/migrate.md", "config/appliance/README.md"].map(commands).concat();
     let arabic = commands("README.ar.md");
     assert!(arabic.len() > 10, "{arabic:?}");
     for command in arabic {

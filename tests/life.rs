@@ -16,6 +16,43 @@ fn responding(text: &str) -> String {
 }
 
 #[tokio::test]
+async fn the_log_goes_to_a_file_and_sighup_opens_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, old) = (folder.path().join("edge.log"), folder.path().join("edge.log.1"));
+    let text = Edge::config(folder.path(), "", &format!("{}[log]\nfile = {file:?}\n", responding("one")));
+    let config = folder.path().join("vestibule.toml");
+    std::fs::write(&config, text).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_vestibule"));
+    let mut child =
+        command.args(["run", "--config"]).arg(&config).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let wait = |file: &std::path::Path, what: &str| {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !std::fs::read_to_string(file).is_ok_and(|log| log.contains(what)) {
+            assert!(Instant::now() < until, "no {what:?} in {}", file.display());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait(&file, "\"ready\"");
+    std::fs::rename(&file, &old).unwrap();
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
+    wait(&file, "the configuration is the same");
+    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut error = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut error).unwrap();
+    assert_eq!(error, "", "nothing goes to standard error");
+    assert!(std::fs::read_to_string(&old).unwrap().contains("\"ready\""));
+}
+
+#[tokio::test]
+async fn a_log_filter_from_the_environment_that_means_nothing_is_reported() {
+    let edge = Edge::within(&["env", "RUST_LOG=loud"], &responding("one"));
+    edge.wait_for_log("RUST_LOG is ignored");
+    edge.wait_for_log("`loud` is not a log level");
+}
+
+#[tokio::test]
 async fn a_reload_changes_everything_at_once_and_cuts_nothing() {
     let edge = Edge::start(&responding("one"));
     let mut kept = Client::tls(&edge, HOST).await;
@@ -574,6 +611,9 @@ async fn an_outage_is_told_once_and_its_end_once() {
     for _ in 0..3 {
         assert_eq!(client.get(HOST, "/").await.status, 502);
     }
+    let failed = edge.exchange("/");
+    let error = failed["error"].as_str().unwrap_or_default();
+    assert!(error.starts_with("not reachable: Connection refused"), "the whole chain of causes: {failed}");
     assert!(edge.page("/ready").await.contains(&format!("http://{addr} does not answer")));
     assert!(edge.page("/metrics").await.contains(&format!("server=\"http://{addr}\"}} 0")));
     let listener = tokio::net::TcpListener::bind(addr).await.unwrap();

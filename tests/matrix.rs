@@ -41,6 +41,7 @@ fn asked(synapse: &Origin) -> Vec<String> {
 async fn the_guides_four_names_work() {
     let (edge, _synapse, _jwt, _livekit) = guide().await;
     for (host, target, status, body) in [
+        ("matrix.example.org", "/", 200, "/"),
         ("matrix.example.org", "/_matrix/client/versions", 200, "/_matrix/client/versions"),
         ("matrix.example.org", "/_synapse/client/pick_idp", 200, "/_synapse/client/pick_idp"),
         ("jwt.matrixrtc.example.org", "/sfu/get", 200, "/sfu/get"),
@@ -56,10 +57,21 @@ async fn the_guides_four_names_work() {
 }
 
 #[tokio::test]
+async fn a_browser_gets_a_page_on_a_closed_path() {
+    let (edge, ..) = guide().await;
+    for (target, content_type) in [("/_synapse/metrics", "application/json"), ("/x", "text/html; charset=utf-8")] {
+        let accept = "text/html,application/xhtml+xml,*/*;q=0.8";
+        let request = format!("GET {target} HTTP/1.1\r\nHost: matrix.example.org\r\nAccept: {accept}\r\n\r\n");
+        let answer = Client::tls(&edge, "matrix.example.org").await.ask(&request).await;
+        assert_eq!((answer.status, answer.field("content-type").as_deref()), (404, Some(content_type)), "{target}");
+    }
+}
+
+#[tokio::test]
 async fn paths_that_are_nobodys_business_are_closed() {
     let (edge, synapse, jwt, livekit) = guide().await;
     for (host, target) in [
-        ("matrix.example.org", "/"),
+        ("matrix.example.org", "/x"),
         ("matrix.example.org", "/_synapse/admin/v1/server_version"),
         ("matrix.example.org", "/_synapse/metrics"),
         ("matrix.example.org", "/_synapse/mas/x"),

@@ -19,7 +19,7 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::{AdminHandlers, Reloaded, page};
+use super::{AdminHandlers, Certificate, Reloaded, page};
 use crate::error::BoxError;
 
 /// A response of the admin server.
@@ -171,7 +171,7 @@ impl Pages {
                     let said = format!("a new certificate for {host} is being ordered; see /certificates\n");
                     text(StatusCode::ACCEPTED, said)
                 } else {
-                    text(StatusCode::NOT_FOUND, format!("no certificate is ordered for {host}\n"))
+                    text(StatusCode::NOT_FOUND, not_renewed(&host, &self.handlers.certificates()))
                 }
             }
             Resource::Takeover if self.handlers.take_over().await => text(StatusCode::OK, "the addresses are yours\n"),
@@ -303,6 +303,14 @@ fn response(
         fields.insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+/// Why no certificate is ordered for a name.
+fn not_renewed(host: &str, certificates: &[Certificate]) -> String {
+    match certificates.iter().find(|certificate| *certificate.host == *host) {
+        Some(found) => format!("{host} has no ACME certificate: its source is \"{}\"\n", found.source),
+        None => format!("no site with TLS is named {host}\n"),
+    }
 }
 
 #[cfg(test)]

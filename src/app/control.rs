@@ -31,6 +31,7 @@ use crate::{
     },
     drain::Summary,
     error::chain,
+    listen,
     telemetry::{Logging, Metrics},
 };
 
@@ -122,7 +123,11 @@ impl Control {
                 signal = signals.next() => match signal {
                     Signal::Stop => return self.end(signals).await,
                     Signal::StopNow => return self.abort(),
-                    Signal::Reload => drop(self.reload().await),
+                    Signal::Reload => {
+                        // Log rotation sends it as well.
+                        self.logging.reopen();
+                        drop(self.reload().await);
+                    }
                 },
                 _ = looks.tick() => self.look().await,
                 // Without an admin address there are no commands; as a pattern, the branch then rests instead of spinning.
@@ -191,7 +196,7 @@ impl Control {
             },
         };
         if let Reloaded::BadFile(problem) | Reloaded::Failed(problem) = &outcome {
-            error!(problem, "reload: the old configuration stays");
+            error!(problem, "reload rejected: the old configuration stays in force");
         }
         self.handlers.reloaded(&outcome, &self.plan);
         self.metrics.reloaded(matches!(outcome, Reloaded::Fine(_)), self.clock.now());
@@ -295,6 +300,14 @@ fn report_end(took: Duration, waited: &Summary, cut: &Summary, in_time: bool) ->
     }
 }
 
+/// The error with its remedy, where the address is one of the network.
+fn explained(address: &AdminListen, error: io::Error) -> io::Error {
+    match address {
+        AdminListen::Tcp(addr) => listen::explained(*addr, error),
+        AdminListen::Unix(_) => error,
+    }
+}
+
 /// Serves the admin resources where the plan says: all of them for the operator, numbers for a scraper.
 fn serve_admin(
     plan: &Admin,
@@ -307,7 +320,7 @@ fn serve_admin(
         let Some(listen) = listen else { continue };
         let handlers: Arc<dyn AdminHandlers> = handlers.clone();
         admin::serve(listen, &plan.hosts, scope, handlers, stop, tasks)
-            .map_err(|source| StartError::Admin { place: listen.to_string(), source })?;
+            .map_err(|source| StartError::Admin { place: listen.to_string(), source: explained(listen, source) })?;
     }
     Ok(())
 }

@@ -131,7 +131,7 @@ impl Edge {
             && let Err(error) = store.run(cert::Store::probe).await
         {
             let reason = std::error::Error::source(&error).map(ToString::to_string);
-            error!(%error, reason, "no certificate can be kept, so none will be ordered");
+            error!(%error, reason, "the storage is not writable: no certificate will be ordered");
         }
         let certificates = Arc::new(cert::Manager::new(store, clock.clone(), background.clone(), stop.clone()));
         let sockets = SocketLimits::of_process(plan.limits.connections);
@@ -171,7 +171,9 @@ impl Edge {
             edge.open(kind, addr).await?;
         }
         let used: Vec<_> = edge.open.keys().map(|(_, addr)| *addr).collect();
-        inherited.unused(&used).for_each(|addr| warn!(%addr, "an inherited socket is for no address of listen"));
+        inherited
+            .unused(&used)
+            .for_each(|addr| warn!(%addr, "an inherited socket matches no address of `listen` and is ignored"));
         edge.watch_upstreams();
         Ok(edge)
     }

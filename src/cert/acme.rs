@@ -312,7 +312,7 @@ impl Name {
                 state.save(store, &name)
             });
             if let Err(error) = saved.await {
-                warn!(site = &*host, error = chain(&error), "the order cannot be stored, and goes on");
+                warn!(site = &*host, error = chain(&error), "the order cannot be saved; it continues");
             }
         }
     }

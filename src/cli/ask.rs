@@ -1,4 +1,4 @@
-//! Commands that ask the running edge.
+//! Commands that talk to the running process.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,7 +9,7 @@ use anyhow::{Context as _, anyhow};
 use http::Method;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{BAD_CONFIG, FAILED, Failure, Outcome, print, warn};
+use super::{BAD_CONFIG, FAILED, Failure, Outcome, print, print_words, warn};
 use crate::{
     admin::{
         self,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Asks the running edge. The file may be bad by now, which is the edge's to say; where nobody answers, it is ours.
+/// Sends a request to the running process. It reports what is wrong with the file by now; if it does not answer, we do.
 fn ask(named: Option<PathBuf>, method: Method, path: &str) -> Result<(u16, String), Failure> {
     let file = config::locate(named)?;
     let listen = admin_listen(&file)?;
@@ -37,7 +37,7 @@ fn ask(named: Option<PathBuf>, method: Method, path: &str) -> Result<(u16, Strin
 
 fn admin_listen(file: &Path) -> Result<AdminListen, Failure> {
     let listen = config::admin_listen(file)?;
-    Ok(listen.ok_or_else(|| anyhow!("admin.listen is off, so no running edge can be asked"))?)
+    Ok(listen.ok_or_else(|| anyhow!("admin.listen is off: the running process cannot be reached"))?)
 }
 
 /// `vestibule reload`: the answer is what the edge says, diagnostics included.
@@ -77,8 +77,8 @@ pub fn status(named: Option<PathBuf>, json: bool) -> Outcome {
     if json {
         return print(said);
     }
-    let status: Status = serde_json::from_str(&said).context("what answers is no edge of this version")?;
-    print(words(&status))
+    let status: Status = serde_json::from_str(&said).context("what answers is not an edge of this version")?;
+    print_words(words(&status))
 }
 
 /// `vestibule dashboard`.

@@ -1,18 +1,18 @@
-//! `vestibule check`: the plan in words, or everything that is wrong with the file.
+//! `vestibule check`: prints the plan in words, or everything that is wrong with the file.
 
 use std::{borrow::Cow, path::PathBuf, process::ExitCode};
 
-use super::{BAD_CONFIG, Outcome, print};
+use super::{BAD_CONFIG, Outcome, print, print_words};
 use crate::{
     cert,
     clock::Clock,
     config::{
-        self, Plan, Report,
-        plan::{Action, Route, Site, SiteTls, Stream},
+        self, Plan, Report, Severity,
+        plan::{AccessRule, Action, PathMatch, Route, Site, SiteTls, Stream, Verdict},
     },
 };
 
-/// Judges the file and touches nothing else.
+/// Validates the file and touches nothing else.
 pub fn check(named: Option<PathBuf>, json: bool) -> Outcome {
     match load_and_inspect(named) {
         Ok((path, plan, warnings)) if json => {
@@ -25,7 +25,12 @@ pub fn check(named: Option<PathBuf>, json: bool) -> Outcome {
             print(format_args!("{value:#}\n"))
         }
         Ok((path, plan, warnings)) => {
-            print(format_args!("{}{}{}: fine\n", words(&plan), warnings.render(), path.display()))
+            let outcome = match warnings.count(Severity::Warning) {
+                0 => String::new(),
+                1 => ", 1 warning".to_owned(),
+                n => format!(", {n} warnings"),
+            };
+            print_words(format_args!("{}{}{}: valid{outcome}\n", words(&plan), warnings.render(), path.display()))
         }
         Err(report) if json => {
             print(format_args!("{:#}\n", failed(&report)))?;
@@ -43,14 +48,13 @@ fn load_and_inspect(named: Option<PathBuf>) -> Result<(PathBuf, Plan, Report), B
     Ok((path, plan, warnings))
 }
 
-/// A bad file, for a program.
+/// The report of an invalid file, for a program.
 pub fn failed(report: &Report) -> serde_json::Value {
     serde_json::json!({ "ok": false, "file": report.file, "diagnostics": report.to_json() })
 }
 
 fn site_json(site: &Site) -> serde_json::Value {
-    let route =
-        |route: &Route| serde_json::json!({ "prefix": route.prefix, "kind": route.kind.as_str(), "does": does(route) });
+    let route = |route: &Route| serde_json::json!({ "prefix": route.prefix, "kind": route.kind.as_str(), "does": does(route), "open": open(route) });
     serde_json::json!({
         "host": site.host.as_str(),
         "certificate": certificate(site),
@@ -91,6 +95,11 @@ fn words(plan: &Plan) -> String {
         }
         for route in &site.routes {
             lines.push(format!("  {:28} {}", route.prefix, does(route)));
+            if let Action::Proxy(_) = route.action
+                && route.access.iter().all(|rule| rule.path != PathMatch::Any)
+            {
+                lines.extend(access(route));
+            }
         }
         if let Some(stream) = &site.stream {
             lines.push(format!("  {:28} {}", "every connection", forwards(stream)));
@@ -100,6 +109,52 @@ fn words(plan: &Plan) -> String {
         }
     }
     lines.join("\n") + "\n\n"
+}
+
+/// Which paths of a route are open and which are closed, on lines for 80 columns.
+fn access(route: &Route) -> Vec<String> {
+    let mut lines = Vec::new();
+    for path in open(route) {
+        match lines.last_mut() {
+            Some(last) if String::len(last) + path.len() < 78 => *last += &format!(", {path}"),
+            Some(last) => {
+                last.push(',');
+                lines.push(format!("              {path}"));
+            }
+            None => lines.push(format!("    open      {path}")),
+        }
+    }
+    let closed = if lines.is_empty() { "every path" } else { "every other path" };
+    lines.push(format!("    closed    {closed} (404)"));
+    lines
+}
+
+/// The open paths as clients write them, before the prefix is removed; `…` is everything below.
+fn open(route: &Route) -> Vec<String> {
+    let prefix = if route.strip_prefix { route.prefix.trim_end_matches('/') } else { "" };
+    let path = |rule: &AccessRule| match &rule.path {
+        PathMatch::Exact(path) => Some(format!("{prefix}{path}")),
+        PathMatch::Under(path) => Some(format!("{prefix}{}/…", path.trim_end_matches('/'))),
+        PathMatch::Any => Some("every path".to_owned()),
+    };
+    let one = |rule: &AccessRule| match &rule.verdict {
+        Verdict::Pass => path(rule),
+        Verdict::PassFrom(networks) if networks.is_empty() => None,
+        Verdict::PassFrom(networks) => {
+            let networks: Vec<_> = networks.iter().map(ToString::to_string).collect();
+            path(rule).map(|path| format!("{path} (from {} only)", networks.join(" and ")))
+        }
+        Verdict::NotFound => None,
+    };
+    // Without a removed prefix, only what lies below it reaches the route.
+    let meets = |rule: &&AccessRule| {
+        let (PathMatch::Exact(path) | PathMatch::Under(path)) = &rule.path else { return true };
+        route.strip_prefix
+            || route.prefix == "/"
+            || path.starts_with(&route.prefix)
+            || route.prefix.starts_with(&format!("{path}/"))
+    };
+    route.access.iter().filter(meets).filter_map(one).collect()
 }
 
 fn certificate(site: &Site) -> String {
@@ -121,7 +176,7 @@ fn forwards(stream: &Stream) -> String {
 }
 
 fn does(route: &Route) -> String {
-    let stripped = if route.strip_prefix { ", prefix taken off" } else { "" };
+    let stripped = if route.strip_prefix { ", prefix removed" } else { "" };
     match &route.action {
         Action::Proxy(upstream) => {
             let servers: Vec<_> = upstream.servers.iter().map(ToString::to_string).collect();

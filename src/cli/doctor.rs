@@ -1,4 +1,4 @@
-//! `vestibule doctor`: what is broken, at which layer, and what mends it.
+//! `vestibule doctor`: tests the live deployment and says what is broken, at which layer, and how to fix it.
 
 use std::{
     env,
@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{BAD_CONFIG, FAILED, Outcome, check, load, print, warn};
+use super::{BAD_CONFIG, FAILED, Outcome, check, load, print, print_words, warn};
 use crate::{
     app::{self, ProbeOverrides, Redirection},
     doctor::{Account, Diagnosis, ProbeOptions, Verdict},
@@ -21,43 +21,44 @@ const PASSWORD: &str = "VESTIBULE_PASSWORD";
 
 /// The arguments.
 #[derive(Args)]
+#[group(skip)]
 pub struct Doctor {
-    /// For a program
+    /// Print JSON, for a program
     #[arg(long)]
     json: bool,
-    /// The access token of an account of the homeserver: also look at what needs one
+    /// Access token of an account on the homeserver: also test what needs an account
     #[arg(long, env = "VESTIBULE_TOKEN", hide_env_values = true, value_name = "TOKEN", conflicts_with = "user")]
     token: Option<String>,
-    /// The same with a name; the password is asked for, or taken from $VESTIBULE_PASSWORD. Signs in, and out again
+    /// The same with a user name; asks for the password, or takes it from $VESTIBULE_PASSWORD. Signs in, and out again
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// A room of the account, by its id: whether its members may announce themselves in a call (needs an account)
+    /// A room of the account, by its ID: test whether its members may announce themselves in a call (needs an account)
     #[arg(long, value_name = "ROOM_ID")]
     room: Option<String>,
-    /// Also try what takes a minute: whether a long poll is cut (needs an account)
+    /// Also test whether a long poll of a minute is cut (needs an account)
     #[arg(long)]
     slow: bool,
-    /// LiveKit's file: judge it, and try its media ports
+    /// Validate LiveKit's configuration file, and test its media ports
     #[arg(long, value_name = "FILE")]
     livekit: Option<PathBuf>,
-    /// Synapse's file: judge it
+    /// Validate Synapse's homeserver.yaml
     #[arg(long, value_name = "FILE")]
     homeserver: Option<PathBuf>,
-    /// The compose file: judge it
+    /// Validate the compose file
     #[arg(long, value_name = "FILE")]
     compose: Option<PathBuf>,
-    /// Let a name lead elsewhere than DNS says, as curl does; `*` is every host
+    /// Resolve a name to this address, as with curl; `*` is every host
     #[arg(long, value_name = "HOST:PORT:ADDRESS")]
     resolve: Vec<Redirection>,
-    /// Whom to ask for SRV records [default: the name server of /etc/resolv.conf]
+    /// Name server for SRV records [default: the one of /etc/resolv.conf]
     #[arg(long, value_name = "ADDRESS:PORT")]
     nameserver: Option<std::net::SocketAddr>,
-    /// PEM roots to trust besides the system's (a private CA)
+    /// PEM roots to trust in addition to the system's (a private CA)
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }
 
-/// Looks at everything and prints it.
+/// Runs the checks and prints the findings.
 pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
     let plan = match load(named) {
         Ok((_, plan, _)) => plan,
@@ -82,7 +83,7 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
     if asked.json {
         print(format_args!("{:#}\n", diagnosis.to_json()))?;
     } else {
-        print(words(&diagnosis))?;
+        print_words(words(&diagnosis))?;
     }
     Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }

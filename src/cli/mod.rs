@@ -4,8 +4,10 @@ mod ask;
 mod check;
 mod demo;
 mod doctor;
+mod examples;
 pub mod import_caddy;
 pub mod init;
+mod terminal;
 
 use std::{
     fmt::Display,
@@ -15,8 +17,9 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
+use self::terminal::Terminal;
 use crate::{
     app, cert,
     clock::Clock,
@@ -34,10 +37,10 @@ const BAD_CONFIG: u8 = 78;
 
 /// The front door of a self-hosted Matrix homeserver with Element Call.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, after_help = examples::ALL)]
 struct Cli {
-    /// The configuration file [default: $VESTIBULE_CONFIG, ./vestibule.toml, /etc/vestibule/vestibule.toml]
-    #[arg(long, short, global = true, value_name = "FILE")]
+    // `vestibule --config FILE run`; the help names it where it is used.
+    #[arg(long, short, value_name = "FILE", hide = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
@@ -45,90 +48,148 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or SIGINT; SIGHUP and a change of the file reload
+    /// Serve until SIGTERM or SIGINT; SIGHUP or an edit of the file reloads it
+    #[command(after_help = examples::RUN)]
     Run {
+        #[command(flatten)]
+        at: ConfigFile,
         /// Start beside a running process, take over its addresses and let it drain
         #[arg(long)]
         takeover: bool,
     },
-    /// Read and judge the file: no root, no network, no ports
+    /// Validate the file and print what it does; needs no root, network or free ports
+    #[command(after_help = examples::CHECK)]
     Check {
-        /// For a program
+        /// The configuration file, as with --config
+        #[arg(value_name = "FILE", conflicts_with = "config")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        at: ConfigFile,
+        /// Print JSON, for a program
         #[arg(long)]
         json: bool,
     },
-    /// Probe the live deployment: name what is broken, and what mends it
-    Doctor(Box<doctor::Doctor>),
-    /// The whole edge on this machine with no set-up
+    /// Test the live deployment; say what is broken and how to fix it
+    #[command(after_help = examples::DOCTOR)]
+    Doctor {
+        #[command(flatten)]
+        at: ConfigFile,
+        #[command(flatten)]
+        options: Box<doctor::Doctor>,
+    },
+    /// Run a complete edge with stand-in services on this machine, without any set-up
+    #[command(after_help = examples::DEMO)]
     Demo {
-        /// Exit after the table of checks, with 0 or 1
+        /// Run the checks and exit: with status 0 if all pass, else 1
         #[arg(long)]
         check: bool,
     },
     /// Write a complete deployment for a server name: this edge, Synapse, LiveKit and lk-jwt-service; overwrites nothing
+    #[command(after_help = examples::INIT)]
     Init(init::Args),
-    /// Print a Caddyfile as our configuration, and say what was wrong in it and what could not be carried over
+    /// Convert a Caddyfile; report its mistakes and what could not be converted
+    #[command(after_help = examples::IMPORT_CADDY)]
     ImportCaddy(import_caddy::Args),
-    /// Print the root of the internal CA
-    Ca,
+    /// Print the root certificate of the internal CA
+    #[command(after_help = examples::CA)]
+    Ca(ConfigFile),
     /// Print the TXT record that proves a name by dns-persist-01
+    #[command(after_help = examples::DNS_RECORD)]
     DnsRecord {
-        /// A site with a certificate of a CA
+        /// The host name of a site with an ACME certificate
         host: String,
+        #[command(flatten)]
+        at: ConfigFile,
     },
-    /// Make the running edge read its file again
-    Reload,
-    /// Make the running edge order a new certificate for a name now
+    /// Make the running process read its file again
+    #[command(after_help = examples::RELOAD)]
+    Reload(ConfigFile),
+    /// Make the running process order a new certificate for a name now
+    #[command(after_help = examples::RENEW)]
     Renew {
-        /// The name
+        /// The host name of a site
         #[arg(value_parser = config::site_name)]
         host: Hostname,
+        #[command(flatten)]
+        at: ConfigFile,
     },
-    /// Show what the running edge is doing
+    /// Show certificates, upstreams and readiness of the running process
+    #[command(after_help = examples::STATUS)]
     Status {
-        /// For a program
+        #[command(flatten)]
+        at: ConfigFile,
+        /// Print JSON, for a program
         #[arg(long)]
         json: bool,
     },
-    /// Print the address of the running edge's page; for a unix socket, serve it on a loopback port until Ctrl-C
+    /// Print the address of the admin page; for a unix socket, serve it on a loopback port until Ctrl-C
+    #[command(after_help = examples::DASHBOARD)]
     Dashboard {
-        /// The port; any that is free unless this is set
+        #[command(flatten)]
+        at: ConfigFile,
+        /// The port; any free one unless it is set
         #[arg(long, default_value_t = 0)]
         port: u16,
     },
-    /// Exit with 0 if the running edge answers
-    Healthcheck,
+    /// Exit with status 0 if the running process answers
+    #[command(after_help = examples::HEALTHCHECK)]
+    Healthcheck(ConfigFile),
     /// Print the JSON Schema of the configuration file
+    #[command(after_help = examples::SCHEMA)]
     Schema,
     /// Print the reference of the configuration file as Markdown
+    #[command(after_help = examples::REFERENCE)]
     Reference,
+    /// Print a manual page
+    #[command(after_help = examples::MAN)]
+    Man {
+        /// A command; without one, the page of the program
+        command: Option<String>,
+    },
     /// Print shell completions
+    #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
 }
 
-/// Does what the command line says.
+/// Where the configuration is.
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The configuration file [default: $VESTIBULE_CONFIG, ./vestibule.toml, /etc/vestibule/vestibule.toml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the command of the command line.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let before = cli.config;
+    let named = |at: ConfigFile| at.config.or_else(|| before.clone());
     let outcome = match cli.command {
-        Command::Run { takeover } => run(cli.config, if takeover { app::Start::Takeover } else { app::Start::Alone }),
-        Command::Check { json } => check::check(cli.config, json),
-        Command::Doctor(asked) => doctor::doctor(cli.config, *asked),
+        Command::Run { at, takeover } => {
+            run(named(at), if takeover { app::Start::Takeover } else { app::Start::Alone })
+        }
+        Command::Check { file, at, json } => check::check(file.or_else(|| named(at)), json),
+        Command::Doctor { at, options } => doctor::doctor(named(at), *options),
+        Command::Ca(at) => ca(named(at)),
+        Command::DnsRecord { host, at } => dns_record(named(at), &host),
+        Command::Reload(at) => ask::reload(named(at)),
+        Command::Renew { host, at } => ask::renew(named(at), &host),
+        Command::Status { at, json } => ask::status(named(at), json),
+        Command::Dashboard { at, port } => ask::dashboard(named(at), port),
+        Command::Healthcheck(at) => ask::healthcheck(named(at)),
+        _ if before.is_some() => {
+            Cli::command().error(ErrorKind::ArgumentConflict, "--config is not used by this command").exit()
+        }
         Command::Demo { check } => demo::run(check),
         Command::Init(args) => init::run(&args),
         Command::ImportCaddy(args) => import_caddy::run(&args),
-        Command::Ca => ca(cli.config),
-        Command::DnsRecord { host } => dns_record(cli.config, &host),
-        Command::Reload => ask::reload(cli.config),
-        Command::Renew { host } => ask::renew(cli.config, &host),
-        Command::Status { json } => ask::status(cli.config, json),
-        Command::Dashboard { port } => ask::dashboard(cli.config, port),
-        Command::Healthcheck => ask::healthcheck(cli.config),
         Command::Schema => print(format_args!("{:#}\n", config::schema())),
         Command::Reference => print(config::markdown()),
+        Command::Man { command } => man(command.as_deref()),
         Command::Completions { shell } => completions(shell),
     };
     outcome.unwrap_or_else(|failure| match failure {
@@ -176,10 +237,16 @@ fn print(text: impl Display) -> Outcome {
     }
 }
 
+/// Prints an answer that is for people: with colours and line breaks where there is a terminal.
+fn print_words(text: impl Display) -> Outcome {
+    print(Terminal::stdout().show(&text.to_string()))
+}
+
 /// Prints what is to be read beside the answer.
 fn warn(text: impl Display) {
+    let text = text.to_string();
     // There is nobody left to tell that it cannot be told.
-    let _ = write!(io::stderr().lock(), "{text}");
+    let _ = write!(io::stderr().lock(), "{}", Terminal::stderr().show(&text));
 }
 
 fn load(named: Option<PathBuf>) -> Result<(PathBuf, Plan, Report), Box<Report>> {
@@ -219,6 +286,22 @@ fn dns_record(named: Option<PathBuf>, host: &str) -> Outcome {
         lines.push_str(&format!("{name}. IN TXT \"{value}\"\n"));
     }
     print(lines)
+}
+
+fn man(command: Option<&str>) -> Outcome {
+    let mut program = Cli::command();
+    // Fills in the usage of the commands.
+    program.build();
+    let page = match command {
+        None => program,
+        Some(name) => {
+            let found = program.find_subcommand(name);
+            found.ok_or_else(|| anyhow!("there is no command `{name}`"))?.clone()
+        }
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text)?;
+    print(String::from_utf8_lossy(&text))
 }
 
 fn completions(shell: clap_complete::Shell) -> Outcome {

@@ -68,7 +68,7 @@ impl Acme {
         let dir = section.reader.source().dir.clone();
         let text = |item| string(item).map(str::to_owned);
         let acme = Self {
-            email: section.get("email", parsed(email)),
+            email: section.get("email", parsed(value::email)),
             directory: section.get("directory", one_or_more(|item| Directory::read(item, &dir))),
             challenges: section.get(
                 "challenges",
@@ -87,6 +87,12 @@ impl Acme {
         };
         section.finish();
         acme
+    }
+
+    /// Whether certificates come from a CA that has no name here, which may sign other names than public ones.
+    pub fn names_private_ca(&self) -> bool {
+        let is_private = |entry: &Directory| ![LETS_ENCRYPT, LETS_ENCRYPT_STAGING, ZEROSSL].contains(&&*entry.url);
+        self.directory.as_ref().is_some_and(|list| list.value.iter().any(is_private))
     }
 
     /// The files that it names.
@@ -184,7 +190,7 @@ impl Directory {
         if self.url == ZEROSSL && eab.is_none() && !names_kid {
             reader.error_with(
                 self.span.clone(),
-                "ZeroSSL needs an external account",
+                "ZeroSSL needs an external account binding",
                 "set eab_kid and eab_hmac_key from its console: in acme, or in a table { url = \"zerossl\", … }",
             );
         }
@@ -202,8 +208,8 @@ fn known(name: &str) -> Result<String, Problem> {
         "letsencrypt" => Ok(LETS_ENCRYPT.into()),
         "letsencrypt-staging" => Ok(LETS_ENCRYPT_STAGING.into()),
         "zerossl" => Ok(ZEROSSL.into()),
-        url if url.starts_with("https://") || url.starts_with("http://") => Ok(url.into()),
-        _ => Err(Problem::new(format!("`{name}` is no ACME directory")).help(match closest(name, NAMED) {
+        url if url.contains("://") => value::directory_url(url),
+        _ => Err(Problem::new(format!("`{name}` is not an ACME directory")).help(match closest(name, NAMED) {
             Some(likely) => format!("did you mean `{likely}`?"),
             None => format!("one of {}, or a URL", NAMED.join(", ")),
         })),
@@ -212,7 +218,7 @@ fn known(name: &str) -> Result<String, Problem> {
 
 fn eab(prefix: &str, kid: &Option<At<String>>, key: &Option<At<Vec<u8>>>, reader: &Reader<'_>) -> Option<Eab> {
     let alone = |span: &Range<usize>, is: &str, other: &str| {
-        let message = format!("`{prefix}{is}` alone binds nothing");
+        let message = format!("`{prefix}{is}` needs `{prefix}{other}`");
         reader.error_with(span.clone(), message, format!("set {prefix}{other} as well"));
     };
     match (kid, key) {
@@ -270,7 +276,7 @@ fn dns(item: &Item<'_>, dir: &Path) -> Result<Dns, Problem> {
         (Some("rfc2136"), None) => Some(DnsProvider::Rfc2136(rfc2136(&of, dir)?)),
         (Some(other), None) => {
             let help = "rfc2136 is known; for any other, set `command` to a program that sets the record";
-            return Err(Problem::new(format!("`{other}` is no DNS provider")).help(help));
+            return Err(Problem::new(format!("`{other}` is not a DNS provider")).help(help));
         }
         (None, None) => None,
     };
@@ -325,19 +331,9 @@ fn text(item: &Item<'_>) -> Result<String, Problem> {
 fn dns_server(text: &str) -> Result<SocketAddr, Problem> {
     let bare = text.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| SocketAddr::new(ip, DNS_PORT));
     bare.or_else(|_| text.parse()).map_err(|_| {
-        Problem::new(format!("`{text}` is no address of a name server"))
+        Problem::new(format!("`{text}` is not the address of a name server"))
             .help("write it like \"192.0.2.1\" or \"192.0.2.1:53\"")
     })
-}
-
-fn email(text: &str) -> Result<String, Problem> {
-    let address = text.strip_prefix("mailto:").unwrap_or(text);
-    match address.split_once('@') {
-        Some((local, domain)) if !local.is_empty() && domain.contains('.') && !address.contains([' ', ',']) => {
-            Ok(address.to_owned())
-        }
-        _ => Err(Problem::new(format!("`{text}` is no mail address"))),
-    }
 }
 
 fn mac_key(text: &str) -> Result<Vec<u8>, Problem> {

@@ -1,13 +1,13 @@
-//! From what the file says to what the edge does: defaults, derived values, and the rules that span several keys.
+//! Makes the plan from the file: defaults, derived values, and the rules that span several keys.
 
 use std::{net::SocketAddr, num::NonZeroUsize, ops::Range, sync::Arc, time::Duration};
 
 use super::{
-    kind,
+    invisible, kind, loops,
     plan::{
-        Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression, Encoding,
-        FixedAnswer, Kind, Limits, Listen, Log, Matrix, Plan, Route, RtcDocuments, RtcTransport, Server, Site, SiteTls,
-        Stream, StreamKind, Timeouts, TlsVersion, Upstream, WellKnown,
+        AccessRule, Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression,
+        Encoding, FixedAnswer, Kind, Limits, Listen, Log, Matrix, Plan, Route, RtcDocuments, RtcTransport, Server,
+        Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream, WellKnown,
     },
     raw::{self, Issuer, Raw, RtcService},
     tree::{At, Reader},
@@ -26,15 +26,39 @@ const WELL_KNOWN_AGE: Duration = Duration::from_secs(3600);
 /// `http::Uri` holds no more.
 const MAX_TARGET: u64 = 65_534;
 
-/// Judges the file as a whole. What is wrong is noted; the plan is then only good for being thrown away.
+/// Endings of names that no public CA signs: reserved by RFC 2606, RFC 6761, RFC 6762, RFC 8375 and ICANN, or never
+/// delegated.
+const PRIVATE_ENDINGS: [&str; 14] = [
+    "local",
+    "lan",
+    "internal",
+    "home.arpa",
+    "test",
+    "localhost",
+    "localdomain",
+    "example",
+    "invalid",
+    "home",
+    "corp",
+    "intranet",
+    "private",
+    "onion",
+];
+
+/// Validates the file as a whole. Errors are noted; the plan is then not used.
 pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
     let listen = listen(&raw, reader);
     let acme = raw.acme.compile(reader);
+    loops::check(&raw, &listen, reader);
     let matrix = matrix(&raw, &listen, reader);
+    one_listener_for_http01(&raw, &listen, &acme, reader);
     let documents = matrix.as_ref().map(|matrix| documents(matrix, raw.matrix.as_ref()));
     let fill = raw.matrix.as_ref().and_then(|matrix| matrix.rtc_transports.as_ref()).is_none_or(|fill| fill.value);
     let transports = matrix.as_ref().filter(|_| fill).and_then(well_known::rtc_documents).map(Arc::new);
     let issuer = raw.tls_certificates.as_ref().map_or(&Issuer::Acme, |issuer| &issuer.value);
+    let server_name = raw.matrix.as_ref().and_then(|matrix| matrix.server_name.as_ref());
+    // Any site may be the one whose name could not be read.
+    let may_be_server = raw.matrix.is_some() && server_name.is_none();
     let mut sites = Vec::new();
     for site in &raw.sites {
         if let Some(stream) = &site.stream {
@@ -42,7 +66,7 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
             sites.extend(stream_site(site, stream, tls, reader));
             continue;
         }
-        let is_server = matrix.as_ref().is_some_and(|matrix| host_of(&matrix.server_name) == site.host.value.as_str());
+        let is_server = server_name.is_some_and(|name| host_of(&name.value) == site.host.value.as_str());
         let wants = site
             .well_known
             .as_ref()
@@ -52,19 +76,20 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
             reader.error_with(site.host.span.clone(), "a homeserver has one name, and no wildcard", help);
         }
         if let (true, None, Some(wants)) = (wants, &matrix, &site.well_known) {
-            reader.error_with(wants.span.clone(), "there is no document to serve", "set matrix.server_name");
+            let help = "set matrix.server_name, or leave `well_known` out";
+            reader.error_with(wants.span.clone(), "there are no well-known documents to serve", help);
         }
         sites.push(Site {
             host: site.host.value.clone(),
             tls: site_tls(site, issuer, &raw, &listen, &acme, reader),
             well_known: documents.clone().filter(|_| wants),
-            routes: routes(site, wants, transports.as_ref(), reader),
+            routes: routes(site, wants || may_be_server, transports.as_ref(), reader),
             hsts: site.hsts.as_ref().is_some_and(|hsts| hsts.value),
             stream: None,
         });
     }
-    if sites.is_empty() && raw.sites.is_empty() {
-        reader.error_with(0..0, "there is no site", "write a table like [sites.\"matrix.example.org\"]");
+    if raw.sites.is_empty() && !raw.broken_sites {
+        reader.error_with(0..0, "the file has no site", "write a table like [sites.\"matrix.example.org\"]");
     }
     Plan {
         listen,
@@ -81,6 +106,7 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
         limits: limits(&raw.limits, reader),
         timeouts: timeouts(&raw.timeouts),
         log: Log {
+            file: raw.log.file.map(|file| file.value),
             level: raw.log.level.map_or_else(|| "info".into(), |level| level.value),
             format: raw.log.format.map(|format| format.value),
             access: raw.log.access.is_none_or(|access| access.value),
@@ -136,13 +162,14 @@ fn listen(raw: &Raw, reader: &Reader<'_>) -> Listen {
     let mut seen = std::collections::HashSet::new();
     let twice = listen.http.iter().chain(&listen.https).find(|addr| addr.port() != 0 && !seen.insert(**addr));
     if let (Some(addr), Some(list)) = (twice, raw.listen.https.as_ref().or(raw.listen.http.as_ref())) {
-        reader.error(list.span.clone(), format!("{addr} is listened on twice"));
+        reader.error_with(list.span.clone(), format!("{addr} is there twice"), "keep one of the two");
     }
     if listen.http.is_empty()
         && listen.https.is_empty()
         && let Some(list) = raw.listen.https.as_ref().or(raw.listen.http.as_ref())
     {
-        reader.error(list.span.clone(), "nothing is listened on");
+        let help = "set an address in listen.https, like [\"[::]:443\"]";
+        reader.error_with(list.span.clone(), "the edge listens on no address", help);
     }
     listen
 }
@@ -173,11 +200,12 @@ fn matrix(raw: &Raw, listen: &Listen, reader: &Reader<'_>) -> Option<Matrix> {
     }
     let homeserver = homeserver(raw, matrix, listen, reader);
     let rtc_transports = rtc_transports(raw, matrix, listen, reader);
+    no_call_service(raw, matrix, &rtc_transports, reader);
     let (server_name, homeserver) = (matrix.server_name.clone()?, homeserver?);
     let host = host_of(&server_name.value).to_owned();
     let site = raw.sites.iter().find(|site| site.host.value.as_str() == host);
-    if site.is_none_or(|site| site.stream.is_some()) {
-        let what = if site.is_some() { "is no site of HTTP" } else { "has no site" };
+    if !raw.broken_sites && site.is_none_or(|site| site.stream.is_some()) {
+        let what = if site.is_some() { "is not a site of HTTP" } else { "has no site" };
         let help = format!("add [sites.\"{host}\"], or serve https://{host}/.well-known/matrix/ from where it is");
         reader.warn(
             server_name.span,
@@ -198,7 +226,9 @@ fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<
         [site] => Some(public_url(site.host.value.as_str(), "", listen)),
         [] => {
             let help = "add a site with kind = \"synapse\", or set matrix.homeserver";
-            reader.error_with(matrix.span.clone(), "no site is the homeserver", help);
+            if !raw.broken_sites {
+                reader.error_with(matrix.span.clone(), "no site is a homeserver", help);
+            }
             None
         }
         several => {
@@ -255,6 +285,18 @@ fn websocket(url: &str) -> String {
     url.replacen("https://", "wss://", 1)
 }
 
+/// Warns where a homeserver is there and nothing for calls. `rtc_service = []` says that this is meant.
+fn no_call_service(raw: &Raw, matrix: &raw::Matrix, transports: &[RtcTransport], reader: &Reader<'_>) {
+    let writes_its_own = matrix.client.as_ref().is_some_and(|client| client.contains_key(well_known::RTC_FOCI));
+    let synapse = raw.sites.iter().find(|site| kind_of(&site.root) == Kind::Synapse);
+    let Some(site) = synapse else { return };
+    if transports.is_empty() && !matrix.names_rtc_service && !writes_its_own && !raw.broken_sites {
+        let help = "add a site with kind = \"lk-jwt\", or set matrix.rtc_service ([] if there are no calls)";
+        let message = "no call service: Element Call reports MISSING_MATRIX_RTC_FOCUS";
+        reader.warn(site.host.span.clone(), message, help);
+    }
+}
+
 fn choose(reader: &Reader<'_>, span: Range<usize>, key: &str, choices: &[String]) {
     let help = format!("set {key} = \"{}\"", choices[0]);
     reader.error_with(span, format!("`{key}` can be {}", choices.join(" or ")), help);
@@ -293,6 +335,39 @@ fn documents(matrix: &Matrix, raw: Option<&raw::Matrix>) -> Arc<WellKnown> {
     })
 }
 
+/// HTTP-01 as the only challenge needs a plain listener; one error, however many sites need certificates.
+fn one_listener_for_http01(raw: &Raw, listen: &Listen, acme: &Acme, reader: &Reader<'_>) {
+    let by_default = raw.tls_certificates.as_ref().is_none_or(|issuer| issuer.value == Issuer::Acme);
+    let is_acme = |site: &raw::Site| site.tls.as_ref().map_or(by_default, |tls| tls.value == raw::Tls::Acme);
+    if listen.http.is_empty()
+        && acme.challenges == [Challenge::Http01]
+        && raw.sites.iter().any(is_acme)
+        && let Some(challenges) = &raw.acme.challenges
+    {
+        let help = "set listen.http, or allow \"tls-alpn-01\"";
+        reader.error_with(challenges.span.clone(), "HTTP-01 needs an address in listen.http, and there is none", help);
+    }
+}
+
+/// Warns of a name that no public CA signs.
+fn signable(host: &str, span: Range<usize>, raw: &Raw, reader: &Reader<'_>) {
+    // A private CA signs what it likes.
+    if raw.acme.names_private_ca() {
+        return;
+    }
+    let ending = PRIVATE_ENDINGS
+        .iter()
+        .find(|ending| host.strip_suffix(**ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')));
+    let why = match ending {
+        _ if host.contains('_') => "it has an underscore".to_owned(),
+        Some(ending) => format!("`.{ending}` is not a public domain"),
+        None if !host.contains('.') => "it is not below a public domain".to_owned(),
+        None => return,
+    };
+    let help = "set tls = \"internal\" to sign it with the local CA";
+    reader.warn(span, format!("no public CA signs `{host}`: {why}"), help);
+}
+
 fn site_tls(
     site: &raw::Site,
     issuer: &Issuer,
@@ -301,7 +376,6 @@ fn site_tls(
     acme: &Acme,
     reader: &Reader<'_>,
 ) -> SiteTls {
-    let only_http01 = acme.challenges == [Challenge::Http01];
     let tls = match (site.tls.as_ref().map(|tls| &tls.value), issuer) {
         (Some(raw::Tls::Acme), _) | (None, Issuer::Acme) => SiteTls::Acme,
         (Some(raw::Tls::Internal), _) | (None, Issuer::Internal) => SiteTls::Internal,
@@ -321,30 +395,24 @@ fn site_tls(
             help,
         );
     } else if tls != SiteTls::Off && listen.https.is_empty() {
-        reader.error_with(
-            span,
-            "the site has TLS, but no address listens for it",
-            "set listen.https, or tls = \"off\"",
-        );
+        let help = "set listen.https, or tls = \"off\"";
+        reader.error_with(span, "the site has TLS, and listen.https is empty", help);
     } else if tls == SiteTls::Off && listen.http.is_empty() {
-        reader.error_with(span, "the site has no TLS, but no address listens for plain HTTP", "set listen.http");
+        let help = "set listen.http, or give the site TLS";
+        reader.error_with(span, "the site has no TLS, and listen.http is empty", help);
     } else if tls == SiteTls::Off
         && let Some(hsts) = site.hsts.as_ref().filter(|hsts| hsts.value)
     {
-        let help = "take hsts away, or give the site TLS";
-        reader.error_with(hsts.span.clone(), "`hsts` means nothing without TLS", help);
-    } else if tls == SiteTls::Acme && listen.http.is_empty() && only_http01 {
-        let help = "set listen.http, or permit \"tls-alpn-01\"";
-        reader.error_with(span, "the CA would come by plain HTTP, but no address listens for it", help);
+        let help = "remove `hsts`, or give the site TLS";
+        reader.error_with(hsts.span.clone(), "`hsts` needs TLS", help);
     } else if tls == SiteTls::Acme && site.host.value.is_wildcard() && !proves_wildcards(acme) {
         let help = "set acme.dns = { command = [\"/path\"] } or { provider = \"rfc2136\", … }, or challenges = \"dns-persist-01\"";
         reader.error_with(span, "no CA signs a wildcard without a proof in DNS", help);
     } else if tls == SiteTls::Wildcard && !is_below_a_wildcard(site, raw) {
         let help = "add a site \"*.example.org\" whose name is one label above it";
         reader.error_with(span, "no site is a wildcard for this name", help);
-    } else if tls == SiteTls::Acme && !site.host.value.as_str().contains('.') {
-        let help = "public CAs sign public names; write tls = \"internal\"";
-        reader.warn(span, format!("no CA will sign `{}`", site.host.value), help);
+    } else if tls == SiteTls::Acme {
+        signable(site.host.value.as_str(), span, raw, reader);
     }
     tls
 }
@@ -371,12 +439,15 @@ fn routes(
     reader: &Reader<'_>,
 ) -> Vec<Route> {
     let mut routes: Vec<Route> = Vec::new();
+    let mut spans: Vec<Range<usize>> = Vec::new();
     for raw in &site.routes {
         if let Some(route) = route(raw, transports, reader) {
-            if routes.iter().any(|other| other.prefix == route.prefix) {
-                reader.error(raw.prefix.span.clone(), format!("the route `{}` is there twice", route.prefix));
+            if let Some(first) = routes.iter().position(|other| other.prefix == route.prefix) {
+                let message = format!("the route `{}` is defined twice", route.prefix);
+                reader.error_twice(raw.prefix.span.clone(), spans[first].clone(), message);
             }
             routes.push(route);
+            spans.push(raw.prefix.span.clone());
         }
     }
     let root = &site.root;
@@ -417,7 +488,8 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     let kind = kind_of(raw);
     let action = action(raw, kind, reader)?;
     if let (Some(from), false) = (&raw.admin_from, kind == Kind::Synapse) {
-        reader.error(from.span.clone(), "`admin_from` is for sites of kind `synapse`");
+        let help = "leave it out, or set kind = \"synapse\"";
+        reader.error_with(from.span.clone(), "`admin_from` is for sites of kind `synapse`", help);
     }
     let proxies = matches!(action, Action::Proxy(_));
     let max_body = match &raw.max_body {
@@ -429,12 +501,13 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     if !proxies {
         access = kind::access(Kind::Http, Vec::new());
     }
+    let strip_prefix = strips_prefix(raw, kind, &prefix, &access, reader);
     Some(Route {
         prefix,
         action,
         kind,
         access,
-        strip_prefix: raw.strip_prefix.as_ref().is_some_and(|strip| strip.value),
+        strip_prefix,
         compress: raw.compress.as_ref().is_none_or(|compress| compress.value),
         max_body,
         rtc_transports: transports.filter(|_| kind == Kind::Synapse && proxies).cloned(),
@@ -442,18 +515,38 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     })
 }
 
+/// Whether the prefix is taken off. Neither LiveKit nor lk-jwt-service knows of one, so below a prefix under which none
+/// of its paths is open a service could answer nothing but 404.
+fn strips_prefix(raw: &raw::Route, kind: Kind, prefix: &str, access: &[AccessRule], reader: &Reader<'_>) -> bool {
+    let only_stripped = prefix != "/"
+        && matches!(kind, Kind::LkJwt | Kind::Livekit)
+        && !access.iter().any(|rule| kind::meets(&rule.path, prefix));
+    match &raw.strip_prefix {
+        Some(strip) if !strip.value && only_stripped => {
+            let message = format!("every request below `{prefix}` gets 404: `{}` has no such path", kind.as_str());
+            reader.warn(strip.span.clone(), message, "leave `strip_prefix` out: the prefix is then removed");
+            false
+        }
+        Some(strip) => strip.value,
+        None => only_stripped,
+    }
+}
+
 fn prefix(raw: &raw::Route, reader: &Reader<'_>) -> Option<String> {
     let text = raw.prefix.value.as_str();
-    let problem = if !text.starts_with('/') {
-        Some("a route begins with `/`")
+    let problem = if let Some(what) = invisible::first(text) {
+        Some((format!("the path contains an invisible character: {what}"), "delete it".to_owned()))
+    } else if !text.starts_with('/') {
+        Some(("a route begins with `/`".to_owned(), format!("write \"/{text}\"")))
     } else if text.contains(['?', '#', '*', ' ']) {
-        Some("a route is a plain path: it matches itself and everything below")
+        let plain = text.split(['?', '#', '*', ' ']).next().unwrap_or_default();
+        Some(("a route is a plain path; it includes everything below".to_owned(), format!("write \"{plain}\"")))
     } else {
         None
     };
     match problem {
-        Some(problem) => {
-            reader.error(raw.prefix.span.clone(), problem);
+        Some((problem, help)) => {
+            reader.error_with(raw.prefix.span.clone(), problem, help);
             None
         }
         None if text == "/" => Some("/".to_owned()),
@@ -475,12 +568,22 @@ fn action(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Action> {
         (None, None, Some(answer)) => Some(Action::Respond(fixed(&answer.value))),
         (None, _, None) => {
             let help = "set upstream = \"http://…\"";
-            reader.error_with(raw.prefix.span.clone(), format!("`{}` needs an upstream", raw.prefix.value), help);
+            reader.error_with(
+                raw.prefix.span.clone(),
+                format!("the route `{}` needs an upstream", raw.prefix.value),
+                help,
+            );
             None
         }
         _ => {
-            let help = "keep one of upstream, redirect and respond";
-            reader.error_with(raw.prefix.span.clone(), format!("`{}` can do only one thing", raw.prefix.value), help);
+            let set = [
+                ("upstream", raw.upstream.is_some()),
+                ("redirect", raw.redirect.is_some()),
+                ("respond", raw.respond.is_some()),
+            ];
+            let set: Vec<_> = set.iter().filter(|(_, is_set)| *is_set).map(|(key, _)| format!("`{key}`")).collect();
+            let message = format!("{} exclude each other", set.join(" and "));
+            reader.error_with(raw.prefix.span.clone(), message, "keep one of them");
             None
         }
     }
@@ -512,7 +615,8 @@ fn limits(raw: &raw::Limits, reader: &Reader<'_>) -> Limits {
         let Some(bound) = bound else { return usize::try_from(default).unwrap_or(usize::MAX) };
         let value = bound.value.unwrap_or(0);
         if !(1024..=max).contains(&value) {
-            reader.error(bound.span.clone(), format!("`limits.{name}` must be between 1KiB and {max} bytes"));
+            let help = format!("write a size from \"1KiB\" to \"{max}B\"");
+            reader.error_with(bound.span.clone(), format!("`limits.{name}` is out of range"), help);
         }
         usize::try_from(value).unwrap_or(usize::MAX)
     };
@@ -559,8 +663,8 @@ pub fn admin_listen(raw: &raw::Admin, reader: &Reader<'_>) -> Option<AdminListen
             if !addr.ip().is_loopback() && !allowed {
                 reader.error_with(
                     listen.span.clone(),
-                    "the admin address can be reached from outside, and asks for no password",
-                    "use 127.0.0.1 or unix:/path, or say allow_remote = true where a firewall guards it",
+                    "the admin address is reachable from outside, and there is no password",
+                    "use 127.0.0.1 or unix:/path, or set allow_remote = true if a firewall protects it",
                 );
             }
             Some(AdminListen::Tcp(*addr))

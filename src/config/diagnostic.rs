@@ -1,19 +1,31 @@
-//! What is wrong with a file, told as a compiler tells it: where, the line, a caret, and a way out.
+//! What is wrong with a file, reported as a compiler does it: the place, the line, a caret, and how to fix it.
 
 use std::{fmt::Write as _, ops::Range};
 
-use super::source::Source;
+use super::{invisible, source::Source};
+
+/// Errors that a report shows in words; whoever has more will run it again.
+const SHOWN_ERRORS: usize = 20;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     /// The file cannot be used.
     Error,
-    /// It can, but somebody should look.
+    /// The file can be used, but is probably not what was meant.
     Warning,
 }
 
-/// One finding. The span is a place in the original text.
+impl Severity {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// One finding. Spans are places in the original text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
     /// How bad it is.
@@ -22,21 +34,28 @@ pub struct Diagnostic {
     pub message: String,
     /// Where.
     pub span: Range<usize>,
-    /// What would be right.
+    /// Another place that belongs to it, and what is there.
+    pub related: Option<(Range<usize>, &'static str)>,
+    /// How to fix it.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
     pub(super) const fn error(span: Range<usize>, message: String) -> Self {
-        Self { severity: Severity::Error, message, span, help: None }
+        Self { severity: Severity::Error, message, span, related: None, help: None }
     }
 
     pub(super) const fn warning(span: Range<usize>, message: String) -> Self {
-        Self { severity: Severity::Warning, message, span, help: None }
+        Self { severity: Severity::Warning, message, span, related: None, help: None }
     }
 
     pub(super) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
+        self
+    }
+
+    pub(super) fn related(mut self, span: Range<usize>, what: &'static str) -> Self {
+        self.related = Some((span, what));
         self
     }
 }
@@ -58,83 +77,112 @@ impl Report {
         Self { file: source.name.clone(), diagnostics, text: source.original.clone() }
     }
 
-    /// A report about a file that could not even be read.
-    pub(super) fn unreadable(file: String, why: Diagnostic) -> Self {
-        Self { file, diagnostics: vec![why], text: String::new() }
+    /// A report about a file that is not even TOML text.
+    pub(super) fn unreadable(file: String, text: String, why: Diagnostic) -> Self {
+        Self { file, diagnostics: vec![why], text }
     }
 
     /// Whether the file cannot be used.
     #[must_use]
     pub fn has_errors(&self) -> bool {
-        self.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
+        self.count(Severity::Error) > 0
+    }
+
+    /// How many findings have this severity.
+    #[must_use]
+    pub fn count(&self, severity: Severity) -> usize {
+        self.diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity).count()
     }
 
     /// Line and column of a finding, from 1; columns count characters.
     #[must_use]
     pub fn position(&self, diagnostic: &Diagnostic) -> (usize, usize) {
-        let before = &self.text[..diagnostic.span.start.min(self.text.len())];
+        self.place(diagnostic.span.start)
+    }
+
+    fn place(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at.min(self.text.len())).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
         (line, column)
     }
 
-    /// The findings as text.
+    /// The findings as text; of many errors the first ones.
     #[must_use]
     pub fn render(&self) -> String {
         let mut out = String::new();
+        let mut shown = 0;
         for diagnostic in &self.diagnostics {
+            if diagnostic.severity == Severity::Error {
+                if shown == SHOWN_ERRORS {
+                    break;
+                }
+                shown += 1;
+            }
             self.render_one(&mut out, diagnostic);
             out.push('\n');
         }
-        let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
+        let errors = self.count(Severity::Error);
         if errors > 0 {
             let plural = if errors == 1 { "" } else { "s" };
-            writeln!(out, "{}: {errors} error{plural}", self.file).expect("a String takes everything");
+            let cut = if errors > shown { format!("; the first {shown} are shown") } else { String::new() };
+            writeln!(out, "{}: {errors} error{plural}{cut}", self.file).expect("a String takes everything");
         }
         out
     }
 
     fn render_one(&self, out: &mut String, diagnostic: &Diagnostic) {
-        let severity = match diagnostic.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        };
-        let (line, column) = self.position(diagnostic);
-        let text = self.text.lines().nth(line - 1).unwrap_or_default();
-        let width = line.to_string().len();
-        let lead: String = text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-        let left = text.chars().count().saturating_sub(column - 1);
-        let len =
-            self.text.get(diagnostic.span.clone()).map_or(1, |s| s.lines().next().unwrap_or_default().chars().count());
-        let carets = "^".repeat(len.min(left).max(1));
         let mut put = |line: std::fmt::Arguments<'_>| out.write_fmt(line).expect("a String takes everything");
-        put(format_args!("{severity}: {}\n", diagnostic.message));
+        let (line, column) = self.position(diagnostic);
+        let other = diagnostic.related.as_ref().map(|(span, what)| (span, what, self.place(span.start)));
+        let width = other.as_ref().map_or(0, |(_, _, place)| place.0).max(line).to_string().len();
+        put(format_args!("{}: {}\n", diagnostic.severity.as_str(), diagnostic.message));
         if self.text.is_empty() {
             put(format_args!("  --> {}\n", self.file));
         } else {
             put(format_args!("{:width$}--> {}:{line}:{column}\n", "", self.file));
-            put(format_args!("{:width$} |\n", ""));
-            put(format_args!("{line} | {}\n", without_secrets(text)));
-            put(format_args!("{:width$} | {lead}{carets}\n", ""));
+            put(format_args!("{:width$} |\n{}\n", "", self.excerpt(&diagnostic.span, width, '^')));
+        }
+        if let Some((span, what, (line, column))) = other {
+            put(format_args!("{:width$}::: {}:{line}:{column}\n", "", self.file));
+            put(format_args!("{:width$} |\n{} {what}\n", "", self.excerpt(span, width, '-')));
         }
         if let Some(help) = &diagnostic.help {
             put(format_args!("{:width$} = help: {help}\n", ""));
         }
     }
 
-    /// The findings for a program.
+    /// The line of a span, and below it the span underlined.
+    fn excerpt(&self, span: &Range<usize>, width: usize, mark: char) -> String {
+        let (line, column) = self.place(span.start);
+        let text = self.text.lines().nth(line - 1).unwrap_or_default();
+        let text = without_secrets(text);
+        let before: String = text.chars().take(column - 1).collect();
+        let len = self.text.get(span.clone()).map_or(1, |s| s.lines().next().unwrap_or_default().chars().count());
+        let marked: String = text.chars().skip(column - 1).take(len).collect();
+        let lead: String = invisible::shown(&before).chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let marks = mark.to_string().repeat(invisible::shown(&marked).chars().count().max(1));
+        format!("{line:>width$} | {}\n{:width$} | {lead}{marks}", invisible::shown(&text), "")
+    }
+
+    /// The findings for a program: all of them.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let one = |diagnostic: &Diagnostic| {
             let (line, column) = self.position(diagnostic);
-            serde_json::json!({
-                "severity": match diagnostic.severity { Severity::Error => "error", Severity::Warning => "warning" },
+            let mut json = serde_json::json!({
+                "severity": diagnostic.severity.as_str(),
                 "message": diagnostic.message,
                 "file": self.file,
                 "line": line,
                 "column": column,
                 "help": diagnostic.help,
-            })
+            });
+            if let Some((span, what)) = &diagnostic.related {
+                let (line, column) = self.place(span.start);
+                json["related"] = serde_json::json!({ "message": what, "line": line, "column": column });
+            }
+            json
         };
         self.diagnostics.iter().map(one).collect()
     }

@@ -1,4 +1,4 @@
-//! What `synapse`, `lk-jwt` and `livekit` mean: which paths pass, and how much a body may weigh.
+//! What each kind opens and limits: the paths that pass, and the size of request bodies.
 
 use ipnet::IpNet;
 
@@ -20,6 +20,8 @@ pub fn access(kind: Kind, admin_from: Vec<IpNet>) -> Vec<AccessRule> {
     let pass = |path| AccessRule { path, verdict: Verdict::Pass };
     match kind {
         Kind::Synapse => vec![
+            // Synapse answers a browser here: it sends it to its page under `/_matrix/static/`.
+            pass(PathMatch::Exact("/")),
             pass(PathMatch::Under("/_matrix/")),
             pass(PathMatch::Under("/_synapse/client/")),
             AccessRule { path: PathMatch::Under("/_synapse/admin/"), verdict: Verdict::PassFrom(admin_from) },
@@ -39,7 +41,19 @@ pub fn access(kind: Kind, admin_from: Vec<IpNet>) -> Vec<AccessRule> {
     }
 }
 
-/// How much a body may weigh on a route of this kind, unless the route says otherwise.
+/// Whether a path of this pattern can be at or below a prefix.
+pub fn meets(pattern: &PathMatch, prefix: &str) -> bool {
+    let below = |path: &str, prefix: &str| {
+        path.strip_prefix(prefix.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    match pattern {
+        PathMatch::Exact(path) => below(path, prefix),
+        PathMatch::Under(path) => below(path, prefix) || below(prefix, path),
+        PathMatch::Any => true,
+    }
+}
+
+/// The limits of request bodies on a route of this kind, unless the route sets its own.
 pub fn max_body(kind: Kind) -> Vec<BodyRule> {
     let any = |limit| BodyRule { path: BodyPath::Any, limit: Some(limit) };
     match kind {

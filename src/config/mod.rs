@@ -1,16 +1,22 @@
 //! The configuration file: text in, an immutable [`Plan`] or every finding out.
 //!
 //! ```text
-//! file > source (environment) > tree (TOML with places) > raw (each value) > compile (all together) > Plan
+//! file > input (UTF-8) > source (environment) > tree (TOML with places) > raw (each value) > compile (all together) > Plan
 //! ```
 
 mod acme;
 mod compile;
 mod diagnostic;
+mod duplicate;
+mod input;
+mod invisible;
 mod kind;
+mod loops;
 pub mod plan;
+mod punycode;
 mod raw;
 mod reference;
+mod schema;
 mod source;
 mod stream;
 mod tree;
@@ -26,7 +32,7 @@ use std::{
 pub use self::{
     diagnostic::{Diagnostic, Report, Severity},
     plan::Plan,
-    reference::{markdown, schema},
+    reference::{SCHEMA_URL, markdown, schema},
 };
 use self::{
     plan::{AdminListen, KeyPairFiles},
@@ -34,7 +40,7 @@ use self::{
     tree::Reader,
 };
 
-/// Where the file is looked for when nobody says.
+/// Where the file is looked for if none is named.
 pub const DEFAULT_PATHS: [&str; 2] = ["vestibule.toml", "/etc/vestibule/vestibule.toml"];
 
 /// The file to use: the one that is named, else `$VESTIBULE_CONFIG`, else the first of [`DEFAULT_PATHS`] that exists.
@@ -49,43 +55,46 @@ pub fn locate(named: Option<PathBuf>) -> Result<PathBuf, Box<Report>> {
     }
     let found = DEFAULT_PATHS.iter().map(PathBuf::from).find(|path| path.exists());
     found.ok_or_else(|| {
-        let message =
-            format!("there is no configuration: neither {} nor $VESTIBULE_CONFIG", DEFAULT_PATHS.join(" nor "));
-        let none = Diagnostic::error(0..0, message).help("`vestibule init SERVER_NAME` writes one, --config names one");
-        Box::new(Report::unreadable("vestibule.toml".into(), none))
+        let message = format!(
+            "no configuration file: neither {} exists, and $VESTIBULE_CONFIG is not set",
+            DEFAULT_PATHS.join(" nor ")
+        );
+        let none = Diagnostic::error(0..0, message)
+            .help("write one with `vestibule init SERVER_NAME`, or name one with --config");
+        Box::new(Report::unreadable("vestibule.toml".into(), String::new(), none))
     })
 }
 
-/// Reads and judges a file. Touches nothing else: no network, no ports; of other files that it names, only whether they
-/// can be read, and that is a warning.
+/// Reads and validates a file. Touches nothing else: no network, no ports; of other files that it names, only whether
+/// they can be read, and that is a warning.
 ///
 /// # Errors
 /// Everything that is wrong with it, in one report.
 pub fn load(path: &Path) -> Result<(Plan, Report), Box<Report>> {
-    let (name, text) = read(path)?;
-    validate(&name, &text, folder(path), &|name| env::var(name).ok(), &readable, &|_, _| Vec::new())
+    let (name, bytes) = read(path)?;
+    validate(&name, &bytes, folder(path), &|name| env::var(name).ok(), &readable, &|_, _| Vec::new())
 }
 
-/// Says what is wrong with the certificate in files that a site is served with. It is handed in: this module knows no
+/// Reports what is wrong with the certificate in files that a site is served with. It is handed in: this module knows no
 /// certificates.
 pub type Inspect<'a> = dyn Fn(&[KeyPairFiles], &str) -> Vec<String> + 'a;
 
-/// The same, with a look into the certificates that the file names.
+/// The same, and inspects the certificates that the file names.
 ///
 /// # Errors
 /// Everything that is wrong with it, in one report.
 pub fn load_and_inspect(path: &Path, inspect: &Inspect<'_>) -> Result<(Plan, Report), Box<Report>> {
-    let (name, text) = read(path)?;
-    validate(&name, &text, folder(path), &|name| env::var(name).ok(), &readable, inspect)
+    let (name, bytes) = read(path)?;
+    validate(&name, &bytes, folder(path), &|name| env::var(name).ok(), &readable, inspect)
 }
 
-/// Where the running edge is asked, as far as the file says it: whatever else is wrong with the file, the edge that read
-/// a better one may still run, and can be asked.
+/// The admin address of the file. Whatever else is wrong with the file, the running process may have read a better one.
 ///
 /// # Errors
 /// The file cannot be read.
 pub fn admin_listen(path: &Path) -> Result<Option<AdminListen>, Box<Report>> {
-    let (name, text) = read(path)?;
+    let (name, bytes) = read(path)?;
+    let text = input::decode(&name, &bytes)?;
     let source = Source::new(&name, &text, folder(path), &|name| env::var(name).ok(), &mut Vec::new());
     let (document, _) = toml::de::DeTable::parse_recoverable(&source.expanded);
     let reader = Reader::new(&source);
@@ -109,73 +118,107 @@ fn readable(path: &Path) -> io::Result<()> {
     fs::File::open(path).map(drop)
 }
 
-fn read(path: &Path) -> Result<(String, String), Box<Report>> {
+fn read(path: &Path) -> Result<(String, Vec<u8>), Box<Report>> {
     let name = path.display().to_string();
-    let problem = match fs::read(path).map(String::from_utf8) {
-        Ok(Ok(text)) => return Ok((name, text)),
-        Ok(Err(_)) => "the file is not UTF-8".to_owned(),
-        Err(error) => format!("the file cannot be read: {error}"),
-    };
-    Err(Box::new(Report::unreadable(name, Diagnostic::error(0..0, problem))))
+    match fs::read(path) {
+        Ok(bytes) => Ok((name, bytes)),
+        Err(error) => {
+            let problem = Diagnostic::error(0..0, format!("the file cannot be read: {error}"));
+            Err(Box::new(Report::unreadable(name, String::new(), problem)))
+        }
+    }
+}
+
+/// Whether a text is a filter for the log as `log.level` has it.
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn check_log_filter(text: &str) -> Result<(), String> {
+    value::log_level(text).map(drop).map_err(tree::Problem::in_words)
 }
 
 fn folder(path: &Path) -> PathBuf {
     path.parent().map(Path::to_owned).unwrap_or_default()
 }
 
-/// Judges a text. The report beside a plan holds warnings.
+/// Validates a text. The report beside a plan holds warnings.
 ///
 /// # Errors
 /// Everything that is wrong with it, in one report.
 pub fn parse(
     name: &str,
-    text: &str,
+    text: impl AsRef<[u8]>,
     dir: PathBuf,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Plan, Report), Box<Report>> {
-    validate(name, text, dir, env, &|_| Ok(()), &|_, _| Vec::new())
+    validate(name, text.as_ref(), dir, env, &|_| Ok(()), &|_, _| Vec::new())
 }
 
 fn validate(
     name: &str,
-    text: &str,
+    bytes: &[u8],
     dir: PathBuf,
     env: &dyn Fn(&str) -> Option<String>,
-    look: &dyn Fn(&Path) -> io::Result<()>,
+    readable: &dyn Fn(&Path) -> io::Result<()>,
     inspect: &Inspect<'_>,
 ) -> Result<(Plan, Report), Box<Report>> {
+    let text = input::decode(name, bytes)?;
     let mut found = Vec::new();
-    let source = Source::new(name, text, dir, env, &mut found);
+    let source = Source::new(name, &text, dir, env, &mut found);
     let (document, errors) = toml::de::DeTable::parse_recoverable(&source.expanded);
-    let reader = Reader::new(&source);
+    // A key that is there twice leaves the rest of the file readable.
+    let (duplicates, errors): (Vec<_>, Vec<_>) = errors.iter().partition(|error| error.message() == "duplicate key");
+    if !errors.is_empty()
+        && let Some(other) = input::foreign(&text)
+    {
+        return Err(Box::new(Report::unreadable(name.to_owned(), text, other)));
+    }
+    let syntax = Reader::new(&source);
     for error in &errors {
-        reader.error(error.span().unwrap_or(0..0), error.message());
+        let span = error.span().unwrap_or(0..0);
+        match error.message() {
+            message if message.starts_with("string values must be quoted") => {
+                syntax.error_with(span, "a string without quotes", "put it between double quotes");
+            }
+            message => syntax.error(span, message),
+        }
+    }
+    add_unless_caused(&source, &mut found, syntax.into_found());
+    let reader = Reader::new(&source);
+    for error in duplicates {
+        reader.note(duplicate::diagnostic(&source, document.get_ref(), error.span().unwrap_or(0..0)));
     }
     let raw = raw::read(&reader, document.get_ref(), document.span());
     for file in raw.files() {
-        if let Err(error) = look(file.value) {
-            let help = "it has to be there, and readable, where the edge runs";
+        if let Err(error) = readable(file.value) {
+            let help = "it must exist and be readable where the edge runs";
             reader.warn(file.span.clone(), format!("`{}` cannot be read: {error}", file.value.display()), help);
         }
     }
     for (pairs, host, span) in raw.served_files() {
-        // What cannot be read has been told.
-        if pairs.iter().all(|pair| look(&pair.cert).is_ok() && look(&pair.key).is_ok()) {
+        // What cannot be read has been reported.
+        if pairs.iter().all(|pair| readable(&pair.cert).is_ok() && readable(&pair.key).is_ok()) {
             for fault in inspect(pairs, host) {
                 reader.warn(span.clone(), fault, format!("it would be served for {host}"));
             }
         }
     }
-    // After a syntax error nobody knows what is missing and what was only misread; a key that is there twice is no such.
-    let is_readable = errors.iter().all(|error| error.message() == "duplicate key");
-    let plan = is_readable.then(|| compile::compile(raw, &reader));
-    let unset: Vec<_> = found.iter().map(|problem| problem.span.clone()).collect();
-    let is_own =
-        |other: &Diagnostic| !unset.iter().any(|span| span.start < other.span.end && other.span.start < span.end);
-    found.extend(reader.into_found().into_iter().filter(is_own));
+    // After a syntax error it is not known what is missing and what was only misread.
+    let plan = errors.is_empty().then(|| compile::compile(raw, &reader));
+    add_unless_caused(&source, &mut found, reader.into_found());
     let report = Report::new(&source, found);
     match plan {
         Some(plan) if !report.has_errors() => Ok((plan, report)),
         _ => Err(Box::new(report)),
     }
+}
+
+/// Adds findings except those on a line where something is wrong on a lower level, of which they are only consequences.
+fn add_unless_caused(source: &Source, found: &mut Vec<Diagnostic>, more: Vec<Diagnostic>) {
+    let line = |diagnostic: &Diagnostic| {
+        let before = source.original.get(..diagnostic.span.start).unwrap_or_default();
+        before.matches('\n').count()
+    };
+    let lines: Vec<_> = found.iter().map(line).collect();
+    found.extend(more.into_iter().filter(|diagnostic| !lines.contains(&line(diagnostic))));
 }

@@ -1,4 +1,4 @@
-//! The configuration once it has been judged: immutable, complete, and unable to say anything wrong.
+//! The validated configuration: immutable, complete, and free of contradictions.
 //!
 //! Plain data. After [`load`](super::load) has returned a `Plan`, nothing reads a string from the file again. `Eq` lets a
 //! reload see what changed; `Debug` lets tests take a picture.
@@ -52,6 +52,7 @@ impl Plan {
             ("listen.threads", self.listen.threads != next.listen.threads),
             ("storage.path", self.storage != next.storage),
             ("log.format", self.log.format != next.log.format),
+            ("log.file", self.log.file != next.log.file),
         ];
         changed.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
@@ -647,6 +648,8 @@ pub struct Timeouts {
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
+    /// The file; `None` is standard error.
+    pub file: Option<PathBuf>,
     /// A filter as `RUST_LOG` has it.
     pub level: String,
     /// `None` decides by whether stderr is a terminal.

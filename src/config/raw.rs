@@ -1,4 +1,4 @@
-//! What the file says, one to one: every value parsed on its own, nothing filled in, nothing compared.
+//! The file as it is written: every value parsed on its own, nothing filled in, nothing compared.
 //!
 //! The keys are described for their users in `reference.rs`; a test keeps the two in step.
 
@@ -38,6 +38,8 @@ pub struct Raw {
     pub tls_min_version: Option<At<TlsVersion>>,
     pub matrix: Option<Matrix>,
     pub sites: Vec<Site>,
+    /// Whether a site or a kind is invalid or misspelled, so that a site that seems to be missing may only be broken.
+    pub broken_sites: bool,
     pub encodings: Option<At<Vec<Encoding>>>,
     pub min_size: Bound<u64>,
     pub limits: Limits,
@@ -47,7 +49,7 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// The files that it names, which somebody else has to bring.
+    /// The files that it names.
     pub fn files(&self) -> Vec<At<&Path>> {
         let pairs = self
             .pairs()
@@ -97,7 +99,7 @@ pub struct Listen {
     pub trusted_proxies: Option<At<Vec<IpNet>>>,
 }
 
-/// Where certificates come from where a site does not say.
+/// Where the certificates of a site come from that sets no `tls`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Issuer {
     Acme,
@@ -109,11 +111,12 @@ pub enum Issuer {
 pub struct Matrix {
     pub span: Range<usize>,
     pub server_name: Option<At<String>>,
-    /// Whether the key is there, even if its value is wrong.
+    /// Whether the key is there, even if its value is invalid.
     pub names_server: bool,
     pub homeserver: Option<At<String>>,
     pub names_homeserver: bool,
     pub rtc_service: Option<At<Vec<RtcService>>>,
+    pub names_rtc_service: bool,
     pub federation: Option<At<String>>,
     pub well_known_max_age: Option<At<Duration>>,
     pub rtc_transports: Option<At<bool>>,
@@ -163,7 +166,7 @@ pub struct Route {
     pub max_body: Bound<u64>,
     pub compress: Option<At<bool>>,
     pub admin_from: Option<At<Vec<IpNet>>>,
-    /// Whether a value of the route was wrong, so that what is missing may only be broken.
+    /// Whether a key of the route is invalid or misspelled, so that what is missing may only be broken.
     pub broken: bool,
 }
 
@@ -224,6 +227,7 @@ pub struct Timeouts {
 
 #[derive(Default)]
 pub struct Log {
+    pub file: Option<At<PathBuf>>,
     pub level: Option<At<String>>,
     pub format: Option<At<LogFormat>>,
     pub access: Option<At<bool>>,
@@ -267,8 +271,9 @@ pub fn read(reader: &Reader<'_>, table: &DeTable<'_>, span: Range<usize>) -> Raw
         section.finish();
     }
     raw.matrix = file.section("matrix").map(matrix);
+    raw.broken_sites = file.mentions("sites");
     if let Some(section) = file.section("sites") {
-        raw.sites = sites(&section);
+        (raw.sites, raw.broken_sites) = sites(&section);
     }
     if let Some(section) = file.section("compression") {
         raw.encodings = section.get(
@@ -314,12 +319,17 @@ fn listen(section: Section<'_, '_, '_>) -> Listen {
 fn matrix(section: Section<'_, '_, '_>) -> Matrix {
     let matrix = Matrix {
         span: section.span.clone(),
-        names_server: section.item("server_name").is_some(),
+        names_server: section.mentions("server_name"),
         server_name: section.get("server_name", parsed(value::server_name)),
-        names_homeserver: section.item("homeserver").is_some(),
+        names_homeserver: section.mentions("homeserver"),
         homeserver: section.get("homeserver", parsed(value::url)),
-        rtc_service: section.get("rtc_service", one_or_more(|item| rtc_service(section.reader, item))),
-        federation: section.get("federation", parsed(value::server_name)),
+        rtc_service: section.get("rtc_service", |item| match item.get_ref() {
+            // A deployment without calls says so.
+            DeValue::Array(items) if items.is_empty() => Ok(Vec::new()),
+            _ => one_or_more(|item| rtc_service(section.reader, item))(item),
+        }),
+        names_rtc_service: section.mentions("rtc_service"),
+        federation: section.get("federation", parsed(value::federation)),
         well_known_max_age: section.get("well_known_max_age", parsed(value::bounded)),
         rtc_transports: section.get("rtc_transports", word(&[("fill", true), ("pass", false)])),
         client: members(&section, "client"),
@@ -355,7 +365,8 @@ fn members(section: &Section<'_, '_, '_>, key: &'static str) -> Option<serde_jso
     match found.value {
         serde_json::Value::Object(map) => Some(map),
         _ => {
-            section.reader.error(found.span, format!("`{}` is a table", section.path(key)));
+            let help = format!("write [{}] on a line of its own, with the members below", section.path(key));
+            section.reader.error_with(found.span, format!("`{}` is a table", section.path(key)), help);
             None
         }
     }
@@ -387,32 +398,102 @@ fn json(item: &Item<'_>) -> Result<serde_json::Value, Problem> {
     })
 }
 
-fn sites(section: &Section<'_, '_, '_>) -> Vec<Site> {
+/// The sites, and whether one of them is broken.
+fn sites(section: &Section<'_, '_, '_>) -> (Vec<Site>, bool) {
     let mut sites: Vec<Site> = Vec::new();
-    for (key, item) in section.entries() {
-        let host = match value::site_name(key.value) {
-            Ok(value) => At { value, span: key.span.clone() },
+    let mut broken = false;
+    for (key, item) in section.entries().flat_map(|(key, item)| hosts(section.reader, key, item)) {
+        let DeValue::Table(table) = item.get_ref() else {
+            let message = format!("a site is a table, not {}", kind_of(item.get_ref()));
+            section.reader.error_with(
+                item.span(),
+                message,
+                format!("write [sites.\"{}\"] with upstream = \"http://…\"", key.value),
+            );
+            broken = true;
+            continue;
+        };
+        let host = match value::site_name(&key.value) {
+            Ok(value) => Some(At { value, span: key.span.clone() }),
             Err(problem) => {
                 // Noted at the key; the site below it is read all the same, for its own errors.
                 section.reader.parse(item, |_| Err::<(), _>(problem.at(key.span.clone())));
-                At { value: Hostname("invalid".into()), span: key.span.clone() }
+                None
             }
         };
-        let DeValue::Table(table) = item.get_ref() else {
-            section.reader.error(item.span(), format!("a site is a table, not {}", kind_of(item.get_ref())));
-            continue;
-        };
-        let site = site(Section::new(section.reader, format!("sites.\"{}\"", key.value), table, item.span()), host);
-        if let Some(first) =
-            sites.iter().find(|other| other.host.value == site.host.value && &*other.host.value.0 != "invalid")
-        {
-            section.reader.error(site.host.span.clone(), format!("the site `{}` is there twice", first.host.value));
-        } else {
-            sites.push(site);
+        let name = format!("sites.\"{}\"", key.value);
+        let placeholder = || At { value: Hostname("invalid".into()), span: key.span.clone() };
+        let is_valid = host.is_some();
+        let site = site(Section::new(section.reader, name, table, item.span()), host.unwrap_or_else(placeholder));
+        broken |= !is_valid
+            || site.stream.as_ref().is_some_and(|stream| stream.broken)
+            || site.root.broken
+            || site.routes.iter().any(|route| route.broken);
+        match sites.iter().find(|other| other.host.value == site.host.value) {
+            _ if !is_valid => {}
+            Some(first) => {
+                let message = format!("the site `{}` is defined twice", first.host.value);
+                section.reader.error_twice(site.host.span, first.host.span.clone(), message);
+            }
+            None => sites.push(site),
         }
     }
-    sites.retain(|site| &*site.host.value.0 != "invalid");
-    sites
+    (sites, broken)
+}
+
+/// The keys of a site and of a route, any of which shows that a table is one.
+const SITE_KEYS: [&str; 12] = [
+    "kind",
+    "upstream",
+    "redirect",
+    "routes",
+    "well_known",
+    "tls",
+    "compress",
+    "max_body",
+    "hsts",
+    "admin_from",
+    "strip_prefix",
+    "respond",
+];
+
+/// A site under its host name; or, where the name is without quotes, the sites that were meant: TOML reads
+/// `[sites.matrix.example.org]` as three tables in each other.
+fn hosts<'i>(reader: &Reader<'_>, key: At<&'i str>, item: &'i Item<'i>) -> Vec<(At<String>, &'i Item<'i>)> {
+    let mut found = Vec::new();
+    let mut below = vec![(key.value.to_owned(), key.span.clone(), item)];
+    while let Some((name, span, item)) = below.pop() {
+        let labels: Option<Vec<_>> = item.get_ref().as_table().map(|table| table.iter().collect());
+        let labels = labels.filter(|labels| {
+            let is_label = |name: &str, item: &Item<'_>| item.get_ref().is_table() && !SITE_KEYS.contains(&name);
+            !labels.is_empty()
+                && !key.value.contains('.')
+                && labels.iter().all(|(name, item)| is_label(name.get_ref(), item))
+        });
+        match labels {
+            Some(labels) => below.extend(
+                labels
+                    .into_iter()
+                    .map(|(label, item)| (format!("{name}.{}", label.get_ref()), label.span(), item))
+                    .rev(),
+            ),
+            None => found.push((At { value: name, span }, item)),
+        }
+    }
+    for (host, _) in found.iter_mut().filter(|(host, _)| host.value != key.value) {
+        host.span = dotted(&reader.source().expanded, host.span.clone());
+        let help = format!("write [sites.\"{}\"]", host.value);
+        reader.error_with(host.span.clone(), format!("the host name `{}` needs quotes", host.value), help);
+    }
+    found
+}
+
+/// The dotted name that ends with this key, without the `sites` that it begins with.
+fn dotted(text: &str, last: Range<usize>) -> Range<usize> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "-_.\"'".contains(c);
+    let start = text[..last.start].rfind(|c| !is_part(c)).map_or(0, |at| at + 1);
+    let start = if text[start..].starts_with("sites.") { start + "sites.".len() } else { start };
+    start..last.end
 }
 
 fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
@@ -435,11 +516,16 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
                     let prefix = At { value: key.value.to_owned(), span: key.span };
                     routes.push(route(section, prefix));
                 }
-                other => table.reader.error(item.span(), format!("a route is a table, not {}", kind_of(other))),
+                other => {
+                    let message = format!("a route is a table, not {}", kind_of(other));
+                    let help = format!("write \"{}\" = {{ upstream = \"http://…\" }}", key.value);
+                    table.reader.error_with(item.span(), message, help);
+                    broken = true;
+                }
             }
         }
-    } else if section.item("routes").is_some() {
-        broken = true;
+    } else {
+        broken = section.mentions("routes");
     }
     let site_keys =
         (section.get("well_known", boolean), section.get("tls", |item| tls(item, &dir)), section.get("hsts", boolean));
@@ -489,7 +575,7 @@ fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {
     let mut route = route_of(&section, prefix);
     route.strip_prefix = section.get("strip_prefix", boolean);
     route.respond = section.get("respond", respond);
-    route.broken |= section.item("respond").is_some() && route.respond.is_none();
+    route.broken |= section.mentions("respond") && route.respond.is_none();
     section.finish();
     route
 }
@@ -497,11 +583,11 @@ fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {
 /// The keys that a site and a route have in common.
 fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
     let kind = section.get("kind", word(KINDS)).and_then(|kind| http_kind(section, kind));
-    let upstream = section.item("upstream").and_then(|item| upstream(section, item));
+    let upstream = upstream(section);
     let redirect = section.get("redirect", parsed(value::origin));
-    let broken = (section.item("kind").is_some() && kind.is_none())
-        || (section.item("upstream").is_some() && upstream.is_none())
-        || (section.item("redirect").is_some() && redirect.is_none());
+    let broken = (section.mentions("kind") && kind.is_none())
+        || (section.mentions("upstream") && upstream.is_none())
+        || (section.mentions("redirect") && redirect.is_none());
     Route {
         prefix,
         kind,
@@ -572,14 +658,15 @@ fn respond(item: &Item<'_>) -> Result<Respond, Problem> {
     Ok(respond)
 }
 
-fn upstream(section: &Section<'_, '_, '_>, item: &Item<'_>) -> Option<At<Upstream>> {
+fn upstream(section: &Section<'_, '_, '_>) -> Option<At<Upstream>> {
+    let item = section.item("upstream")?;
     let DeValue::Table(table) = item.get_ref() else {
-        let servers = section.reader.parse(item, one_or_more(parsed(value::server)))?;
+        let servers = section.get("upstream", one_or_more(parsed(value::server)))?;
         return Some(At { value: Upstream { servers: servers.value, ..Upstream::default() }, span: servers.span });
     };
     let inner = Section::new(section.reader, section.path("upstream"), table, item.span());
     let servers = inner.get("servers", one_or_more(parsed(value::server)));
-    if inner.item("servers").is_none() {
+    if !inner.mentions("servers") {
         inner.reader.error_with(
             item.span(),
             "an upstream needs `servers`",
@@ -611,14 +698,22 @@ fn health(section: Section<'_, '_, '_>) -> Option<Health> {
     let path = section.get("path", |item| {
         let text = string(item)?;
         let uri = text.parse::<Uri>().ok().filter(|_| text.starts_with('/'));
-        uri.ok_or_else(|| Problem::new(format!("`{text}` is no path")).help("write it like \"/health\""))
+        uri.ok_or_else(|| Problem::new(format!("`{text}` is not a path")).help("write it like \"/health\""))
     });
     let interval = section.get("interval", parsed(value::bounded));
-    if section.item("path").is_none() {
-        section.reader.error(section.span.clone(), "`health` needs a `path`");
+    if !section.mentions("path") {
+        section.reader.error_with(
+            section.span.clone(),
+            "`health` needs a `path`",
+            "write it like { path = \"/health\" }",
+        );
     }
     if let Some(interval) = interval.as_ref().filter(|interval| interval.value < Duration::from_secs(1)) {
-        section.reader.error(interval.span.clone(), "probes are at least a second apart");
+        section.reader.error_with(
+            interval.span.clone(),
+            "the interval is too short",
+            "probes are at least \"1s\" apart",
+        );
     }
     section.finish();
     let interval = interval.map_or(Duration::from_secs(10), |interval| interval.value);
@@ -652,7 +747,9 @@ fn timeouts(section: Section<'_, '_, '_>) -> Timeouts {
 }
 
 fn log(section: Section<'_, '_, '_>) -> Log {
+    let dir = section.reader.source().dir.clone();
     let log = Log {
+        file: section.get("file", |item| string(item).and_then(|text| value::path(&dir, text))),
         level: section.get("level", parsed(value::log_level)),
         format: section.get("format", word(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
         access: section.get("access", boolean),
@@ -678,7 +775,8 @@ fn admin_listen(text: &str) -> Result<AdminListen, Problem> {
     match (text, text.strip_prefix("unix:")) {
         ("off", _) => Ok(AdminListen::Off),
         (_, Some(path)) if path.starts_with('/') => Ok(AdminListen::Unix(path.into())),
-        (_, Some(_)) => Err(Problem::new("the path of a unix socket is absolute")),
+        (_, Some(_)) => Err(Problem::new("the path of a unix socket must be absolute")
+            .help("write it like \"unix:/run/vestibule/admin.sock\"")),
         _ => value::address(text).map(AdminListen::Tcp),
     }
 }

@@ -3,6 +3,13 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
+use toml::de::DeValue;
+
+use super::{
+    kind,
+    plan::{BodyPath, Kind, PathMatch, Verdict},
+    schema as strict,
+};
 
 /// One key.
 struct Key {
@@ -56,7 +63,7 @@ const SITE_KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http", "turn"
 const TABLES: &[Table] = &[
     Table {
         name: "listen",
-        doc: "The addresses, and what is believed of those who connect.",
+        doc: "The addresses to listen on, and which peers are trusted.",
         keys: &[
             key(
                 "http",
@@ -71,19 +78,24 @@ const TABLES: &[Table] = &[
                 "TLS with HTTP/1.1 and HTTP/2. Add `\"[::]:8448\"` for federation without delegation.",
             ),
             key("threads", Count, "one per core", "Worker threads, 1 to 1024. Takes effect at the next start."),
-            key("public_port", Count, "443", "The https port that clients see, for redirects and derived URLs."),
+            key("public_port", Count, "443", "The https port that clients connect to, for redirects and derived URLs."),
             key(
                 "proxy_protocol",
                 TextList,
                 "[]",
-                "Networks of load balancers that speak PROXY protocol v1 or v2 to us; from them it is required, from others it is refused.",
+                "Networks of load balancers that send the PROXY protocol, version 1 or 2; required from them, rejected from all others.",
             ),
-            key("trusted_proxies", TextList, "[]", "Networks whose `X-Forwarded-For` is believed, right to left."),
+            key(
+                "trusted_proxies",
+                TextList,
+                "[]",
+                "Networks of reverse proxies in front of this one. Their `X-Forwarded-For` is trusted and read from right to left.",
+            ),
         ],
     },
     Table {
         name: "acme",
-        doc: "How certificates are ordered.",
+        doc: "Obtaining certificates by ACME.",
         keys: &[
             key("email", Text, "none", "Contact of the account at the CA."),
             key(
@@ -96,7 +108,7 @@ const TABLES: &[Table] = &[
                 "challenges",
                 OneOrMore,
                 "[\"tls-alpn-01\", \"http-01\"]",
-                "The kinds that may be used, in this order: `tls-alpn-01`, `http-01`, `dns-01`, `dns-persist-01`. With `acme.dns`, `dns-01` is the last of the default.",
+                "Allowed challenges, in order of preference: `tls-alpn-01`, `http-01`, `dns-01`, `dns-persist-01`. With `acme.dns`, `dns-01` is the last of the default.",
             ),
             key(
                 "dns",
@@ -112,17 +124,17 @@ const TABLES: &[Table] = &[
             ),
             key("eab_kid", Text, "none", "Key identifier of an external account binding."),
             key("eab_hmac_key", Text, "none", "MAC key of an external account binding, base64url."),
-            key("ca_file", Text, "none", "PEM roots to trust for the directory itself (a private CA)."),
+            key("ca_file", Text, "none", "PEM file of roots to trust for the directory itself (a private CA)."),
         ],
     },
     Table {
         name: "storage",
-        doc: "What must survive a restart.",
+        doc: "Data that must survive a restart.",
         keys: &[key(
             "path",
             Text,
             "\"/var/lib/vestibule\"",
-            "Folder of certificates, the ACME account and the internal CA. Takes effect at the next start.",
+            "Directory for certificates, the ACME account and the internal CA. Takes effect at the next start.",
         )],
     },
     Table {
@@ -133,20 +145,20 @@ const TABLES: &[Table] = &[
                 "certificates",
                 Certificates,
                 "\"acme\"",
-                "`internal` signs with a local CA in the storage; `vestibule ca` prints its root. `{ cert = \"a.pem\", key = \"b.pem\" }`, or a list of such pairs, serves each site with the pair that is for its name; only sites with `tls = \"acme\"` then order.",
+                "Where certificates come from unless a site sets `tls`. `internal` is a local CA in the storage; `vestibule ca` prints its root. `{ cert = \"a.pem\", key = \"b.pem\" }`, or a list of such pairs, serves each site with the pair for its name; only sites with `tls = \"acme\"` then order.",
             ),
-            key("min_version", Words(&["1.2", "1.3"]), "\"1.2\"", "Oldest version offered."),
+            key("min_version", Words(&["1.2", "1.3"]), "\"1.2\"", "Oldest TLS version that is offered."),
         ],
     },
     Table {
         name: "matrix",
-        doc: "The Matrix deployment. What is left out is derived from the sites.",
+        doc: "The Matrix deployment. Keys that are left out are derived from the sites.",
         keys: &[
             key(
                 "server_name",
                 Text,
                 "none",
-                "The name after the colon in user ids; its site serves the well-known documents.",
+                "The name after the colon in user IDs; its site serves the well-known documents.",
             ),
             key("homeserver", Text, "`https://` and the one `synapse` site", "`m.homeserver.base_url`."),
             key(
@@ -161,7 +173,7 @@ const TABLES: &[Table] = &[
                 "rtc_transports",
                 Words(&["fill", "pass"]),
                 "\"fill\"",
-                "Whether the MSC4143 transports endpoint is answered where Synapse has nothing to say, or only passed. The answer has the SFU's `url` where the homeserver hands out call tokens (MSC4195), which it is asked at start, after a reload and every five minutes.",
+                "Whether the MSC4143 transports endpoint is answered if Synapse has no answer (`fill`), or only forwarded (`pass`). The answer has the SFU's `url` if the homeserver hands out call tokens (MSC4195), which the edge checks at start, after a reload and every five minutes.",
             ),
             key(
                 "client",
@@ -180,20 +192,20 @@ const TABLES: &[Table] = &[
     },
     Table {
         name: "compression",
-        doc: "Compression of answers, on routes that allow it.",
+        doc: "Compression of responses, on routes that allow it.",
         keys: &[
             key(
                 "encodings",
                 TextList,
                 "[\"zstd\", \"br\", \"gzip\"]",
-                "In order of preference on a tie; `[]` turns compression off.",
+                "Of `zstd`, `br` and `gzip`, in order of preference; `[]` turns compression off.",
             ),
-            key("min_size", Size, "\"512B\"", "Bodies with a known length below this are left alone."),
+            key("min_size", Size, "\"512B\"", "Shorter bodies are not compressed."),
         ],
     },
     Table {
         name: "limits",
-        doc: "Bounds on what a client may send.",
+        doc: "Limits on what a client may send.",
         keys: &[
             key("header_bytes", Size, "\"32KiB\"", "All fields of a request head together; over it, 431."),
             key("header_count", Count, "128", "Number of fields of a request head, at most 512; over it, 431."),
@@ -201,58 +213,74 @@ const TABLES: &[Table] = &[
                 "request_target",
                 Size,
                 "\"64KiB\"",
-                "The request target; over it, 414. LiveKit's can be that long; towards Synapse 16 KiB hold for the whole head.",
+                "The request target; over it, 414. LiveKit needs this much. To Synapse, the whole head is limited to 16 KiB.",
             ),
-            key("connections", Count, "from the file limit", "Connections in all, with room left for upstreams."),
-            key("connections_per_ip", Count, "no bound", "Connections per address; IPv6 counts by /64."),
+            key(
+                "connections",
+                Count,
+                "from the file limit",
+                "Connections in total, with descriptors left for upstreams.",
+            ),
+            key("connections_per_ip", Count, "no limit", "Connections per address; an IPv6 /64 counts as one address."),
             key("streams_per_connection", Count, "256", "Requests in flight on one HTTP/2 connection."),
         ],
     },
     Table {
         name: "timeouts",
-        doc: "Bounds on silence; none of them limits how long something takes that goes on.",
+        doc: "Limits on waiting. None of them limits a transfer that makes progress.",
         keys: &[
             key("handshake", Span, "\"10s\"", "From accept to the end of the TLS handshake."),
             key("header", Span, "\"15s\"", "From the first byte of a request head to its last; then 408."),
-            key("keep_alive", Span, "\"5m\"", "A connection without a request."),
-            key("body_stall", Span, "\"60s\"", "A body, in either direction, of which no byte moves."),
+            key("keep_alive", Span, "\"5m\"", "A connection without a request in flight."),
+            key("body_stall", Span, "\"60s\"", "A body, in either direction, without progress."),
             key(
                 "tunnel_idle",
                 Span,
                 "\"2h\"",
-                "A WebSocket, or a connection of a `turn` or `tcp` site, in which no byte moves.",
+                "A WebSocket, or a connection of a `turn` or `tcp` site, without traffic.",
             ),
             key(
                 "drain",
                 Span,
                 "\"8s\"",
-                "How long uploads and answers in flight are waited for after SIGTERM, while everything is served on; the end takes half a second more, and `docker stop` kills after 10 s.",
+                "How long to wait for uploads and responses in flight after SIGTERM, while everything is still served; the exit takes half a second more, and `docker stop` kills after 10 s.",
             ),
         ],
     },
     Table {
         name: "log",
-        doc: "What is logged, to standard error.",
+        doc: "The log, on standard error or in a file.",
         keys: &[
-            key("level", Text, "\"info\"", "A filter as `RUST_LOG` has it; `RUST_LOG` wins."),
+            key(
+                "file",
+                Text,
+                "standard error",
+                "A file to log to. SIGHUP opens it again, for log rotation. Takes effect at the next start.",
+            ),
+            key(
+                "level",
+                Text,
+                "\"info\"",
+                "A level (`error`, `warn`, `info`, `debug`, `trace`, `off`), or levels per module as in `RUST_LOG`, which overrides it.",
+            ),
             key(
                 "format",
                 Words(&["text", "json"]),
                 "text on a terminal, else json",
-                "The form of a line. Takes effect at the next start.",
+                "Format of a line. Takes effect at the next start.",
             ),
-            key("access", Switch, "true", "One event per exchange."),
+            key("access", Switch, "true", "Whether each request is logged."),
             key(
                 "client_ip",
                 Words(&["full", "masked", "none"]),
                 "\"full\"",
-                "How much of a client's address is written; `masked` is its /24 or /48.",
+                "How much of a client's address is logged; `masked` is its /24 or /48.",
             ),
         ],
     },
     Table {
         name: "admin",
-        doc: "The door for the operator.",
+        doc: "The admin interface.",
         keys: &[
             key(
                 "listen",
@@ -264,19 +292,19 @@ const TABLES: &[Table] = &[
                 "allow_remote",
                 Switch,
                 "false",
-                "Lets `admin.listen` be an address that others can reach; there is no password. For a scraper on another host use `metrics`.",
+                "Allows `admin.listen` to be an address that other hosts can reach. There is no password; for a scraper on another host use `metrics`.",
             ),
             key(
                 "hosts",
                 TextList,
                 "[]",
-                "Names that a request may give as its `Host`, besides addresses and localhost: for instance the name of the container, by which Prometheus scrapes. Any other is refused, so that no web page can reach the admin server by way of a browser.",
+                "Names that a request may give as its `Host`, besides addresses and localhost: for instance the name of the container, by which Prometheus scrapes. Any other is refused, so that no web page can reach the admin server through a browser.",
             ),
             key(
                 "metrics",
                 Text,
                 "none",
-                "A further address, which others may reach, that serves `/metrics` and `/health` and nothing else: \"0.0.0.0:9100\".",
+                "A further address, which other hosts may reach and which serves `/metrics` and `/health` and nothing else: \"0.0.0.0:9100\".",
             ),
         ],
     },
@@ -287,7 +315,7 @@ const SITE: &[Key] = &[
         "kind",
         SITE_KINDS,
         "\"http\"",
-        "A preset of open paths, limits and manners. Connections of a `turn` or `tcp` site are not HTTP: the name in the TLS handshake leads them to the upstream, and every key that is for HTTP is an error.",
+        "The service behind it; decides the open paths and the limits, see below. Connections of a `turn` or `tcp` site are not HTTP: the name in the TLS handshake selects the upstream, and every key for HTTP is an error.",
     ),
     key(
         "upstream",
@@ -295,8 +323,13 @@ const SITE: &[Key] = &[
         "none",
         "`http://…`, `https://…`, `unix:/path`, a list of them, or a table. On a `turn` or `tcp` site, `tcp://host:port`.",
     ),
-    key("redirect", Text, "none", "308 to this origin, path and query kept. On a `synapse` site, where `/` is sent."),
-    key("routes", Routes, "none", "Path prefix = route. Whole segments match, the longest wins."),
+    key(
+        "redirect",
+        Text,
+        "none",
+        "Redirect (308) to this origin; path and query are kept. On a `synapse` site, only `/` is redirected.",
+    ),
+    key("routes", Routes, "none", "Routes by path prefix. Prefixes match whole segments; the longest wins."),
     key(
         "well_known",
         Switch,
@@ -309,33 +342,38 @@ const SITE: &[Key] = &[
         "`tls.certificates`",
         "`acme`, `internal`, `wildcard` (the certificate of the site `*.` above it), `off` (plain HTTP only), `passthrough` (on a `tcp` site: the upstream ends TLS and has the certificate), or `{ cert = \"a.pem\", key = \"b.pem\" }`, watched, the last good pair kept.",
     ),
-    key("compress", Switch, "true", "Whether answers may be compressed."),
+    key("compress", Switch, "true", "Whether responses may be compressed."),
     key("max_body", Size, "by kind", "Largest request body; over it, 413."),
     key("hsts", Switch, "false", "Whether `Strict-Transport-Security` is sent (a year, this host)."),
     key("admin_from", TextList, "[]", "Networks that may reach `/_synapse/admin/` on a `synapse` site."),
 ];
 
 const ROUTE: &[Key] = &[
-    key("kind", KINDS, "\"http\"", "As of a site."),
-    key("upstream", Upstream, "none", "As of a site."),
-    key("strip_prefix", Switch, "false", "Whether the prefix is taken off the path before it goes upstream."),
-    key("redirect", Text, "none", "308 to this origin, path and query kept."),
-    key("respond", Respond, "none", "A fixed answer: a text, or `{ status, content_type, body }`."),
-    key("max_body", Size, "by kind", "As of a site."),
-    key("compress", Switch, "true", "As of a site."),
+    key("kind", KINDS, "\"http\"", "As for a site."),
+    key("upstream", Upstream, "none", "As for a site."),
+    key(
+        "strip_prefix",
+        Switch,
+        "see kinds",
+        "Whether the prefix is removed from the path before the request is forwarded.",
+    ),
+    key("redirect", Text, "none", "Redirect (308) to this origin; path and query are kept."),
+    key("respond", Respond, "none", "A fixed response: a text, or `{ status, content_type, body }`."),
+    key("max_body", Size, "by kind", "As for a site."),
+    key("compress", Switch, "true", "As for a site."),
 ];
 
 const UPSTREAM: &[Key] = &[
     key("servers", OneOrMore, "required", "The addresses."),
-    key("connect_timeout", Span, "\"5s\"", "Bound on one dial."),
-    key("response_timeout", Span, "\"300s\"", "Bound on the wait for a response head."),
+    key("connect_timeout", Span, "\"5s\"", "Limit on one connection attempt."),
+    key("response_timeout", Span, "\"300s\"", "Limit on waiting for a response head."),
     key(
         "retry_connect",
         Span,
         "\"5s\"",
-        "How long refused dials are tried again before the client hears of it. On a `turn` or `tcp` site `off`.",
+        "How long a refused connection is retried before the client gets an error. On a `turn` or `tcp` site `off`.",
     ),
-    key("balance", Words(&["least-requests", "round-robin"]), "\"least-requests\"", "How a server is picked."),
+    key("balance", Words(&["least-requests", "round-robin"]), "\"least-requests\"", "How a server is chosen."),
     key("health", Health, "none", "Active probes: `{ path = \"/health\", interval = \"10s\" }`."),
     key(
         "proxy_protocol",
@@ -343,6 +381,11 @@ const UPSTREAM: &[Key] = &[
         "none",
         "On a `turn` or `tcp` site: `v2` sends a PROXY protocol header with the client's address before its bytes.",
     ),
+];
+
+const HEALTH: &[Key] = &[
+    key("path", Text, "required", "Path of the request; any 2xx is healthy."),
+    key("interval", Span, "\"10s\"", "Time between two probes, at least a second."),
 ];
 
 fn shape(of: Shape) -> Value {
@@ -364,7 +407,11 @@ fn shape(of: Shape) -> Value {
             json!({ "anyOf": [one, { "type": "array", "items": one }] })
         }
         Free => json!({ "type": "object" }),
-        Upstream => json!({ "anyOf": [{ "type": "string" }, text_list, object(UPSTREAM)] }),
+        Upstream => {
+            let mut table = object(UPSTREAM);
+            table["required"] = json!(["servers"]);
+            json!({ "anyOf": [{ "type": "string" }, text_list, table] })
+        }
         Directory => {
             let text = json!({ "type": "string" });
             let keys = json!({ "url": text, "profile": text, "eab_kid": text, "eab_hmac_key": text, "ca_file": text });
@@ -383,25 +430,106 @@ fn shape(of: Shape) -> Value {
             json!({ "anyOf": [{ "enum": ["acme", "internal", "wildcard", "off", "passthrough"] }, files] })
         }
         Respond => {
-            let parts = json!({ "status": { "type": "integer" }, "content_type": { "type": "string" }, "body": { "type": "string" } });
+            let status = json!({ "type": "integer", "minimum": 200, "maximum": 599 });
+            let parts = json!({ "status": status, "content_type": { "type": "string" }, "body": { "type": "string" } });
             json!({ "anyOf": [{ "type": "string" }, { "type": "object", "properties": parts, "additionalProperties": false }] })
         }
         Health => {
-            let parts = json!({ "path": { "type": "string" }, "interval": shape(Span) });
-            json!({ "type": "object", "properties": parts, "required": ["path"], "additionalProperties": false })
+            let mut table = object(HEALTH);
+            table["properties"]["path"] = json!({ "type": "string", "pattern": "^/[^ ]*$" });
+            table["required"] = json!(["path"]);
+            table
         }
-        Routes => json!({ "type": "object", "additionalProperties": object(ROUTE) }),
+        Routes => {
+            json!({ "type": "object", "propertyNames": strict::paths(), "additionalProperties": object(ROUTE) })
+        }
     }
 }
 
 fn object(keys: &[Key]) -> Value {
     let property = |key: &Key| {
-        let mut value = shape(key.shape);
+        let mut value = strict::refine(key.name, shape(key.shape));
         value["description"] = json!(format!("{} Default: {}.", key.doc, key.default));
         (key.name.to_owned(), value)
     };
     let properties: Map<String, Value> = keys.iter().map(property).collect();
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
+}
+
+/// How to write a key, for whoever has written a value of another type: from that value where the meaning is plain.
+pub fn right_form(section: &str, key: &str, found: &DeValue<'_>) -> Option<String> {
+    let keys = keys_of(section)?;
+    let known = keys.iter().find(|known| known.name == key)?;
+    let literal = |text: &str| {
+        text.starts_with(['"', '[', '{']) || text.parse::<f64>().is_ok() || text == "true" || text == "false"
+    };
+    let example = || {
+        if literal(known.default) && known.default != "[]" {
+            return known.default.to_owned();
+        }
+        match (known.name, known.shape) {
+            ("email", _) => "\"admin@example.org\"".into(),
+            ("server_name", _) => "\"example.org\"".into(),
+            ("homeserver" | "redirect", _) => "\"https://matrix.example.org\"".into(),
+            ("rtc_service", _) => "\"https://jwt.matrixrtc.example.org\"".into(),
+            ("federation", _) => "\"matrix.example.org:443\"".into(),
+            ("path", _) => "\"/health\"".into(),
+            ("servers", _) => "[\"http://synapse:8008\"]".into(),
+            (_, Text) => "\"…\"".into(),
+            (_, TextList | OneOrMore | Directory | Transports) => "[\"10.0.0.0/8\"]".into(),
+            (_, Switch) => "true".into(),
+            (_, Count) => "1000".into(),
+            (_, Size) => "\"64MiB\"".into(),
+            (_, Span) => "\"30s\"".into(),
+            (_, Words(words)) => format!("\"{}\"", words[0]),
+            (_, Upstream) => "\"http://synapse:8008\"".into(),
+            (_, Tls | Certificates) => "\"internal\"".into(),
+            (_, Respond) => "\"a text\"".into(),
+            (_, Health) => "{ path = \"/health\" }".into(),
+            (_, Routes) => "{ \"/path\" = { upstream = \"http://…\" } }".into(),
+            (_, Free) => "{ \"key\" = \"value\" }".into(),
+        }
+    };
+    let text = match found {
+        DeValue::String(text) => text.to_string(),
+        DeValue::Integer(n) => n.as_str().to_owned(),
+        DeValue::Float(n) => n.as_str().to_owned(),
+        DeValue::Boolean(value) => value.to_string(),
+        _ => return Some(example()),
+    };
+    let number = text.parse::<u64>().ok();
+    Some(match (known.shape, number) {
+        (TextList, Some(port)) if matches!(key, "http" | "https") => format!("[\"[::]:{port}\"]"),
+        (Text, Some(port)) if key == "listen" => format!("\"127.0.0.1:{port}\""),
+        (Upstream | OneOrMore, Some(port)) if matches!(key, "upstream" | "servers") => {
+            format!("\"http://127.0.0.1:{port}\"")
+        }
+        (TextList, None) if found.is_str() => format!("[\"{text}\"]"),
+        (Words(words), _) if words.contains(&text.as_str()) => format!("\"{text}\""),
+        (Tls, _) if text == "false" => "\"off\"".into(),
+        (Size | Span, _) if text == "false" => "\"off\"".into(),
+        (Size, Some(bytes)) if bytes >= 1024 => format!("\"{bytes}B\""),
+        (Size, Some(number)) => format!("\"{number}MiB\""),
+        (Span, Some(seconds)) => format!("\"{seconds}s\""),
+        (Count, Some(number)) => number.to_string(),
+        (Switch, _) => matches!(text.to_ascii_lowercase().as_str(), "true" | "yes" | "on" | "1").to_string(),
+        _ => example(),
+    })
+}
+
+/// The keys of a table, by its name in messages.
+fn keys_of(section: &str) -> Option<&'static [Key]> {
+    if let Some(table) = TABLES.iter().find(|table| table.name == section) {
+        return Some(table.keys);
+    }
+    let inner = section.rsplit(['"', ' ']).next()?;
+    match (inner, section.contains(".routes.\"")) {
+        (".upstream", _) => Some(UPSTREAM),
+        (".upstream.health", _) => Some(HEALTH),
+        ("", true) => Some(ROUTE),
+        ("", false) if section.starts_with("sites.\"") => Some(SITE),
+        _ => None,
+    }
 }
 
 /// The JSON Schema (draft 2020-12) of the file, for editors.
@@ -413,26 +541,45 @@ pub fn schema() -> Value {
         value["description"] = json!(table.doc);
         properties.insert(table.name.to_owned(), value);
     }
-    let sites =
-        json!({ "type": "object", "additionalProperties": object(SITE), "description": "One table per host name." });
+    let sites = json!({
+        "type": "object",
+        "propertyNames": strict::host_names(),
+        "additionalProperties": object(SITE),
+        "description": "One table per host name.",
+    });
     properties.insert("sites".to_owned(), sites);
-    json!({
+    let mut schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_URL,
         "title": "vestibule.toml",
         "type": "object",
         "properties": properties,
         "additionalProperties": false,
-    })
+    });
+    strict::accept_variables(&mut schema);
+    schema
 }
+
+/// Where editors find the schema of this version; `repository` in Cargo.toml is the one place to change it.
+pub const SCHEMA_URL: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/raw/branch/main/config/vestibule.schema.json");
+
+/// What holds for all values.
+const PREFACE: &str = "\
+Before the file is parsed, `${NAME}` and `${NAME:-default}` are replaced from the environment; `${NAME:?text}` is an error with
+that text if NAME is unset or empty, and `$$` is a dollar sign. Sizes are `\"512B\"`, `\"16KiB\"`, `\"64MiB\"`, `\"1GiB\"` or
+`\"off\"`; durations are `\"250ms\"`, `\"30s\"`, `\"5m\"`, `\"24h\"` or `\"off\"`. `off` removes a limit, and is an error where there must be
+one. Networks are `\"10.0.0.0/8\"` or a single address. Paths of files are relative to the directory of the configuration file.
+";
 
 /// The reference of all keys as Markdown tables.
 #[must_use]
 pub fn markdown() -> String {
-    let mut out = String::new();
+    let mut out = format!("{PREFACE}\n");
     let mut table = |name: &str, doc: &str, keys: &[Key]| {
         let rows = keys.iter().fold(String::new(), |mut rows, key| {
             let default = key.default.replace('|', "\\|");
-            writeln!(rows, "| `{}` | {default} | {} |", key.name, key.doc).expect("a String takes everything");
+            writeln!(rows, "| `{}` | {default} | {}{} |", key.name, key.doc, allowed(key.shape))
+                .expect("a String takes everything");
             rows
         });
         write!(out, "### {name}\n\n{doc}\n\n| key | default | meaning |\n|---|---|---|\n{rows}\n")
@@ -444,7 +591,51 @@ pub fn markdown() -> String {
     table("`[sites.\"HOST\"]`", "One table per host name.", SITE);
     table("`[sites.\"HOST\".routes]`", "`\"/prefix\" = { … }`", ROUTE);
     table("upstream as a table", "`upstream = { servers = [\"…\"], … }`", UPSTREAM);
-    out
+    table("health as a table", "`health = { path = \"/health\", … }`", HEALTH);
+    out + &kinds()
+}
+
+/// The allowed values, where there are few.
+fn allowed(shape: Shape) -> String {
+    match shape {
+        Words(words) => {
+            let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
+            format!(" One of {}.", words.join(", "))
+        }
+        _ => String::new(),
+    }
+}
+
+/// What each kind of an HTTP site opens and limits.
+fn kinds() -> String {
+    let mut rows = String::new();
+    for kind in [Kind::Synapse, Kind::LkJwt, Kind::Livekit, Kind::Http] {
+        let path = |path: &PathMatch| match path {
+            PathMatch::Exact(path) => format!("`{path}`"),
+            PathMatch::Under(path) => format!("`{}/…`", path.trim_end_matches('/')),
+            PathMatch::Any => "every path".to_owned(),
+        };
+        let open = kind::access(kind, Vec::new()).into_iter().map(|rule| match rule.verdict {
+            Verdict::PassFrom(_) => format!("{} from `admin_from`", path(&rule.path)),
+            Verdict::Pass | Verdict::NotFound => path(&rule.path),
+        });
+        let limits = kind::max_body(kind).into_iter().map(|rule| {
+            let size = rule.limit.map_or_else(|| "no limit".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+            match rule.path {
+                BodyPath::MatrixMedia => format!("{size} for media"),
+                BodyPath::Any => size,
+            }
+        });
+        let (open, limits) = (open.collect::<Vec<_>>().join(", "), limits.collect::<Vec<_>>().join(", "));
+        let limits = if limits.is_empty() { "no limit".to_owned() } else { limits };
+        writeln!(rows, "| `{}` | {open} | {limits} |", kind.as_str()).expect("a String takes everything");
+    }
+    format!(
+        "### kinds\n\nThe paths that a kind opens, and the largest request body; every other path answers 404.\n\n\
+         | kind | open | `max_body` |\n|---|---|---|\n{rows}\n\
+         A `lk-jwt` or `livekit` route below a prefix that its service does not know, like `/livekit/jwt`, has `strip_prefix = true`\n\
+         by default.\n"
+    )
 }
 
 #[cfg(test)]

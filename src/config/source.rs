@@ -1,25 +1,25 @@
-//! The text of the file with the environment filled in, and the way back from a place in it to the place in the file.
+//! The text of the file with the environment filled in, and the mapping from a place in it back to the file.
 //!
-//! `${NAME}` and `${NAME:-default}` are replaced as compose does it, in a default as well, and `$$` is a dollar sign.
-//! Comments are left alone. A value cannot break out of where it stands: inside a basic string it is escaped; elsewhere it must be made of
-//! characters that need no escape.
+//! `${NAME}`, `${NAME:-default}` and `${NAME:?text}` are replaced as compose does it, in a default as well, and `$$` is a
+//! dollar sign. Comments are left alone. A value cannot break out of its context: inside a basic string it is escaped;
+//! elsewhere it must consist of characters that need no escape.
 
 use std::{ops::Range, path::PathBuf};
 
-use super::diagnostic::Diagnostic;
+use super::{diagnostic::Diagnostic, invisible};
 
 /// A file: its name for messages, its text, and the text that is parsed.
 #[derive(Debug)]
 pub struct Source {
-    /// As it is called in messages.
+    /// The name in messages.
     pub name: String,
-    /// As it stands in the file.
+    /// The text of the file.
     pub original: String,
-    /// With the environment filled in.
+    /// The text with the environment filled in.
     pub expanded: String,
-    /// Where relative paths begin.
+    /// The directory that relative paths start from.
     pub dir: PathBuf,
-    pieces: Vec<Substitution>,
+    substitutions: Vec<Substitution>,
 }
 
 /// A run of the expanded text and where it came from.
@@ -30,7 +30,7 @@ struct Substitution {
     verbatim: bool,
 }
 
-/// Where in TOML a character stands; only as much as an expansion needs to know.
+/// The lexical context of a character in TOML; only as much as an expansion needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TomlContext {
     Bare,
@@ -39,6 +39,35 @@ enum TomlContext {
     BasicMultiline,
     Literal,
     LiteralMultiline,
+}
+
+/// An expression such as `${NAME:-default}`.
+struct Expression<'t> {
+    len: usize,
+    name: &'t str,
+    fallback: Fallback<'t>,
+    /// With `:` an empty value counts as unset.
+    rejects_empty: bool,
+}
+
+/// What an expression gives where the variable is unset.
+#[derive(Clone, Copy)]
+enum Fallback<'t> {
+    /// `${NAME}`: an error.
+    None,
+    /// `${NAME:-default}`: this text, which may contain further expressions.
+    Default(&'t str),
+    /// `${NAME:?text}`: an error with this text.
+    Required(&'t str),
+}
+
+/// A variable that has no value.
+#[derive(Debug, PartialEq, Eq)]
+struct Unset {
+    name: String,
+    empty: bool,
+    /// The text of `${NAME:?text}`.
+    text: Option<String>,
 }
 
 impl Source {
@@ -55,7 +84,7 @@ impl Source {
             original: text.to_owned(),
             expanded: String::with_capacity(text.len()),
             dir,
-            pieces: Vec::new(),
+            substitutions: Vec::new(),
         };
         source.expand(text, env, problems);
         source
@@ -66,54 +95,72 @@ impl Source {
         while at < text.len() {
             let rest = &text[at..];
             let (len, next) = step(rest, context);
+            let was_bare = context == TomlContext::Bare;
             context = next;
-            let dollar = rest.starts_with('$') && context != TomlContext::Comment;
-            if !dollar {
-                self.keep(at..at + len);
-                at += len;
-            } else if rest.starts_with("$$") {
-                self.put(at..at + 2, "$");
-                at += 2;
-            } else if let Some((len, name, default)) = variable(rest) {
-                let span = at..at + len;
-                match value(name, default, env) {
-                    Ok(value) => match fit(&value, context) {
-                        Some(value) => self.put(span, &value),
-                        None => problems.push(
-                            Diagnostic::error(span, format!("the value of `{name}` cannot stand here"))
-                                .help("put the expression between double quotes"),
-                        ),
-                    },
-                    Err(name) => {
-                        // Something has to stand there, so that the rest of the file can be judged.
-                        self.put(span.clone(), "unset");
-                        problems.push(
-                            Diagnostic::error(span, format!("`{name}` is not set in the environment"))
-                                .help(format!("set it, or give a default: `${{{name}:-…}}`")),
-                        );
-                    }
+            if rest.starts_with('$') && context != TomlContext::Comment {
+                at += self.dollar(at, rest, context, env, problems);
+            } else {
+                if was_bare
+                    && context == TomlContext::Bare
+                    && let Some(instead) = misplaced(rest, at, problems)
+                {
+                    self.put(at..at + len, instead);
+                } else {
+                    self.keep(at..at + len);
                 }
                 at += len;
-            } else {
-                let problem = Diagnostic::error(at..at + 1, "a lone `$`".into());
-                problems.push(problem.help("write `$$` for a dollar sign, `${NAME}` for a variable"));
-                self.keep(at..at + 1);
-                at += 1;
             }
         }
+    }
+
+    /// Replaces the expression at `at` and returns its length.
+    fn dollar(
+        &mut self,
+        at: usize,
+        rest: &str,
+        context: TomlContext,
+        env: &dyn Fn(&str) -> Option<String>,
+        problems: &mut Vec<Diagnostic>,
+    ) -> usize {
+        if rest.starts_with("$$") {
+            self.put(at..at + 2, "$");
+            return 2;
+        }
+        let Some(expression) = expression(rest) else {
+            let problem = Diagnostic::error(at..at + 1, "a lone `$`".into());
+            problems.push(problem.help("write `$$` for a dollar sign, `${NAME}` for a variable"));
+            self.keep(at..at + 1);
+            return 1;
+        };
+        let span = at..at + expression.len;
+        match value(&expression, env) {
+            Ok(value) => match fit(&value, context) {
+                Some(value) => self.put(span, &value),
+                None => problems.push(
+                    Diagnostic::error(span, format!("the value of `{}` cannot stand here", expression.name))
+                        .help("put the expression between double quotes"),
+                ),
+            },
+            Err(unset) => {
+                // A placeholder, so that the rest of the file can be validated.
+                self.put(span.clone(), "unset");
+                problems.push(unset.diagnostic(span));
+            }
+        }
+        expression.len
     }
 
     fn keep(&mut self, span: Range<usize>) {
         let at = self.expanded.len();
         self.expanded.push_str(&self.original[span.clone()]);
-        match self.pieces.last_mut() {
+        match self.substitutions.last_mut() {
             Some(last) if last.verbatim && last.original.end == span.start => last.original.end = span.end,
-            _ => self.pieces.push(Substitution { at, original: span, verbatim: true }),
+            _ => self.substitutions.push(Substitution { at, original: span, verbatim: true }),
         }
     }
 
     fn put(&mut self, original: Range<usize>, value: &str) {
-        self.pieces.push(Substitution { at: self.expanded.len(), original, verbatim: false });
+        self.substitutions.push(Substitution { at: self.expanded.len(), original, verbatim: false });
         self.expanded.push_str(value);
     }
 
@@ -125,52 +172,75 @@ impl Source {
     }
 
     fn original_of(&self, at: usize, end: bool) -> usize {
-        let index = self.pieces.partition_point(|piece| piece.at <= at);
-        let Some(piece) = index.checked_sub(1).and_then(|index| self.pieces.get(index)) else { return 0 };
-        match (piece.verbatim, end) {
-            (true, false) => (piece.original.start + at - piece.at).min(piece.original.end),
-            (true, true) => (piece.original.start + at - piece.at + 1).min(piece.original.end),
-            (false, false) => piece.original.start,
-            (false, true) => piece.original.end,
+        let index = self.substitutions.partition_point(|substitution| substitution.at <= at);
+        let Some(found) = index.checked_sub(1).and_then(|index| self.substitutions.get(index)) else { return 0 };
+        match (found.verbatim, end) {
+            (true, false) => (found.original.start + at - found.at).min(found.original.end),
+            (true, true) => (found.original.start + at - found.at + 1).min(found.original.end),
+            (false, false) => found.original.start,
+            (false, true) => found.original.end,
         }
     }
 }
 
-/// How many bytes to keep as they are, and where they lead.
+/// Reports a character that TOML does not take outside of a string, and says what is parsed instead: without it, the
+/// parser would report what follows from it.
+fn misplaced(rest: &str, at: usize, problems: &mut Vec<Diagnostic>) -> Option<&'static str> {
+    let c = rest.chars().next().filter(|c| !c.is_ascii() || c.is_control())?;
+    let span = at..at + c.len_utf8();
+    if c == '\u{feff}' && at == 0 {
+        return Some("");
+    }
+    if "“”„‟‘’‚‛«»".contains(c) {
+        let problem = Diagnostic::error(span, format!("`{c}` is a typographic quotation mark"));
+        problems.push(problem.help("write `\"`"));
+        return Some("\"");
+    }
+    let what = invisible::name(c)?;
+    let problem = Diagnostic::error(span, format!("an invisible character: U+{:04X}, {what}", u32::from(c)));
+    problems.push(problem.help(if invisible::is_space(c) { "replace it with a space" } else { "delete it" }));
+    Some(if invisible::is_space(c) { " " } else { "" })
+}
+
+/// How many bytes to keep as they are, and the context after them.
 fn step(rest: &str, context: TomlContext) -> (usize, TomlContext) {
+    use TomlContext::{Bare, Basic, BasicMultiline, Comment, Literal, LiteralMultiline};
     let first = rest.chars().next().map_or(1, char::len_utf8);
     match context {
-        TomlContext::Bare if rest.starts_with("\"\"\"") => (3, TomlContext::BasicMultiline),
-        TomlContext::Bare if rest.starts_with("'''") => (3, TomlContext::LiteralMultiline),
-        TomlContext::Bare if rest.starts_with('"') => (1, TomlContext::Basic),
-        TomlContext::Bare if rest.starts_with('\'') => (1, TomlContext::Literal),
-        TomlContext::Bare if rest.starts_with('#') => (1, TomlContext::Comment),
-        TomlContext::Comment | TomlContext::Basic | TomlContext::Literal if rest.starts_with('\n') => {
-            (1, TomlContext::Bare)
-        }
-        TomlContext::Basic | TomlContext::BasicMultiline if rest.starts_with('\\') => {
+        Bare if rest.starts_with("\"\"\"") => (3, BasicMultiline),
+        Bare if rest.starts_with("'''") => (3, LiteralMultiline),
+        Bare if rest.starts_with('"') => (1, Basic),
+        Bare if rest.starts_with('\'') => (1, Literal),
+        Bare if rest.starts_with('#') => (1, Comment),
+        Comment | Basic | Literal if rest.starts_with('\n') => (1, Bare),
+        Basic | BasicMultiline if rest.starts_with('\\') => {
             (1 + rest[1..].chars().next().map_or(0, char::len_utf8), context)
         }
-        TomlContext::Basic if rest.starts_with('"') => (1, TomlContext::Bare),
-        TomlContext::Literal if rest.starts_with('\'') => (1, TomlContext::Bare),
-        TomlContext::BasicMultiline if rest.starts_with("\"\"\"") => (3, TomlContext::Bare),
-        TomlContext::LiteralMultiline if rest.starts_with("'''") => (3, TomlContext::Bare),
+        Basic if rest.starts_with('"') => (1, Bare),
+        Literal if rest.starts_with('\'') => (1, Bare),
+        BasicMultiline if rest.starts_with("\"\"\"") => (3, Bare),
+        LiteralMultiline if rest.starts_with("'''") => (3, Bare),
         _ => (first, context),
     }
 }
 
-/// Length, name and default of the expression at the start. A default may have further expressions in it.
-fn variable(rest: &str) -> Option<(usize, &str, Option<&str>)> {
+/// The expression at the start.
+fn expression(rest: &str) -> Option<Expression<'_>> {
     let inner = rest.strip_prefix("${")?;
     let inner = &inner[..closing(inner)?];
-    let (name, default) = match inner.split_once(":-") {
-        Some((name, default)) => (name, Some(default)),
-        None => (inner, None),
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let (name, operator) = inner.split_at(inner.find(|c| !is_name(c)).unwrap_or(inner.len()));
+    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let (rejects_empty, operator) = operator.strip_prefix(':').map_or((false, operator), |operator| (true, operator));
+    let fallback = match (operator.chars().next(), operator.get(1..)) {
+        (Some('-'), Some(default)) => Fallback::Default(default),
+        (Some('?'), Some(text)) => Fallback::Required(text),
+        (None, _) if !rejects_empty => Fallback::None,
+        _ => return None,
     };
-    let valid = !name.is_empty()
-        && !name.starts_with(|c: char| c.is_ascii_digit())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    valid.then_some((inner.len() + 3, name, default))
+    Some(Expression { len: inner.len() + 3, name, fallback, rejects_empty })
 }
 
 /// Where the brace is that closes an expression; on the same line, or nowhere.
@@ -188,29 +258,48 @@ fn closing(inner: &str) -> Option<usize> {
     None
 }
 
-/// What a variable stands for, or the name of the one that is not set.
-fn value(name: &str, default: Option<&str>, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
-    match (env(name), default) {
-        (Some(value), None) => Ok(value),
-        (Some(value), Some(_)) if !value.is_empty() => Ok(value),
-        (_, Some(default)) => filled(default, env),
-        (None, None) => Err(name.to_owned()),
+/// The value of an expression.
+fn value(expression: &Expression<'_>, env: &dyn Fn(&str) -> Option<String>) -> Result<String, Unset> {
+    let found = env(expression.name);
+    let empty = found.as_ref().is_some_and(String::is_empty);
+    if let Some(value) = found.filter(|value| !(value.is_empty() && expression.rejects_empty)) {
+        return Ok(value);
+    }
+    let unset = |text| Unset { name: expression.name.to_owned(), empty, text };
+    match expression.fallback {
+        Fallback::None => Err(unset(None)),
+        Fallback::Default(default) => filled(default, env),
+        Fallback::Required(text) => Err(unset(Some(filled(text, env)?).filter(|text| !text.is_empty()))),
+    }
+}
+
+impl Unset {
+    fn diagnostic(self, span: Range<usize>) -> Diagnostic {
+        let Self { name, empty, text } = self;
+        let state = if empty { "is empty" } else { "is not set" };
+        match text {
+            Some(text) => {
+                Diagnostic::error(span, format!("`{name}` {state}: {text}")).help("set it in the environment")
+            }
+            None => Diagnostic::error(span, format!("`{name}` {state} in the environment"))
+                .help(format!("set it, or give a default: `${{{name}:-…}}`")),
+        }
     }
 }
 
 /// A default, with the variables in it filled in.
-fn filled(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+fn filled(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, Unset> {
     let Some(at) = text.find('$') else { return Ok(text.to_owned()) };
     let (before, rest) = text.split_at(at);
-    let (len, put) = match variable(rest) {
-        Some((len, name, default)) => (len, value(name, default, env)?),
+    let (len, put) = match expression(rest) {
+        Some(expression) => (expression.len, value(&expression, env)?),
         None if rest.starts_with("$$") => (2, "$".to_owned()),
         None => (1, "$".to_owned()),
     };
     Ok(format!("{before}{put}{}", filled(&rest[len..], env)?))
 }
 
-/// The value as it may stand in this place.
+/// The value as it may stand in this context.
 fn fit(value: &str, context: TomlContext) -> Option<String> {
     match context {
         TomlContext::Basic | TomlContext::BasicMultiline => {
@@ -264,6 +353,9 @@ mod tests {
             ("a = \"${A:-${UNSET}}\"", "a = \"value\""),
             ("a = \"${B:-{}\"}", "a = \"{\"}"),
             ("a = ${A}", "a = value"),
+            ("a = \"${B-d}${EMPTY-d}\"", "a = \"d\""),
+            ("a = \"${A:?say what it is}\"", "a = \"value\""),
+            ("a = \"${EMPTY?}\"", "a = \"\""),
             ("# ${B} $ \na = 1", "# ${B} $ \na = 1"),
             ("a = \"\\\"${A}\"", "a = \"\\\"value\""),
         ] {
@@ -283,8 +375,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn each_missing_value_is_reported() {
         assert_eq!(expand("a = \"${B}\"\nb = \"${C} $x\"").1.len(), 3);
+        for (text, message) in [
+            ("a = \"${B:?give me a B}\"", "`B` is not set: give me a B"),
+            ("a = \"${EMPTY:?give me ${A}}\"", "`EMPTY` is empty: give me value"),
+            ("a = \"${B?}\"", "`B` is not set in the environment"),
+            ("a = \"${A:}\"", "a lone `$`"),
+            ("a = \"${A:+x}\"", "a lone `$`"),
+        ] {
+            assert_eq!(expand(text).1, [message], "{text}");
+        }
     }
 
     proptest::proptest! {

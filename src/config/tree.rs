@@ -1,5 +1,5 @@
-//! Reading a TOML tree so that nothing stops at the first error: every table is asked for the keys it may have, each
-//! value is parsed on its own, and what nobody asked for is unknown.
+//! Reads a TOML tree without stopping at the first error: every table is asked for the keys it may have, each value is
+//! parsed on its own, and every other key is unknown.
 
 use std::{cell::RefCell, ops::Range};
 
@@ -10,6 +10,7 @@ use toml::{
 
 use super::{
     diagnostic::{Diagnostic, closest},
+    invisible, reference,
     source::Source,
 };
 
@@ -25,12 +26,14 @@ pub struct At<T> {
 /// A TOML value with its place.
 pub type Item<'i> = Spanned<DeValue<'i>>;
 
-/// Why a value is none: what is wrong, and what would be right.
+/// Why a value is rejected: what is wrong, and how to write it.
 #[derive(Debug)]
 pub struct Problem {
     message: String,
     help: Option<String>,
     span: Option<Range<usize>>,
+    /// The value is of another type, so that its help is the right form of the key.
+    wrong_type: bool,
     /// What else is wrong, in other parts of the same value.
     also: Vec<Self>,
 }
@@ -38,22 +41,28 @@ pub struct Problem {
 impl Problem {
     /// Something wrong with the value at hand.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None, span: None, also: Vec::new() }
+        Self { message: message.into(), help: None, span: None, wrong_type: false, also: Vec::new() }
     }
 
-    /// The way out.
+    /// A value of another type than the expected one.
+    fn wrong_type(expected: &str, item: &Item<'_>) -> Self {
+        let message = format!("expected {expected}, found {}", kind_of(item.get_ref()));
+        Self { wrong_type: true, ..Self::new(message) }
+    }
+
+    /// How to fix it.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    /// Something wrong with a part of the value.
+    /// The part of the value that is wrong.
     pub fn at(mut self, span: Range<usize>) -> Self {
         self.span.get_or_insert(span);
         self
     }
 
-    /// In one line, for a value that stands in no file.
+    /// As one line, for a value that is not from a file.
     pub fn in_words(self) -> String {
         match self.help {
             Some(help) => format!("{}: {help}", self.message),
@@ -89,7 +98,13 @@ impl<'s> Reader<'s> {
         self.note(Diagnostic::error(self.source.locate(span), message.into()).help(help));
     }
 
-    /// Notes something that somebody should look at.
+    /// Notes an error about something that is defined twice.
+    pub fn error_twice(&self, second: Range<usize>, first: Range<usize>, message: impl Into<String>) {
+        let diagnostic = Diagnostic::error(self.source.locate(second), message.into()).help("keep one of the two");
+        self.note(diagnostic.related(self.source.locate(first), "first defined here"));
+    }
+
+    /// Notes a warning.
     pub fn warn(&self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
         self.note(Diagnostic::warning(self.source.locate(span), message.into()).help(help));
     }
@@ -104,7 +119,7 @@ impl<'s> Reader<'s> {
         self.found.into_inner()
     }
 
-    /// Parses an item; a failure is noted where it is.
+    /// Parses an item; a problem is noted at its place.
     pub fn parse<'i, T>(
         &self,
         item: &'i Item<'i>,
@@ -148,9 +163,22 @@ impl<'r, 's, 'i> Section<'r, 's, 'i> {
         Self { reader, name: name.into(), span, table, asked: RefCell::default() }
     }
 
-    /// The value of a key, if it is there and right.
+    /// The value of a key, if it is there and valid.
     pub fn get<T>(&self, key: &'static str, parse: impl FnOnce(&'i Item<'i>) -> Result<T, Problem>) -> Option<At<T>> {
-        self.reader.parse(self.item(key)?, parse)
+        let item = self.item(key)?;
+        self.reader.parse(item, |item| {
+            parse(item).map_err(|problem| match reference::right_form(&self.name, key, item.get_ref()) {
+                Some(form) if problem.wrong_type && problem.help.is_none() => {
+                    problem.help(format!("write it like {key} = {form}"))
+                }
+                _ => problem,
+            })
+        })
+    }
+
+    /// Whether the key is there, in whatever spelling: what is missing may only be misspelled, which is an error of its own.
+    pub fn mentions(&self, key: &'static str) -> bool {
+        self.item(key).is_some() || self.entries().any(|(found, _)| closest(found.value, [key]).is_some())
     }
 
     /// The raw value of a key, if it is there.
@@ -168,8 +196,13 @@ impl<'r, 's, 'i> Section<'r, 's, 'i> {
         match item.get_ref() {
             DeValue::Table(table) => Some(Self::new(self.reader, self.path(key), table, item.span())),
             other => {
-                let message = format!("`{}` is a table, not {}", self.path(key), kind_of(other));
-                self.reader.error(item.span(), message);
+                let path = self.path(key);
+                let message = format!("`{path}` is a table, not {}", kind_of(other));
+                self.reader.error_with(
+                    item.span(),
+                    message,
+                    format!("write [{path}] on a line of its own, with its keys below"),
+                );
                 None
             }
         }
@@ -185,7 +218,7 @@ impl<'r, 's, 'i> Section<'r, 's, 'i> {
         if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
     }
 
-    /// Notes every key that nobody asked for.
+    /// Notes every key that is unknown here.
     pub fn finish(self) {
         let asked = self.asked.borrow();
         for (key, _) in self.entries() {
@@ -206,7 +239,7 @@ impl<'r, 's, 'i> Section<'r, 's, 'i> {
     }
 }
 
-/// What a value is, for a message about what it should be.
+/// The type of a value, for a message about what it should be.
 pub fn kind_of(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
@@ -221,45 +254,61 @@ pub fn kind_of(value: &DeValue<'_>) -> &'static str {
 
 /// A string.
 pub fn string<'i>(item: &'i Item<'i>) -> Result<&'i str, Problem> {
-    item.get_ref().as_str().ok_or_else(|| Problem::new(format!("expected a string, found {}", kind_of(item.get_ref()))))
+    item.get_ref().as_str().ok_or_else(|| Problem::wrong_type("a string", item))
 }
 
 /// `true` or `false`.
 pub fn boolean(item: &Item<'_>) -> Result<bool, Problem> {
-    let problem = || Problem::new(format!("expected true or false, found {}", kind_of(item.get_ref())));
-    item.get_ref().as_bool().ok_or_else(problem)
+    item.get_ref().as_bool().ok_or_else(|| Problem::wrong_type("true or false", item))
 }
 
 /// An integer within a range.
 pub fn integer(item: &Item<'_>, range: std::ops::RangeInclusive<u64>) -> Result<u64, Problem> {
     let Some(integer) = item.get_ref().as_integer() else {
-        return Err(Problem::new(format!("expected an integer, found {}", kind_of(item.get_ref()))));
+        return Err(Problem::wrong_type("an integer", item));
     };
     let value = u64::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|value| range.contains(value));
     value.ok_or_else(|| Problem::new(format!("must be between {} and {}", range.start(), range.end())))
 }
 
-/// A string that something parses.
+/// A string in a small language, in which no character may be invisible.
 pub fn parsed<'i, T>(parse: impl Fn(&str) -> Result<T, Problem>) -> impl Fn(&'i Item<'i>) -> Result<T, Problem> {
-    move |item| parse(string(item)?)
+    move |item| {
+        let text = string(item)?;
+        visible(text)?;
+        parse(text)
+    }
+}
+
+/// Rejects characters that a reader does not see, and spaces at the ends.
+pub fn visible(text: &str) -> Result<(), Problem> {
+    if let Some(what) = invisible::first(text) {
+        return Err(Problem::new(format!("the value contains an invisible character: {what}")).help("delete it"));
+    }
+    if text.trim() != text {
+        let end = if text.trim_start() == text { "ends" } else { "begins" };
+        return Err(Problem::new(format!("the value {end} with a space")).help(format!("write \"{}\"", text.trim())));
+    }
+    Ok(())
 }
 
 /// One of a few words.
 pub fn word<'i, T: Copy>(words: &'static [(&'static str, T)]) -> impl Fn(&'i Item<'i>) -> Result<T, Problem> {
     move |item| {
         let text = string(item)?;
+        visible(text)?;
         words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
             let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
             let help = match closest(text, known.iter().copied()) {
                 Some(likely) => format!("did you mean `{likely}`?"),
                 None => format!("one of: {}", known.join(", ")),
             };
-            Problem::new(format!("`{text}` is not known")).help(help)
+            Problem::new(format!("`{text}` is not a value of this key")).help(help)
         })
     }
 }
 
-/// A list of what something parses.
+/// A list whose elements `parse` takes.
 pub fn list<'i, T>(
     parse: impl Fn(&'i Item<'i>) -> Result<T, Problem>,
 ) -> impl Fn(&'i Item<'i>) -> Result<Vec<T>, Problem> {
@@ -281,11 +330,11 @@ pub fn list<'i, T>(
                 }
             }
         }
-        other => Err(Problem::new(format!("expected a list, found {}", kind_of(other)))),
+        _ => Err(Problem::wrong_type("a list", item)),
     }
 }
 
-/// A list, or one thing without the brackets.
+/// A list, or one element without the brackets.
 pub fn one_or_more<'i, T>(
     parse: impl Fn(&'i Item<'i>) -> Result<T, Problem>,
 ) -> impl Fn(&'i Item<'i>) -> Result<Vec<T>, Problem> {

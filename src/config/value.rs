@@ -1,7 +1,7 @@
-//! The small languages inside strings: sizes, durations, names, networks, addresses.
+//! Parsers for the small languages inside strings: sizes, durations, names, networks, addresses, URLs.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -13,7 +13,8 @@ use ipnet::IpNet;
 use super::{
     diagnostic::closest,
     plan::{Hostname, Server, TcpServer},
-    tree::Problem,
+    punycode,
+    tree::{Problem, visible},
 };
 
 /// `"64MiB"`, `"16KiB"`, `"512B"` or `"off"`.
@@ -36,7 +37,7 @@ pub fn size(text: &str) -> Result<Option<u64>, Problem> {
     let unit = UNITS.iter().find(|(name, _)| *name == unit.trim()).filter(|(name, _)| !name.is_empty());
     let value = number.parse::<u64>().ok().zip(unit).and_then(|(n, (_, unit))| n.checked_mul(*unit));
     value.map(Some).ok_or_else(|| {
-        Problem::new(format!("`{text}` is no size")).help("write it like \"64MiB\", \"512B\" or \"off\"")
+        Problem::new(format!("`{text}` is not a size")).help("write it like \"64MiB\", \"512B\" or \"off\"")
     })
 }
 
@@ -59,14 +60,14 @@ pub fn duration(text: &str) -> Result<Option<Duration>, Problem> {
     // A year is more than any silence; larger numbers would overflow an instant.
     match value.filter(|value| *value <= 366 * 86_400_000) {
         Some(millis) => Ok(Some(Duration::from_millis(millis))),
-        None => Err(Problem::new(format!("`{text}` is no duration"))
+        None => Err(Problem::new(format!("`{text}` is not a duration"))
             .help("write it like \"30s\", \"5m\", \"24h\", \"250ms\" or \"off\"")),
     }
 }
 
 /// A duration that cannot be `off`.
 pub fn bounded(text: &str) -> Result<Duration, Problem> {
-    duration(text)?.ok_or_else(|| Problem::new("this cannot be off"))
+    duration(text)?.ok_or_else(|| Problem::new("this cannot be off").help("write a duration like \"8s\""))
 }
 
 /// A network, or a single address.
@@ -74,7 +75,7 @@ pub fn network(text: &str) -> Result<IpNet, Problem> {
     let single = || text.parse::<IpAddr>().ok().map(IpNet::from);
     let network = text.parse::<IpNet>().ok().map(|network| network.trunc()).or_else(single);
     network.ok_or_else(|| {
-        Problem::new(format!("`{text}` is no network")).help("write it like \"10.0.0.0/8\" or \"2001:db8::/32\"")
+        Problem::new(format!("`{text}` is not a network")).help("write it like \"10.0.0.0/8\" or \"2001:db8::/32\"")
     })
 }
 
@@ -82,8 +83,8 @@ pub fn network(text: &str) -> Result<IpNet, Problem> {
 pub fn address(text: &str) -> Result<SocketAddr, Problem> {
     let help = "write it like \"0.0.0.0:443\" or \"[::]:443\"";
     match text.strip_prefix(':').map(|port| format!("[::]:{port}")) {
-        Some(any) => any.parse().map_err(|_| Problem::new(format!("`{text}` is no address")).help(help)),
-        None => text.parse().map_err(|_| Problem::new(format!("`{text}` is no address with a port")).help(help)),
+        Some(any) => any.parse().map_err(|_| Problem::new(format!("`{text}` is not an address")).help(help)),
+        None => text.parse().map_err(|_| Problem::new(format!("`{text}` is not an address with a port")).help(help)),
     }
 }
 
@@ -94,38 +95,100 @@ pub fn site_name(text: &str) -> Result<Hostname, Problem> {
     if parent.as_str().contains('.') {
         Ok(Hostname(format!("*.{parent}").into()))
     } else {
-        Err(Problem::new(format!("`{text}` stands for too many names")).help("write it like \"*.example.org\""))
+        Err(Problem::new(format!("`{text}` is a wildcard of too many names")).help("write it like \"*.example.org\""))
     }
 }
 
 /// A host name, made lower case.
 pub fn hostname(text: &str) -> Result<Hostname, Problem> {
-    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    if name.parse::<IpAddr>().is_ok() || name.starts_with('[') {
-        return Err(Problem::new(format!("`{text}` is an address, not a name")).help("certificates are for names"));
+    visible(text)?;
+    if text.parse::<IpAddr>().is_ok() || text.starts_with('[') {
+        let help = "write a host name: certificates are issued for names";
+        return Err(Problem::new(format!("`{text}` is an address, not a name")).help(help));
     }
-    if name.contains('*') {
-        return Err(
-            Problem::new(format!("`{text}` is no name")).help("a wildcard is a site of its own: \"*.example.org\"")
-        );
+    if text.contains('*') {
+        let help = "a wildcard is a site of its own: \"*.example.org\"";
+        return Err(Problem::new(format!("`{text}` is not a host name")).help(help));
     }
-    if name.contains("://") || name.contains('/') || name.contains(':') {
-        return Err(Problem::new(format!("`{text}` is more than a host name"))
-            .help("leave the scheme, the port and the path away"));
+    if text.contains("://") || text.contains('/') || text.contains(':') {
+        let authority = text.split_once("://").map_or(text, |(_, rest)| rest).split('/').next().unwrap_or_default();
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        let problem = Problem::new(format!("`{text}` is more than a host name"));
+        return Err(match is_name(host) {
+            Ok(()) => problem.help(format!("write \"{host}\"")),
+            Err(_) => problem.help("leave out the scheme, the port and the path"),
+        });
     }
+    let name = text.strip_suffix('.').unwrap_or(text);
+    is_name(name)?;
+    Ok(Hostname(name.to_ascii_lowercase().into()))
+}
+
+/// Whether this can be the name of a host (RFC 1123 section 2.1), with the underscores that compose puts into names.
+fn is_name(name: &str) -> Result<(), Problem> {
     if !name.is_ascii() {
-        return Err(Problem::new(format!("`{text}` is not ASCII")).help("write it in its punycode form (xn--…)"));
+        let problem = Problem::new(format!("`{name}` is not ASCII"));
+        return Err(match punycode::to_ascii(name) {
+            Some(ascii) => problem.help(format!("write \"{ascii}\"")),
+            None => problem.help("write it in its `xn--` form"),
+        });
     }
-    if name.len() > 253 || !name.split('.').all(label) {
-        return Err(Problem::new(format!("`{text}` is no host name")));
+    let labels = || name.split('.');
+    let odd = |c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.');
+    let is_numeric = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    let fault = if name.is_empty() {
+        "it is empty".to_owned()
+    } else if name.starts_with('.') {
+        "it begins with a dot".to_owned()
+    } else if labels().any(str::is_empty) {
+        "two dots have nothing between them".to_owned()
+    } else if let Some(c) = name.chars().find(|c| odd(*c)) {
+        if c == ' ' { "it contains a space".to_owned() } else { format!("it contains `{c}`") }
+    } else if let Some(label) = labels().find(|label| label.starts_with('-') || label.ends_with('-')) {
+        format!("`{label}` begins or ends with a hyphen")
+    } else if labels().any(|label| label.len() > 63) {
+        "a label has more than 63 characters".to_owned()
+    } else if name.len() > 253 {
+        "it has more than 253 characters".to_owned()
+    } else if labels().next_back().is_some_and(is_numeric) {
+        "only an address ends in a number".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Problem::new(format!("`{name}` is not a host name: {fault}")).help("write it like \"matrix.example.org\""))
+}
+
+/// Checks the host and the port of a URL; what comes after them is for others to check.
+fn has_valid_authority(url: &str) -> Result<(), Problem> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.contains('@') {
+        return Err(Problem::new("a URL here has no user and no password").help("leave out everything up to the `@`"));
     }
-    Ok(Hostname(name.into()))
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']').filter(|(ip, _)| ip.parse::<Ipv6Addr>().is_ok()) else {
+                return Err(
+                    Problem::new(format!("`{authority}` is not an IPv6 address")).help("write it like [2001:db8::1]")
+                );
+            };
+            (address, port.strip_prefix(':').or_else(|| (!port.is_empty()).then_some(port)))
+        }
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+    };
+    if host.parse::<Ipv4Addr>().is_err() && host.parse::<Ipv6Addr>().is_err() {
+        is_name(host.strip_suffix('.').unwrap_or(host))?;
+    }
+    match port {
+        Some(port) if !is_port(port) => {
+            Err(Problem::new(format!("`{port}` is not a port")).help("ports are 1 to 65535"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 impl FromStr for Hostname {
@@ -139,31 +202,61 @@ impl FromStr for Hostname {
 
 /// A Matrix server name: a host name with an optional port.
 pub fn server_name(text: &str) -> Result<String, Problem> {
-    let help = "write the name after the colon in user ids, as \"example.org\", with a port if it has one";
     if text.contains('/') {
+        let help = "write the name after the colon in user ids, as \"example.org\", with a port if it has one";
         return Err(Problem::new(format!("`{text}` is more than a name")).help(help));
     }
+    name_with_port(text)
+}
+
+/// The host and port that other servers connect to.
+pub fn federation(text: &str) -> Result<String, Problem> {
+    let Some((_, rest)) = text.split_once("://") else { return name_with_port(text.trim_end_matches('/')) };
+    let name = name_with_port(rest.split('/').next().unwrap_or_default())?;
+    Err(Problem::new(format!("`{text}` is a URL; `m.server` is a host with a port")).help(format!("write \"{name}\"")))
+}
+
+fn name_with_port(text: &str) -> Result<String, Problem> {
     let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
     let host = hostname(host)?;
     match port {
         None => Ok(host.as_str().to_owned()),
-        Some(port) => match port.parse::<u16>() {
-            Ok(port) => Ok(format!("{host}:{port}")),
-            Err(_) => Err(Problem::new(format!("`{port}` is no port"))),
-        },
+        Some(port) if is_port(port) => Ok(format!("{host}:{port}")),
+        Some(port) => Err(Problem::new(format!("`{port}` is not a port")).help("ports are 1 to 65535")),
     }
 }
 
-/// How much is logged: a level, or what `RUST_LOG` takes: levels for parts of the program.
+/// The URL of an ACME directory.
+pub fn directory_url(text: &str) -> Result<String, Problem> {
+    has_valid_authority(text)?;
+    let is_http = text.parse::<Uri>().is_ok_and(|uri| matches!(uri.scheme_str(), Some("https" | "http")));
+    if is_http { Ok(text.to_owned()) } else { Err(Problem::new(format!("`{text}` is not an https URL"))) }
+}
+
+/// A mail address, without `mailto:`.
+pub fn email(text: &str) -> Result<String, Problem> {
+    let address = text.strip_prefix("mailto:").unwrap_or(text);
+    let wrong = || Problem::new(format!("`{text}` is not a mail address")).help("write it like \"admin@example.org\"");
+    let (local, domain) = address.split_once('@').ok_or_else(wrong)?;
+    if local.is_empty() || !domain.contains('.') || address.contains([' ', ',']) {
+        return Err(wrong());
+    }
+    is_name(domain)?;
+    Ok(address.to_owned())
+}
+
+/// A filter for the log: a level, or a list of levels for parts of the program, as `RUST_LOG` has it.
 pub fn log_level(text: &str) -> Result<String, Problem> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let level = |part: &str| part.split_once('=').map_or(part, |(_, level)| level).trim().to_ascii_lowercase();
     match text.split(',').map(level).find(|level| !LEVELS.contains(&level.as_str())) {
         None => Ok(text.to_owned()),
-        Some(unknown) => Err(Problem::new(format!("`{unknown}` is no level")).help(match closest(&unknown, LEVELS) {
-            Some(likely) => format!("did you mean `{likely}`?"),
-            None => format!("one of: {}", LEVELS.join(", ")),
-        })),
+        Some(unknown) => {
+            Err(Problem::new(format!("`{unknown}` is not a log level")).help(match closest(&unknown, LEVELS) {
+                Some(likely) => format!("did you mean `{likely}`?"),
+                None => format!("one of: {}", LEVELS.join(", ")),
+            }))
+        }
     }
 }
 
@@ -174,44 +267,38 @@ pub fn server(text: &str) -> Result<Server, Problem> {
         return if path.is_absolute() {
             Ok(Server::Unix(path))
         } else {
-            Err(Problem::new("the path of a unix socket is absolute")
-                .help("write it like \"unix:/run/synapse/main.sock\""))
+            let help = "write it like \"unix:/run/synapse/main.sock\"";
+            Err(Problem::new("the path of a unix socket must be absolute").help(help))
         };
     }
     let help = "write it like \"http://synapse:8008\", \"https://host\" or \"unix:/path\"";
-    let uri: Uri = text.parse().map_err(|_| Problem::new(format!("`{text}` is no upstream")).help(help))?;
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+    let Some((scheme, rest)) = text.split_once("://") else {
         return Err(Problem::new(format!("`{text}` has no scheme")).help(help));
     };
-    if authority.as_str().contains('@') {
-        return Err(Problem::new("user and password do not belong in an upstream"));
-    }
-    if uri.path_and_query().is_some_and(|path| path.as_str() != "/") || text.contains('#') {
-        return Err(
-            Problem::new("an upstream has no path").help("requests keep their own path; `strip_prefix` takes one off")
-        );
-    }
-    let host = authority.host().trim_matches(['[', ']']).to_owned();
-    if host.is_empty() || authority.as_str().ends_with(':') {
-        return Err(Problem::new(format!("`{text}` is no upstream")).help(help));
-    }
-    let port = authority.port_u16();
-    // `http::Uri` takes any digits, and has no port where they are too many.
-    let written = authority.as_str()[authority.host().len()..].strip_prefix(':');
-    if let (None | Some(0), Some(written)) = (port, written) {
-        return Err(Problem::new(format!("`{written}` is no port")));
-    }
     match scheme {
-        "http" => Ok(Server::Http { host, port: port.unwrap_or(80) }),
-        "https" => Ok(Server::Https { host, port: port.unwrap_or(443) }),
-        "tcp" => Err(Problem::new("`tcp` is not spoken here")
-            .help("the site needs kind = \"tcp\", or kind = \"turn\", for connections that are not HTTP")),
-        "ws" | "wss" => {
-            Err(Problem::new(format!("`{scheme}` is not needed"))
-                .help("write http or https: WebSocket passes by itself"))
+        "http" | "https" => {}
+        "tcp" => {
+            let help = "set kind = \"tcp\" or kind = \"turn\" on the site, for connections that are not HTTP";
+            return Err(Problem::new("the scheme `tcp` is not for sites of HTTP").help(help));
         }
-        other => Err(Problem::new(format!("`{other}` is not spoken")).help(help)),
+        "ws" | "wss" => {
+            let help = format!("write \"{}://{rest}\": WebSocket needs nothing else", scheme.replace("ws", "http"));
+            return Err(Problem::new(format!("the scheme `{scheme}` is not used for upstreams")).help(help));
+        }
+        other => return Err(Problem::new(format!("the scheme `{other}` is not supported")).help(help)),
     }
+    has_valid_authority(text)?;
+    let uri: Uri = text.parse().map_err(|_| Problem::new(format!("`{text}` is not a URL")).help(help))?;
+    if uri.path_and_query().is_some_and(|path| path.as_str() != "/") || text.contains('#') {
+        let help = "leave it out: requests keep their own path, and `strip_prefix` removes a prefix";
+        return Err(Problem::new("an upstream has no path").help(help));
+    }
+    let authority = uri.authority().ok_or_else(|| Problem::new(format!("`{text}` is not a URL")).help(help))?;
+    let (host, port) = (authority.host().trim_matches(['[', ']']).to_owned(), authority.port_u16());
+    Ok(match scheme {
+        "https" => Server::Https { host, port: port.unwrap_or(443) },
+        _ => Server::Http { host, port: port.unwrap_or(80) },
+    })
 }
 
 /// The address of a server that takes TCP connections.
@@ -235,9 +322,9 @@ pub fn tcp_server(text: &str) -> Result<TcpServer, Problem> {
 pub fn origin(text: &str) -> Result<String, Problem> {
     let url = url(text)?;
     let authority_at = url.find("://").map_or(0, |at| at + 3);
-    if url[authority_at..].contains('/') {
-        return Err(Problem::new("a redirect goes to an origin")
-            .help("leave the path away: path and query of the request are kept"));
+    if let Some(path) = url[authority_at..].find('/') {
+        let help = format!("write \"{}\": path and query of the request are kept", &url[..authority_at + path]);
+        return Err(Problem::new("a redirect leads to an origin, without a path").help(help));
     }
     Ok(url)
 }
@@ -245,24 +332,34 @@ pub fn origin(text: &str) -> Result<String, Problem> {
 /// An http or https URL without query, and without a slash at the end.
 pub fn url(text: &str) -> Result<String, Problem> {
     let help = "write it like \"https://matrix.example.org\"";
-    let uri: Uri = text.parse().map_err(|_| Problem::new(format!("`{text}` is no URL")).help(help))?;
-    match (uri.scheme_str(), uri.authority()) {
-        (Some("http" | "https"), Some(authority))
-            if !authority.as_str().contains('@') && uri.query().is_none() && !text.contains('#') =>
-        {
-            Ok(text.trim_end_matches('/').to_owned())
-        }
-        _ => Err(Problem::new(format!("`{text}` is no http or https URL")).help(help)),
+    let Some((scheme, _)) = text.split_once("://") else {
+        let problem = Problem::new(format!("`{text}` is not a URL: it has no scheme"));
+        let host = text.split(['/', ':']).next().unwrap_or_default();
+        return Err(if is_name(host).is_ok() {
+            problem.help(format!("write \"https://{text}\""))
+        } else {
+            problem.help(help)
+        });
+    };
+    if !matches!(scheme, "http" | "https") {
+        return Err(Problem::new(format!("`{text}` is not an http or https URL")).help(help));
     }
+    has_valid_authority(text)?;
+    let uri: Uri = text.parse().map_err(|_| Problem::new(format!("`{text}` is not a URL")).help(help))?;
+    if uri.query().is_some() || text.contains('#') {
+        return Err(Problem::new("the URL has a query or a fragment").help("leave out everything from the `?` or `#`"));
+    }
+    Ok(text.trim_end_matches('/').to_owned())
 }
 
 /// The address of an SFU, which clients compare with `LIVEKIT_URL` to the letter: nothing of it is made right here.
 pub fn sfu(text: &str) -> Result<String, Problem> {
     let help = "write it like \"wss://matrixrtc.example.org\", exactly as LIVEKIT_URL";
-    let uri: Uri = text.parse().map_err(|_| Problem::new(format!("`{text}` is no URL")).help(help))?;
+    let uri: Uri = text.parse().map_err(|_| Problem::new(format!("`{text}` is not a URL")).help(help))?;
     let (Some("wss"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(Problem::new(format!("`{text}` is no wss URL")).help(help));
+        return Err(Problem::new(format!("`{text}` is not a wss URL")).help(help));
     };
+    has_valid_authority(text)?;
     if text.ends_with('/') {
         return Err(Problem::new("the address of an SFU has no slash at its end").help(help));
     }
@@ -315,7 +412,22 @@ mod tests {
     #[test]
     fn names_and_servers() {
         assert_eq!(hostname("Matrix.Example.ORG.").unwrap().as_str(), "matrix.example.org");
-        for bad in ["", "a..b", "-a.b", "a b", "*.a.b", "https://a.b", "a.b:443", "127.0.0.1", "bücher.example"] {
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            ".a.b",
+            "-a.b",
+            "a b",
+            "*.a.b",
+            "https://a.b",
+            "a.b:443",
+            "127.0.0.1",
+            "1.2.3",
+            "bücher.example",
+            "a\u{200b}.b",
+            " a.b",
+        ] {
             assert!(hostname(bad).is_err(), "{bad}");
         }
         assert_eq!(server("http://[::1]:8008").unwrap(), Server::Http { host: "::1".into(), port: 8008 });
@@ -324,6 +436,35 @@ mod tests {
         for bad in ["synapse:8008", "ftp://a", "http://a/path", "http://u:p@a", "unix:relative", "http://", "wss://a"] {
             assert!(server(bad).is_err(), "{bad}");
         }
+        for host in [
+            ".domain.tld",
+            "a..b",
+            "-a.b",
+            "a.b-",
+            "a,b",
+            "256.1.1.1",
+            "[::1",
+            "[a.b]",
+            "a:",
+            "a:0",
+            "a:x",
+            "bücher.example",
+        ] {
+            let bad = format!("https://{host}");
+            let all = [
+                url(&bad).err(),
+                origin(&bad).err(),
+                server(&bad).map(|_| String::new()).err(),
+                directory_url(&bad).err(),
+            ];
+            assert!(all.iter().all(Option::is_some), "{bad}: {all:?}");
+        }
+        for good in
+            ["https://a.b", "http://a_b:8080", "https://a.b.", "http://10.0.0.1:1", "https://[2001:db8::1]:8448"]
+        {
+            assert!(url(good).is_ok() && server(good).is_ok(), "{good}");
+        }
+        assert_eq!(federation("https://a.b/").unwrap_err().in_words().rsplit(": ").next(), Some("write \"a.b\""));
         assert_eq!(url("https://a.b/c/").unwrap(), "https://a.b/c");
         assert!(origin("https://a.b/c").is_err());
         for good in ["wss://a.b", "wss://a.b:8443", "wss://a.b/livekit/sfu"] {

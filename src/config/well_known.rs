@@ -1,9 +1,12 @@
-//! The documents under `/.well-known/matrix/`, made from values and never from text: the JSON is right by construction.
+//! The documents under `/.well-known/matrix/`, made from values and never from text, so that the JSON is always valid.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::plan::{Matrix, RtcDocument, RtcDocuments, RtcTransport};
+
+/// The member that tells older clients of the service for calls.
+pub const RTC_FOCI: &str = "org.matrix.msc4143.rtc_foci";
 
 /// Members that the user adds to a document, or sets instead of ours.
 type Members = Map<String, Value>;
@@ -14,7 +17,7 @@ pub fn client(matrix: &Matrix, further: Option<&Members>) -> Bytes {
     document.insert("m.homeserver".into(), json!({ "base_url": matrix.homeserver }));
     if matrix.rtc_services().next().is_some() {
         // Only older clients read it, which know no `url`.
-        document.insert("org.matrix.msc4143.rtc_foci".into(), services(matrix));
+        document.insert(RTC_FOCI.into(), services(matrix));
     }
     finish(document, further)
 }

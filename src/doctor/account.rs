@@ -93,7 +93,7 @@ async fn login(check: &Check, matrix: &Matrix, way: &Fetch, user: &str, password
                 Err(check.fail("login", fact, "give the right password, or the access token of a session with --token"))
             }
         },
-        Err(error) => Err(check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log")),
+        Err(error) => Err(check.fail("silent", format!("no response ({error})"), "see Synapse's log")),
     }
 }
 
@@ -114,7 +114,7 @@ impl Session<'_> {
                 return vec![check.fail("token", fact, "give the access token of a session that is open")];
             }
             Err(error) => {
-                return vec![check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log")];
+                return vec![check.fail("silent", format!("no response ({error})"), "see Synapse's log")];
             }
         };
         self.user = whoami["user_id"].as_str().unwrap_or_default().to_owned();
@@ -141,7 +141,7 @@ impl Session<'_> {
             Ok(response) if response.status == 200 => response.json(),
             Ok(response) => return (rtc::off(&check, &response), None),
             Err(error) => {
-                return (check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"), None);
+                return (check.fail("silent", format!("no response ({error})"), "see Synapse's log"), None);
             }
         };
         let list = response["rtc_transports"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -194,7 +194,7 @@ impl Session<'_> {
             Ok(response) => {
                 return check.skip(format!("Synapse does not say how large an upload may be: {}", response.words()));
             }
-            Err(error) => return check.skip(format!("there is no answer ({error})")),
+            Err(error) => return check.skip(format!("no response ({error})")),
         };
         let Some(theirs) = response["m.upload.size"].as_u64() else {
             return check.skip("Synapse does not say how large an upload may be");
@@ -214,7 +214,7 @@ impl Session<'_> {
         let response = match self.get("/_matrix/client/v3/capabilities").await {
             Ok(response) if response.status == 200 => response.json(),
             Ok(response) => return check.skip(format!("there are no capabilities: {}", response.words())),
-            Err(error) => return check.skip(format!("there is no answer ({error})")),
+            Err(error) => return check.skip(format!("no response ({error})")),
         };
         match response["capabilities"]["org.matrix.msc4140.delayed_events"]["max_delay_ms"].as_u64() {
             Some(0) => {
@@ -241,7 +241,7 @@ impl Session<'_> {
             }
             if seen.contains(&nobody) {
                 let fact =
-                    format!("Synapse believes what the edge says, and saw {} last at {}", self.user, last(&seen));
+                    format!("Synapse trusts the address from the edge, and saw {} last at {}", self.user, last(&seen));
                 return check.ok(fact);
             }
             sleep(PAUSE).await;
@@ -255,8 +255,7 @@ impl Session<'_> {
         let request = ProbeRequest::get(direct.url(&format!("/_matrix/client/v3/admin/whois/{}", self.escaped_user())))
             .field(http::HeaderName::from_static("x-forwarded-for"), address)
             .token(&self.token);
-        let response =
-            request.ask(&direct.service.client).await.map_err(|error| format!("there is no answer ({error})"))?;
+        let response = request.ask(&direct.service.client).await.map_err(|error| format!("no response ({error})"))?;
         if response.status != 200 {
             return Err(format!("Synapse does not say where it has seen the user: {}", response.words()));
         }
@@ -288,7 +287,7 @@ impl Session<'_> {
         let token = match self.post(&format!("/_matrix/client/v3/user/{user}/openid/request_token"), &json!({})).await {
             Ok(response) if response.status == 200 => response.json(),
             Ok(response) => return check.skip(format!("Synapse gives no OpenID token: {}", response.words())).into(),
-            Err(error) => return check.skip(format!("there is no answer ({error})")).into(),
+            Err(error) => return check.skip(format!("no response ({error})")).into(),
         };
         let room = self.call_room().await;
         let id = room.as_ref().map_or_else(|_| format!("!doctor:{}", self.matrix.server_name), |room| room.id.clone());
@@ -305,9 +304,7 @@ impl Session<'_> {
                 ServiceCall { findings: vec![finding], livekit_url: Some(url.to_owned()) }
             }
             Ok(response) => refused(&check, &response).into(),
-            Err(error) => {
-                check.fail("silent", format!("there is no answer ({error})"), "see lk-jwt-service's log").into()
-            }
+            Err(error) => check.fail("silent", format!("no response ({error})"), "see lk-jwt-service's log").into(),
         }
     }
 
@@ -360,7 +357,7 @@ impl Session<'_> {
                 self.enter(&check, &url, response.json()["jwt"].as_str().unwrap_or_default()).await
             }
             Ok(response) => refused_by_homeserver(&check, &response, &url, old.livekit_url.as_deref(), named),
-            Err(error) => check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+            Err(error) => check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
         };
         let fault =
             |finding: &Finding| finding.fix.as_ref().and_then(|_| finding.id.rsplit('.').next().map(str::to_owned));
@@ -410,7 +407,7 @@ impl Session<'_> {
         let response = match self.get(&format!("/_matrix/client/v3/rooms/{id}/state/m.room.power_levels/")).await {
             Ok(response) if response.status == 200 => response.json(),
             Ok(response) => return Some(check.skip(format!("its power levels cannot be seen: {}", response.words()))),
-            Err(error) => return Some(check.skip(format!("there is no answer ({error})"))),
+            Err(error) => return Some(check.skip(format!("no response ({error})"))),
         };
         let members = response["users_default"].as_i64().unwrap_or(0);
         let needed =
@@ -434,7 +431,7 @@ impl Session<'_> {
         let filter = "%7B%22room%22%3A%7B%22rooms%22%3A%5B%5D%7D%2C%22presence%22%3A%7B%22types%22%3A%5B%5D%7D%7D";
         let since = match self.get(&format!("/_matrix/client/v3/sync?timeout=0&filter={filter}")).await {
             Ok(response) => response.json()["next_batch"].as_str().unwrap_or_default().to_owned(),
-            Err(error) => return check.skip(format!("there is no answer ({error})")),
+            Err(error) => return check.skip(format!("no response ({error})")),
         };
         let path = format!("/_matrix/client/v3/sync?timeout={POLL}&since={since}&filter={filter}");
         let way = match self.context.preconditions.way(&self.matrix.homeserver) {
@@ -536,7 +533,7 @@ fn refused(check: &Check, response: &super::ask::ProbeResponse) -> Finding {
     match (response.status.as_u16(), response.errcode().as_str()) {
         (401, _) | (500, "M_LOOKUP_FAILED") => check.fail(
             "openid",
-            format!("{fact}: it cannot ask the homeserver who a user is"),
+            format!("{fact}: it cannot verify users with the homeserver"),
             "let the names lead to the edge inside the container network as well (aliases of the edge's service in compose.yaml)",
         ),
         (500, "M_UNKNOWN") if said.contains("SFU") => check.fail(

@@ -109,7 +109,7 @@ impl ProbeRequest {
         request.method = self.method;
         request.uri = self.url.parse::<Uri>().map_err(|error| {
             // A token for a call stands in its query.
-            format!("{} is no address: {error}", redact_target(&self.url))
+            format!("{} is not a URL: {error}", redact_target(&self.url))
         })?;
         for (name, value) in self.fields {
             let value = message::Value::new(value.as_bytes()).map_err(|error| format!("{name}: {error}"))?;
@@ -232,7 +232,7 @@ mod tests {
         let ask = |url| ProbeRequest::get(url).ask(&fetch);
         assert_eq!(ask("http://a/").await.unwrap_err(), "nobody listens");
         let said = ask("http://a b/rtc/validate?access_token=s3cret").await.unwrap_err();
-        assert!(said.contains("is no address") && !said.contains("s3cret"), "{said}");
+        assert!(said.contains("is not a URL") && !said.contains("s3cret"), "{said}");
     }
 
     #[test]

@@ -167,7 +167,7 @@ fn name(
             let fact = format!("/_matrix/key/v2/server is answered with {}", response.words());
             return check.fail("missing", fact, "let the whole of /_matrix/ go to Synapse");
         }
-        Err(error) => return check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+        Err(error) => return check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
     };
     let name = text(&keys["server_name"]);
     let until = SystemTime::UNIX_EPOCH + Duration::from_millis(keys["valid_until_ts"].as_u64().unwrap_or(0));
@@ -193,11 +193,9 @@ fn name(
 fn openid(check: &Check, response: Result<super::ask::ProbeResponse, String>) -> Finding {
     let fix = "add `federation` or `openid` to the resources of Synapse's listener, and let nothing filter /_matrix/federation/";
     match response {
-        Ok(response) if response.is(401, "M_UNKNOWN_TOKEN") => check.ok("tells call services who a user is"),
-        Ok(response) => {
-            check.fail("missing", format!("call services cannot ask who a user is: {}", response.words()), fix)
-        }
-        Err(error) => check.fail("silent", format!("there is no answer ({error})"), fix),
+        Ok(response) if response.is(401, "M_UNKNOWN_TOKEN") => check.ok("call services can verify users"),
+        Ok(response) => check.fail("missing", format!("call services cannot verify users: {}", response.words()), fix),
+        Err(error) => check.fail("silent", format!("no response ({error})"), fix),
     }
 }
 

@@ -49,7 +49,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
 async fn versions(check: &Check, way: &Fetch, matrix: &Matrix) -> Result<Value, Finding> {
     let fix = "let the whole of /_matrix/ of that address go to Synapse";
     let response = ProbeRequest::get(format!("{}/_matrix/client/versions", matrix.homeserver)).ask(way).await;
-    let response = response.map_err(|error| check.fail("silent", format!("there is no answer ({error})"), fix))?;
+    let response = response.map_err(|error| check.fail("silent", format!("no response ({error})"), fix))?;
     if response.status != 200 || !response.json()["versions"].is_array() {
         return Err(check.fail(
             "other",
@@ -73,7 +73,7 @@ async fn versions(check: &Check, way: &Fetch, matrix: &Matrix) -> Result<Value, 
 /// The switch, and whether the endpoint that keeps a member in a call can be had (row 8).
 async fn delayed_events(check: &Check, versions: &Value, way: &Fetch, matrix: &Matrix) -> Finding {
     if versions["unstable_features"]["org.matrix.msc4140"] != true {
-        let fact = "delayed events are off: who leaves a call badly stays in it as a ghost";
+        let fact = "delayed events are off: a participant that crashes stays in the call";
         return check.fail("off", fact, "set `max_event_delay_duration: 24h` in homeserver.yaml");
     }
     let url = format!("{}/_matrix/client/unstable/org.matrix.msc4140/delayed_events/doctor/restart", matrix.homeserver);
@@ -90,7 +90,7 @@ async fn delayed_events(check: &Check, versions: &Value, way: &Fetch, matrix: &M
             let fact = format!("a restart of a delayed event is answered with {}", response.words());
             check.fail("other", fact, "use a Synapse of this year")
         }
-        Err(error) => check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+        Err(error) => check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
     }
 }
 
@@ -118,7 +118,7 @@ async fn untouched(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
                 );
             }
             Ok(_) => {}
-            Err(error) => return check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+            Err(error) => return check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
         }
     }
     check.ok("addresses arrive as they were written")
@@ -136,7 +136,7 @@ async fn login(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
             let fix = "let /_matrix/client/v3/login go to Synapse, or to the authentication service if there is one";
             return check.fail("other", format!("/_matrix/client/v3/login is answered with {}", response.words()), fix);
         }
-        Err(error) => return check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+        Err(error) => return check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
     };
     if whoami.is_ok_and(|response| response.status == 503) {
         let fact = "Synapse cannot ask its authentication service about a token (503)";
@@ -169,7 +169,7 @@ async fn upload(check: &Check, context: &ProbeContext<'_>, way: &Fetch, matrix: 
             let fact = format!("the preflight of an upload is answered with {}", response.words());
             return check.fail("preflight", fact, "let OPTIONS pass in what stands before the edge");
         }
-        Err(error) => return check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+        Err(error) => return check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
     }
     let Some(limit) = media_limit(context, matrix) else { return check.ok("uploads may be sent from web pages") };
     match ProbeRequest::upload(&url, limit + 1).ask(way).await {

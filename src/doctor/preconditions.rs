@@ -29,7 +29,7 @@ impl Preconditions {
     /// # Errors
     /// Why it is not worth asking.
     pub fn way(&self, url: &str) -> Result<Option<SocketAddr>, String> {
-        let Some(name) = authority(url) else { return Err(format!("{url} is no address")) };
+        let Some(name) = authority(url) else { return Err(format!("{url} is not a URL")) };
         match self.names.get(&name) {
             Some(Reachability::At(address)) => Ok(Some(*address)),
             Some(Reachability::Broken(reason)) => Err(reason.clone()),

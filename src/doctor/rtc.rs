@@ -46,7 +46,7 @@ pub async fn transports(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Find
     };
     vec![match response {
         Ok(response) => without_token(&check, &response, who),
-        Err(error) => check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log"),
+        Err(error) => check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
     }]
 }
 
@@ -103,9 +103,8 @@ async fn jwt_answers(
     way: &Fetch,
     direct: Option<&DirectProbe<'_>>,
 ) -> Result<Finding, Finding> {
-    let silent = |error: String| {
-        check.fail("silent", format!("there is no answer ({error})"), "let the address lead to the edge")
-    };
+    let silent =
+        |error: String| check.fail("silent", format!("no response ({error})"), "let the address lead to the edge");
     let put = |method: Method, path: &str| {
         let request = ProbeRequest::get(format!("{url}{path}")).method(method);
         async move { request.ask(way).await.map_err(silent) }
@@ -139,7 +138,7 @@ async fn jwt_answers(
         return Err(check.fail(
             "preflight",
             fact,
-            "let OPTIONS pass, and let nobody add a second Access-Control-Allow-Origin",
+            "let OPTIONS pass, and do not add a second Access-Control-Allow-Origin",
         ));
     }
     let new = ProbeRequest::post(format!("{url}/get_token"), &json!({})).ask(way).await.map_err(silent)?;
@@ -206,9 +205,8 @@ pub fn sfus(context: &ProbeContext<'_>) -> Vec<String> {
 }
 
 async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, Finding> {
-    let silent = |error: String| {
-        check.fail("silent", format!("there is no answer ({error})"), "let the address lead to the edge")
-    };
+    let silent =
+        |error: String| check.fail("silent", format!("no response ({error})"), "let the address lead to the edge");
     let get = |path: &str| {
         let request = ProbeRequest::get(format!("{url}{path}"));
         async move { request.ask(way).await.map_err(silent) }

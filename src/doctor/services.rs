@@ -1,4 +1,4 @@
-//! The services behind the edge, asked straight: whether they answer at all, and as what they are said to be.
+//! The services behind the edge, asked directly: whether they answer, and whether they are of the configured kind.
 
 use std::collections::{HashMap, HashSet};
 
@@ -47,7 +47,7 @@ async fn greet(service: &Service) -> (Finding, Option<&'static str>) {
         Ok(response) => assess(&check, service.kind, path, &response),
         Err(error) => {
             let fact = format!("{} does not answer ({error})", name(service.kind));
-            (check.fail("down", fact, advice(service)), Some("does not answer"))
+            (check.fail("down", fact, advice(service, &error)), Some("does not answer"))
         }
     }
 }
@@ -71,7 +71,17 @@ fn assess(check: &Check, kind: Kind, path: &str, response: &ProbeResponse) -> (F
     }
 }
 
-fn advice(service: &Service) -> String {
+/// The fix for a service that does not answer, by the cause.
+fn advice(service: &Service, error: &str) -> String {
+    let certificate = "give the service a certificate that the system's roots sign and that has the name in `upstream`, or \
+                       use http:// inside one host or network";
+    if error.contains("the certificate ") {
+        return certificate.to_owned();
+    }
+    if error.contains("does not resolve") {
+        return "correct the name in `upstream`; in compose it is the name of the service, in a network that the edge shares"
+            .to_owned();
+    }
     let log = "start it and read its log; it must share a network with the edge, under the name and port of `upstream`";
     match service.kind {
         // lk-jwt-service 0.5 and later ends at once without it; its image has neither curl nor wget for a healthcheck.

@@ -276,7 +276,7 @@ async fn redirect(context: &ProbeContext<'_>, site: &Site) -> Finding {
     match ProbeRequest::get(format!("http://{host}/")).ask(&(context.reach.via)(None)).await {
         Err(error) => {
             let fact = format!("port 80 does not answer ({error})");
-            let fix = "forward port 80 to the edge: people who type the name come there";
+            let fix = "forward port 80 to the edge: browsers try it first";
             let only = site.tls == SiteTls::Acme && context.plan.acme.challenges == [Challenge::Http01];
             if only {
                 return check.fail(

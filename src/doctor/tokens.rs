@@ -50,7 +50,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
             findings.push(check.ok("the homeserver hands out call tokens; to get one needs --token or --user"));
             findings.push(federation(context, matrix).await);
         }
-        Err(error) => findings.push(check.fail("silent", format!("there is no answer ({error})"), "see Synapse's log")),
+        Err(error) => findings.push(check.fail("silent", format!("no response ({error})"), "see Synapse's log")),
     }
     findings
 }
@@ -112,7 +112,7 @@ async fn federation(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
             check.fail("unserved", fact, fix)
         }
         Err(error) => {
-            let fact = format!("users of other homeservers get no call token: there is no answer ({error})");
+            let fact = format!("users of other homeservers get no call token: no response ({error})");
             check.fail("silent", fact, fix)
         }
     }

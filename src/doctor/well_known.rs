@@ -91,7 +91,7 @@ async fn fetch(
     for _ in 0..HOPS {
         let way = context.way(&url).map_err(|reason| check.skip(reason))?;
         let response = ProbeRequest::get(&url).ask(&way).await.map_err(|error| {
-            check.fail("silent", format!("there is no answer ({error})"), format!("serve {first} from the edge"))
+            check.fail("silent", format!("no response ({error})"), format!("serve {first} from the edge"))
         })?;
         if response.cors() != Cors::Open {
             return Err(cors(&check, &response, &url, &first));
@@ -172,7 +172,7 @@ fn document(check: &Check, response: &ProbeResponse, missing: &str) -> Result<Va
         Err(_) if response.words().ends_with("page") => {
             Err(check.fail("html", "a web page is served in its place", "answer the path before the web site does"))
         }
-        Err(error) => Err(check.fail("json", format!("it is no valid JSON ({error})"), fix)),
+        Err(error) => Err(check.fail("json", format!("it is not valid JSON ({error})"), fix)),
     }
 }
 
@@ -215,7 +215,7 @@ fn first_difference(one: &Value, other: &Value) -> String {
 fn foci(document: Option<&Value>, matrix: &Matrix, host: &str) -> Option<Finding> {
     let check = Check::new(Layer::Rtc, "rtc.foci", host);
     let Some(document) = document else {
-        return Some(check.skip("there is no client document to read (well-known.client)"));
+        return Some(check.skip("there is no client document (well-known.client)"));
     };
     let list = [FOCI, "m.rtc_foci"].iter().find_map(|key| document.get(key)?.as_array());
     let urls: Vec<&str> =
@@ -269,7 +269,7 @@ async fn other(context: &ProbeContext<'_>, place: &DocumentOrigin, name: &'stati
         Ok(document) if document.get("contacts").is_none() && document.get("support_page").is_none() => {
             check.fail("member", "it has neither contacts nor support_page", "set one of them in [matrix.support]")
         }
-        Ok(_) => check.ok("names whom to ask"),
+        Ok(_) => check.ok("has a contact"),
     }
 }
 

@@ -69,6 +69,7 @@ impl AccessLog {
             method: request.method.clone(),
             site: self.nowhere.clone(),
             ended: End::ClientLeft,
+            cause: None,
             status: None,
             head: None,
             is_call: false,
@@ -110,6 +111,8 @@ struct Open {
     method: Method,
     site: SiteNumbers,
     ended: End,
+    /// The causes of a failure, for the log.
+    cause: Option<String>,
     status: Option<StatusCode>,
     head: Option<std::time::Duration>,
     /// A tunnel that it becomes is a call: it leads to an SFU.
@@ -160,6 +163,9 @@ impl Exchange {
         open.head = Some(head);
         if let Some(error) = error {
             open.ended = End::Failed(error.kind);
+            if open.entry.is_some() {
+                open.cause = error.source.as_ref().map(|source| chain(&**source));
+            }
         }
         if response.status.is_server_error() {
             let reason = error.map_or_else(|| "the service answered so".to_owned(), |error| chain(error));
@@ -289,6 +295,7 @@ impl Open {
             ended_by,
             reason,
             failed,
+            error = self.cause.as_deref(),
             "{} {}",
             status,
             Cow::Borrowed(self.method.as_str()),

@@ -42,12 +42,13 @@ impl Form {
         }
     }
 
-    /// The form on a site of this kind: on the hosts of Synapse and lk-jwt-service everything speaks Matrix.
+    /// The form on a site of this kind: on the hosts of Synapse and lk-jwt-service every client but a browser that opens a
+    /// page speaks Matrix.
     #[must_use]
     pub const fn on(self, kind: SiteKind) -> Self {
-        match kind {
-            SiteKind::Synapse | SiteKind::LkJwt => Self::Matrix,
-            SiteKind::Livekit | SiteKind::Http => self,
+        match (kind, self) {
+            (SiteKind::Synapse | SiteKind::LkJwt, Self::Text) => Self::Matrix,
+            _ => self,
         }
     }
 }
@@ -135,7 +136,9 @@ mod tests {
         let browser = headers("text/html,application/xhtml+xml,*/*;q=0.8");
         assert_eq!(Form::of("/_matrix/client/versions", &browser), Form::Matrix);
         assert_eq!(Form::of("/", &browser), Form::Html);
-        assert_eq!(Form::of("/", &browser).on(SiteKind::Synapse), Form::Matrix);
+        assert_eq!(Form::of("/", &browser).on(SiteKind::Synapse), Form::Html);
+        assert_eq!(Form::of("/", &headers("*/*")).on(SiteKind::Synapse), Form::Matrix);
+        assert_eq!(Form::of("/_matrix/x", &browser).on(SiteKind::Synapse), Form::Matrix);
         assert_eq!(Form::of("/", &headers("*/*")), Form::Text);
         assert_eq!(Form::of("/", &headers("text/htmlx")), Form::Text);
     }

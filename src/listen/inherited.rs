@@ -29,7 +29,7 @@ impl Inherited {
             });
             match usable {
                 Some(socket) => found.push(socket),
-                None => warn!(index, "an inherited socket is no TCP listener and is not used"),
+                None => warn!(index, "an inherited socket is not a TCP listener and is ignored"),
             }
         }
         Self(found)
@@ -53,7 +53,7 @@ impl Inherited {
         if addr.port() == 0 || self.0.iter().any(|(local, _)| *local == addr) {
             return Ok(());
         }
-        socket::check_free(addr).map_err(|source| BindError { addr, source })
+        socket::check_free(addr).map_err(|source| BindError { addr, source: super::explained(addr, source) })
     }
 
     /// The addresses that nobody asks for.

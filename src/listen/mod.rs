@@ -3,10 +3,12 @@
 mod descriptors;
 mod inherited;
 pub mod proxy_protocol;
+mod remedy;
 mod socket;
 
 pub use descriptors::SocketLimits;
 pub use inherited::Inherited;
+pub use remedy::explained;
 pub use socket::BindError;
 
 use std::{
@@ -51,7 +53,7 @@ impl Listener {
             socket::tune(&inner)?;
             Ok(Self { local: inner.local_addr()?, inner, ours })
         });
-        bound.map_err(|source| BindError { addr, source })
+        bound.map_err(|source| BindError { addr, source: explained(addr, source) })
     }
 
     /// The address, with the port that the system chose where 0 was asked for.

@@ -497,7 +497,7 @@ impl Collector for Kept {
         )?;
         counter("log_lines_dropped", "Log lines lost", now.log_dropped)?;
         for (name, help) in [
-            ("upstream_up", "Whether a server is believed to answer"),
+            ("upstream_up", "Whether a server answered last"),
             ("upstream_in_flight", "Requests in flight"),
             ("upstream_idle_connections", "Pooled connections"),
         ] {

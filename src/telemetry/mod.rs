@@ -1,16 +1,19 @@
-//! What the process says of itself: log lines and numbers. Nothing secret, and nothing that makes a request wait.
+//! The log and the metrics of the process. Neither holds a secret, and neither makes a request wait.
 
 mod metrics;
+mod output;
 mod redact;
+mod terminal;
 mod throttle;
 mod traffic;
 mod writer;
 
-use std::{io::IsTerminal as _, panic};
+use std::panic;
 
-use tracing::error;
+use tracing::{error, warn};
 use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _};
 
+use self::output::{Output, Reopen};
 pub use self::{
     metrics::{Certificate, Class, Metrics, OpenTunnel, SiteNumbers, Snapshot, StreamNumbers, classic},
     redact::redact_target,
@@ -18,35 +21,56 @@ pub use self::{
     traffic::{INTERVAL as TRAFFIC_INTERVAL, LENGTH as TRAFFIC_LENGTH, RecentError, Sample, Traffic},
     writer::{DroppedLines, Flush},
 };
-use crate::config::plan::{Log, LogFormat};
+use crate::config::{
+    self,
+    plan::{Log, LogFormat},
+};
 
 /// The running log. Dropping it writes out what is queued.
 pub struct Logging {
     filter: reload::Handle<EnvFilter, Registry>,
+    reopen: Reopen,
     dropped: DroppedLines,
     _flush: Flush,
 }
 
 impl Logging {
-    /// Starts logging to standard error.
+    /// Starts logging, to a file or to standard error.
     ///
     /// Lines go through a bounded queue to a thread of their own: a slow terminal or a full pipe loses lines, which is
     /// counted, and never holds up a request.
     #[must_use]
     pub fn start(plan: &Log, metrics: &Metrics) -> Self {
-        let (writer, flush, dropped) = writer::start(std::io::stderr());
+        let (output, reopen, problem) = Output::open(plan.file.as_deref());
+        let terminal = output.is_terminal();
+        let (writer, flush, dropped) = writer::start(output);
         let (filter, handle) = reload::Layer::new(filter(&plan.level));
-        let terminal = std::io::stderr().is_terminal();
+        let ignored = from_env().and_then(|filter| config::check_log_filter(&filter).err());
         let format = plan.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
         let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(true);
         let registry = tracing_subscriber::registry().with(filter);
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         // A second start in one process (a test) keeps the first.
-        let _ = match format {
-            LogFormat::Text => registry.with(lines.with_ansi(terminal)).try_init(),
-            LogFormat::Json => registry.with(lines.json().flatten_event(true).with_current_span(false)).try_init(),
+        let _ = match (format, terminal) {
+            (LogFormat::Text, true) => {
+                registry.with(lines.with_ansi(colour).map_event_format(terminal::ShortAccessLines::new)).try_init()
+            }
+            (LogFormat::Text, false) => registry.with(lines.with_ansi(false)).try_init(),
+            (LogFormat::Json, _) => registry.with(lines.json().flatten_event(true).with_current_span(false)).try_init(),
         };
+        if let Some(problem) = ignored {
+            warn!(problem, "RUST_LOG is ignored; log.level applies");
+        }
+        if let (Some(error), Some(file)) = (problem, &plan.file) {
+            error!(file = %file.display(), %error, "log.file cannot be opened; logging to standard error");
+        }
         count_panics(metrics.clone());
-        Self { filter: handle, dropped, _flush: flush }
+        Self { filter: handle, reopen, dropped, _flush: flush }
+    }
+
+    /// Opens `log.file` again before the next line, after it was rotated.
+    pub fn reopen(&self) {
+        self.reopen.request();
     }
 
     /// Changes what is logged.
@@ -63,10 +87,15 @@ impl Logging {
 }
 
 fn filter(level: &str) -> EnvFilter {
-    match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => EnvFilter::new(filter),
-        _ => EnvFilter::new(level),
+    // `EnvFilter` takes any word for the name of a target, and would then log nothing.
+    match from_env().filter(|filter| config::check_log_filter(filter).is_ok()) {
+        Some(filter) => EnvFilter::new(filter),
+        None => EnvFilter::new(level),
     }
+}
+
+fn from_env() -> Option<String> {
+    std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty())
 }
 
 /// A panic costs one connection; it must not pass unseen.

@@ -144,8 +144,27 @@ pub async fn dial(target: Target<'_>, permit: Permit, phases: &Phases) -> Result
 /// The handshake fails; the name is no name.
 async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialError> {
     let name = ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))?;
-    let stream = TlsConnector::from(roots.http1().clone()).connect(name, tcp).await.map_err(DialError::Tls)?;
-    Ok(Socket::Tls(Box::new(stream)))
+    let stream = TlsConnector::from(roots.http1().clone()).connect(name, tcp).await;
+    Ok(Socket::Tls(Box::new(stream.map_err(|error| DialError::Tls(in_words(error)))?)))
+}
+
+/// A rejected certificate in words that an operator can search for.
+fn in_words(error: io::Error) -> io::Error {
+    use rustls::{CertificateError, Error};
+    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let Some(Error::InvalidCertificate(certificate)) = cause else { return error };
+    let words = match certificate {
+        CertificateError::UnknownIssuer => "the certificate is signed by an unknown authority",
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "the certificate has expired",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "the certificate is not valid yet"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "the certificate is for another name"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), words)
 }
 
 /// Opens TCP connections to one server for bytes that are not HTTP.

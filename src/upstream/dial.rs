@@ -1,7 +1,6 @@
 //! From an upstream to a connection: which endpoint, how often, and for how long.
 
 use std::{
-    fmt,
     net::IpAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
@@ -131,9 +130,9 @@ impl Upstream {
     }
 
     /// One line when a service goes away, one when it is back, whatever notices.
-    pub(super) fn report_outage(&self, error: impl fmt::Display) {
+    pub(super) fn report_outage(&self, error: &(dyn std::error::Error + 'static)) {
         if self.0.outage.report() {
-            warn!(upstream = %self.0.plan.name, %error, "upstream does not answer");
+            warn!(upstream = %self.0.plan.name, error = chain(error), "upstream does not answer");
         }
     }
 

@@ -25,7 +25,7 @@ const SEEK: Duration = Duration::from_secs(10);
 
 /// An answer to a probe that is none.
 #[derive(Debug, thiserror::Error)]
-#[error("it does not answer its probe well")]
+#[error("the probe got no 2xx response")]
 struct UnhealthyStatus;
 
 /// Probes the endpoints of an upstream until it is told to stop. Where no probe is configured, only those are looked for
@@ -68,7 +68,7 @@ async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) 
         (false, true) if is_one_of_several => {
             info!(upstream = %upstream.name(), server = %endpoint.server, "probe succeeds again");
         }
-        (true, false) => upstream.report_outage(UnhealthyStatus),
+        (true, false) => upstream.report_outage(&UnhealthyStatus),
         (_, true) => upstream.report_answer(index),
         (false, false) => {}
     }

@@ -37,7 +37,11 @@ impl Resolver {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
         let host = host.to_owned();
-        self.share(move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect)).await
+        let look_up = move || {
+            let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
+            found.map_err(|error| io::Error::new(error.kind(), format!("the name `{host}` does not resolve ({error})")))
+        };
+        self.share(look_up).await
     }
 
     async fn share(

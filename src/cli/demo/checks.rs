@@ -8,7 +8,7 @@ use http::{Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::super::{Failure, print};
+use super::super::{Failure, print, print_words};
 use crate::{
     client::{self, Destination, Roots},
     config::plan::RTC_GET_TOKEN,
@@ -28,13 +28,13 @@ pub async fn run(plain: SocketAddr, secure: SocketAddr, root: &str) -> Result<bo
     let client = Client::new(plain, secure, root)?;
     let mut passed = true;
     let mut row = |what: &str, outcome: anyhow::Result<String>| match outcome {
-        Ok(seen) => print(format_args!("  ok    {what:46} {seen}\n")),
+        Ok(seen) => print_words(format_args!("  ok    {what:46} {seen}\n")),
         Err(error) => {
             passed = false;
-            print(format_args!("  FAIL  {what:46} {error:#}\n"))
+            print_words(format_args!("  FAIL  {what:46} {error:#}\n"))
         }
     };
-    print("vestibule demo: a homeserver, a call service and an SFU behind one door\n\n")?;
+    print("vestibule demo: a homeserver, a call service and an SFU behind one edge\n\n")?;
     row("well-known of the server name", client.well_known("example.localhost").await)?;
     row("the same on the homeserver's name", client.well_known("matrix.localhost").await)?;
     row("well-known over plain HTTP", client.plain_well_known().await)?;

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 
 pub use self::render::{Addresses, Deployment, File, Layout, Secrets, render};
 use self::render::{REGISTRATION, REGISTRATION_GROUP};
-use super::{Outcome, print};
+use super::{Outcome, print, warn};
 use crate::config::{self, plan::Hostname};
 
 /// What `init` may be told.
@@ -78,11 +78,24 @@ pub(super) fn run(args: &Args) -> Outcome {
     if let Some(Part::Calls) = args.add {
         return add::run(args, deployment);
     }
+    if let Some(domain) = domain_of(&args.server_name) {
+        let name = &args.server_name;
+        warn(format_args!(
+            "warning: user IDs will end in {name} (@alice:{name}), and that cannot be changed later;\n         \
+             for @alice:{domain}, run `vestibule init {domain}`\n"
+        ));
+    }
     let files = render(&deployment);
     validate(&files)?;
     write(&args.dir, &files)?;
     let shared = share_registration(&args.dir);
     print(next_steps(&args.dir, &deployment, &files) + &shared)
+}
+
+/// The domain that was probably meant by a server name like `matrix.example.org`.
+fn domain_of(server_name: &str) -> Option<&str> {
+    let (first, domain) = server_name.split_once('.')?;
+    (matches!(first, "matrix" | "synapse" | "homeserver") && domain.contains('.')).then_some(domain)
 }
 
 /// A name that the whole world can look up, and that YAML takes for a string without quotes.
@@ -91,14 +104,14 @@ fn public_name(text: &str) -> Result<String, String> {
     let name = name.as_str();
     match name.rsplit_once('.') {
         Some((_, top)) if top.bytes().any(|b| b.is_ascii_alphabetic()) => Ok(name.to_owned()),
-        _ => Err(format!("`{name}` is no name that others can look up: write it like example.org")),
+        _ => Err(format!("`{name}` is not a public host name: write it like example.org")),
     }
 }
 
 fn mail_address(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_graphic() && !"\"\\'<>,;$".contains(c);
     let is_address = text.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && domain.contains('.'));
-    if is_address && text.chars().all(plain) { Ok(text.to_owned()) } else { Err("this is no mail address".into()) }
+    if is_address && text.chars().all(plain) { Ok(text.to_owned()) } else { Err("this is not a mail address".into()) }
 }
 
 /// What we write is what `check` accepts, whatever the names.

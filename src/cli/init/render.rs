@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::config::versions;
+use crate::config::{SCHEMA_URL, versions};
 
 /// What a deployment is made from. Every name is a host name in lower case; nothing here is checked again.
 #[derive(Debug, Clone)]
@@ -192,7 +192,8 @@ pub fn vestibule_toml(deployment: &Deployment) -> String {
         None => format!("# email = \"you@{server_name}\"      # where the CA may write to about your certificates"),
     };
     let mut text = format!(
-        r#"# The front door of {server_name}. After a change: `vestibule check`. Every key: `vestibule reference`.
+        r#"#:schema {SCHEMA_URL}
+# The front door of {server_name}. After a change: `vestibule check`. Every key: `vestibule reference`.
 
 [acme]
 {email}

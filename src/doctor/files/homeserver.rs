@@ -10,7 +10,7 @@ pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
     listeners(file, root);
     features(file, root);
     if root.at(&["max_event_delay_duration"]).is_none() {
-        let fact = "delayed events are off: who leaves a call badly stays in it as a ghost";
+        let fact = "delayed events are off: a participant that crashes stays in the call";
         file.fail(1, "delayed_events", fact, "set `max_event_delay_duration: 24h`");
     }
     transports(file, root);
@@ -56,7 +56,7 @@ fn listeners(file: &mut FileUnderTest<'_>, root: &Node) {
     let federates =
         listeners.iter().any(|listener| names(listener).iter().any(|name| name == "federation" || name == "openid"));
     if let (Some((line, ..)), false) = (public.first(), federates) {
-        let fact = "no listener has `federation` or `openid`, so that lk-jwt-service cannot ask who a user is";
+        let fact = "no listener has `federation` or `openid`, so lk-jwt-service cannot verify users";
         file.fail(*line, "federation", fact, "set `resources: [{names: [client, federation]}]`");
     }
 }

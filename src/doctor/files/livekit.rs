@@ -43,7 +43,8 @@ pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
     }
     if root.at(&["webhook", "urls"]).is_none_or(|urls| urls.list().is_empty()) {
         let line = root.at(&["webhook"]).map_or(1, |webhook| webhook.line);
-        let fact = "lk-jwt-service never learns who has left, so that members who crash stay in calls";
+        let fact =
+            "lk-jwt-service does not learn that a participant has left, so participants that crash stay in calls";
         let fix = "set `webhook: {api_key: YOUR_KEY, urls: [\"http://lk-jwt-service:8080/sfu_webhook\"]}`";
         file.warn(line, "webhook", fact, fix);
     }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::config::Plan;
 
-/// One of the files, while it is judged.
+/// One of the files, while it is checked.
 struct FileUnderTest<'a> {
     plan: &'a Plan,
     id: &'static str,
@@ -32,7 +32,7 @@ struct FileUnderTest<'a> {
 }
 
 impl FileUnderTest<'_> {
-    /// A question about a line.
+    /// A check of a line.
     fn at(&self, line: usize) -> Check {
         Check::new(Layer::Files, self.id, format!("{}:{line}", self.path))
     }
@@ -48,41 +48,81 @@ impl FileUnderTest<'_> {
     }
 }
 
-/// What judges one kind of file.
+/// The checks of one kind of file.
 type FileCheck = fn(&mut FileUnderTest<'_>, &Node);
 
-/// Judges the files that were named.
+/// A kind of file: the option that names it, what it is, and the keys of which it has at least one.
+struct FileKind {
+    id: &'static str,
+    what: &'static str,
+    keys: &'static [&'static str],
+    assess: FileCheck,
+}
+
+const LIVEKIT: FileKind = FileKind {
+    id: "files.livekit",
+    what: "LiveKit's configuration",
+    keys: &["keys", "key_file", "rtc", "room", "webhook", "turn", "redis", "bind_addresses"],
+    assess: livekit::assess,
+};
+
+const HOMESERVER: FileKind = FileKind {
+    id: "files.homeserver",
+    what: "Synapse's homeserver.yaml",
+    keys: &[
+        "server_name",
+        "listeners",
+        "database",
+        "public_baseurl",
+        "signing_key_path",
+        "media_store_path",
+        "log_config",
+        "report_stats",
+        "experimental_features",
+        "max_event_delay_duration",
+        "rc_message",
+        "rc_delayed_event_mgmt",
+    ],
+    assess: homeserver::assess,
+};
+
+const COMPOSE: FileKind =
+    FileKind { id: "files.compose", what: "a compose file", keys: &["services"], assess: compose::assess };
+
+/// Checks the files that were named.
 pub fn read(plan: &Plan, wanted: &ProbeOptions) -> Vec<Finding> {
-    let files: [(&Option<PathBuf>, &'static str, FileCheck); 3] = [
-        (&wanted.livekit, "files.livekit", livekit::assess),
-        (&wanted.homeserver, "files.homeserver", homeserver::assess),
-        (&wanted.compose, "files.compose", compose::assess),
-    ];
-    let named = files.into_iter().filter_map(|(path, id, assess)| Some((path.as_deref()?, id, assess)));
-    let each = named.flat_map(|(path, id, assess)| one(plan, path, id, assess));
+    let files: [(&Option<PathBuf>, FileKind); 3] =
+        [(&wanted.livekit, LIVEKIT), (&wanted.homeserver, HOMESERVER), (&wanted.compose, COMPOSE)];
+    let named = files.into_iter().filter_map(|(path, kind)| Some((path.as_deref()?, kind)));
+    let each = named.flat_map(|(path, kind)| one(plan, path, &kind));
     each.chain(together::assess(wanted)).collect()
 }
 
-fn one(plan: &Plan, path: &Path, id: &'static str, assess: FileCheck) -> Vec<Finding> {
+fn one(plan: &Plan, path: &Path, kind: &FileKind) -> Vec<Finding> {
     let name = path.display().to_string();
-    let check = Check::new(Layer::Files, id, &name);
+    let check = Check::new(Layer::Files, kind.id, &name);
     let root = match parse(path) {
         Ok(root) => root,
         Err(error) => {
-            return vec![check.fail("unreadable", error, "name the file that the service reads, and mend it")];
+            return vec![check.fail("unreadable", error, "name the file that the service reads, and correct it")];
         }
     };
-    let mut file = FileUnderTest { plan, id, path: name, found: Vec::new() };
-    assess(&mut file, &root);
+    if !root.members().any(|(key, _)| kind.keys.contains(&key)) {
+        let option = kind.id.trim_start_matches("files.");
+        let fact = format!("this is not {}: it has none of the keys {}", kind.what, kind.keys.join(", "));
+        return vec![check.fail("kind", fact, format!("name {} with --{option}", kind.what))];
+    }
+    let mut file = FileUnderTest { plan, id: kind.id, path: name, found: Vec::new() };
+    (kind.assess)(&mut file, &root);
     if file.found.is_empty() {
-        file.found.push(check.ok("nothing in it is obsolete, and nothing missing"));
+        file.found.push(check.ok("no setting is obsolete or missing"));
     }
     file.found
 }
 
 fn parse(path: &Path) -> Result<Node, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("it cannot be read ({error})"))?;
-    Node::parse(&text).map_err(|error| format!("it is no YAML ({error})"))
+    Node::parse(&text).map_err(|error| format!("it is not YAML ({error})"))
 }
 
 #[cfg(test)]
@@ -120,6 +160,24 @@ upstream = "http://livekit:7880"
     fn expect(found: &[(String, String)], wanted: &[(&str, &str)]) {
         let found: Vec<_> = found.iter().map(|(id, at)| (id.as_str(), at.as_str())).collect();
         assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_told() {
+        let (plan, _) = crate::config::parse("t", PLAN, ".".into(), &|_| None).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.yaml");
+        for (text, kind) in [
+            ("services: {}\n", &HOMESERVER),
+            ("server_name: example.org\n", &COMPOSE),
+            ("version: \"1\"\n", &LIVEKIT),
+            ("- a\n", &COMPOSE),
+            ("", &LIVEKIT),
+        ] {
+            fs::write(&path, text).unwrap();
+            let found = one(&plan, &path, kind);
+            assert_eq!((found.len(), found[0].id.as_str()), (1, format!("{}.kind", kind.id).as_str()), "{text}");
+        }
     }
 
     #[test]
