@@ -154,9 +154,10 @@ impl<W: Waiter> Connection<W> {
     }
 
     /// Everything has been written. How long it is worth to wait for the peer to close: one that was sent something just
-    /// now may lose it if we close first while it still sends (RFC 9112 section 9.6 tells the same of HTTP/1.1).
+    /// now may lose it if we close first while it still sends (RFC 9112 section 9.6 tells the same of HTTP/1.1). One that
+    /// never asked for anything has nothing to lose.
     pub fn linger(&mut self) -> bool {
-        let is_recent = self.now < self.clocks.idle + 2 * LAST_WRITE;
+        let is_recent = self.last > 0 && self.now < self.clocks.idle + 2 * LAST_WRITE;
         if self.end == Some(ConnectionEnd::Done) && !is_recent || self.is_over() {
             return false;
         }
