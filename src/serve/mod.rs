@@ -31,9 +31,7 @@ use crate::{
     wire::HeadLimits,
 };
 
-/// How long the first request of a new connection is waited for when the process closes: it is on its way, and needs a
-/// round trip to the other side of the world. A connection that has been silent for longer is closed at once.
-pub const FIRST_REQUEST: Duration = Duration::from_millis(300);
+pub use crate::wire::h2::cost::FIRST_REQUEST;
 
 /// Answers requests.
 ///

@@ -20,7 +20,7 @@ from conftest import BINARY, ONE_HOST, ROOT, Edge, Synapse, free_port, wait_for
 from standins import SECRET, Authority, LiveKit, LkJwt, Meddler, NameServer, Web, closed_port
 
 # lk-jwt-service as an application service; its stand-ins take this port one after the other.
-JWT_PORT, TOKENS = free_port(), ("an as_token of the tests", "an hs_token of the tests")
+JWT_PORT, TOKENS = free_port(), ("an_as_token_of_the_tests", "an_hs_token_of_the_tests")
 REGISTRATIONS = pathlib.Path(tempfile.mkdtemp(prefix="registrations"))
 
 

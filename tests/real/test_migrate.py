@@ -227,7 +227,7 @@ def test_the_page_moves_the_guides_stack_without_an_order(guide):
     assert "account taken over" in taken.stderr and "lacks its last `}`" in taken.stderr
     file = guide.folder / "vestibule/vestibule.toml"
     file.write_text(file.read_text() + '\n[sites."example.org"]\n')
-    assert "fine" in guide.sh(commands("4. **Read")[0]).stdout
+    assert "valid" in guide.sh(commands("4. **Read")[0]).stdout
     guide.mend()
     guide.sh(commands("5. **Mend")[0])
     wait_for("Synapse with its new settings", lambda: client.get("/health").status_code == 200, 90)

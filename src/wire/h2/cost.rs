@@ -58,8 +58,11 @@ pub const ABANDONED: Duration = Duration::from_secs(1);
 pub const FIRST_DATA: Duration = Duration::from_millis(50);
 
 /// How long the GOAWAY that names the last stream waits for the answer to our PING, which tells that the peer has seen
-/// the first GOAWAY; and how long a connection that has just begun may take to its first request when we shut down.
+/// the first GOAWAY.
 pub const GOAWAY_GRACE: Duration = Duration::from_millis(500);
+
+/// How long a connection that has just begun may take to its first request when we shut down: a round trip of a phone.
+pub const FIRST_REQUEST: Duration = Duration::from_millis(300);
 
 /// How long a peer has to take what is left to write once its connection has failed or is told to close at once.
 pub const LAST_WRITE: Duration = Duration::from_millis(500);

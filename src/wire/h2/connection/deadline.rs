@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Connection, ConnectionEnd, Incoming, RecvState, Shutdown, Waiter, stream::SendWait};
 use crate::wire::h2::{
     Reason,
-    cost::{ABANDONED, FIRST_DATA, GOAWAY_GRACE, LAST_WRITE},
+    cost::{ABANDONED, FIRST_DATA, FIRST_REQUEST, GOAWAY_GRACE, LAST_WRITE},
 };
 
 /// The clocks of a connection, and the timer.
@@ -110,7 +110,7 @@ impl<W: Waiter> Connection<W> {
 
     /// A connection that had no time yet for its first request.
     pub(super) fn is_young(&self) -> bool {
-        self.last == 0 && self.now < self.clocks.began + GOAWAY_GRACE
+        self.last == 0 && self.now < self.clocks.began + FIRST_REQUEST
     }
 
     /// The connection has ended: how long it may take to write the rest.
