@@ -490,8 +490,10 @@ fn hosts<'i>(reader: &Reader<'_>, key: At<&'i str>, item: &'i Item<'i>) -> Vec<(
 
 /// The dotted name that ends with this key, without the `sites` that it begins with.
 fn dotted(text: &str, last: Range<usize>) -> Range<usize> {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || "-_.\"'".contains(c);
-    let start = text[..last.start].rfind(|c| !is_part(c)).map_or(0, |at| at + 1);
+    // A parser that recovers gives bare keys that are not ASCII, too.
+    let is_part = |c: char| c.is_alphanumeric() || "-_.\"'".contains(c);
+    let start =
+        last.start - text[..last.start].chars().rev().take_while(|c| is_part(*c)).map(char::len_utf8).sum::<usize>();
     let start = if text[start..].starts_with("sites.") { start + "sites.".len() } else { start };
     start..last.end
 }

@@ -20,7 +20,10 @@ fuzz_target!(|bytes: &[u8]| {
     for item in bytes.split(|b| *b == b',') {
         several.append(ACCEPT_ENCODING, Value::new(item).expect("a part of a valid value"));
     }
-    assert_eq!(negotiate(&several, &OURS), chosen);
+    // A comma between quotation marks separates nothing.
+    if !bytes.contains(&b'"') {
+        assert_eq!(negotiate(&several, &OURS), chosen);
+    }
     assert_eq!(negotiate(&one, &[]), None);
     if let Some(chosen) = chosen {
         assert_eq!(negotiate(&one, &[chosen]), Some(chosen), "it wins against nobody as well");
