@@ -486,14 +486,8 @@ fn refused_by_homeserver(
     match (response.status.as_u16(), response.errcode().as_str()) {
         (404, _) => check.skip("the homeserver hands out no call tokens (rtc.tokens)"),
         (400, "M_INVALID_PARAM") => {
-            let theirs = livekit_url.map_or_else(|| "another".to_owned(), |theirs| format!("{theirs:?}"));
-            let slash = if livekit_url.is_some_and(|theirs| theirs.trim_end_matches('/') == url.trim_end_matches('/')) {
-                ": only the slash at the end differs"
-            } else {
-                ""
-            };
-            let fact = format!("{fact}: the transports name {url:?}, and LIVEKIT_URL of lk-jwt-service is {theirs}{slash}");
-            check.fail("url", fact, "write LIVEKIT_URL and `url` in matrix_rtc.transports alike, to the letter")
+            let (said, fix) = differing_urls(url, livekit_url);
+            check.fail("url", format!("{fact}: {said}"), fix)
         }
         (401, _) => {
             let fact = format!("{fact}: lk-jwt-service does not take the hs_token of Synapse");
@@ -519,6 +513,27 @@ fn refused_by_homeserver(
             check.fail("unreachable", fact, "let proxy_url of the registration lead to lk-jwt-service in Synapse's network")
         }
         _ => check.fail("refused", format!("{fact} {}", response.json()["error"].as_str().unwrap_or_default()), "see lk-jwt-service's log"),
+    }
+}
+
+/// How the SFU of the transports differs from `LIVEKIT_URL`, as far as lk-jwt-service has told us that, and what mends it.
+fn differing_urls(url: &str, livekit_url: Option<&str>) -> (String, &'static str) {
+    let alike = "write LIVEKIT_URL and `url` in matrix_rtc.transports alike, to the letter";
+    match livekit_url {
+        Some(theirs) if theirs == url => (
+            format!("LIVEKIT_URL of lk-jwt-service is {theirs:?} as well, so that Synapse asks another one"),
+            "let proxy_url of the registration lead to the lk-jwt-service of the site, and restart Synapse",
+        ),
+        Some(theirs) if theirs.trim_end_matches('/') == url.trim_end_matches('/') => (
+            format!(
+                "the transports name {url:?}, and LIVEKIT_URL of lk-jwt-service is {theirs:?}: only the slash at the end differs"
+            ),
+            alike,
+        ),
+        Some(theirs) => {
+            (format!("the transports name {url:?}, and LIVEKIT_URL of lk-jwt-service is {theirs:?}"), alike)
+        }
+        None => (format!("the transports name {url:?}, and LIVEKIT_URL of lk-jwt-service is another"), alike),
     }
 }
 

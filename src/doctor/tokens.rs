@@ -103,6 +103,9 @@ async fn federation(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
         Ok(response) if matches!(response.status.as_u16(), 400 | 401 | 403) => {
             check.ok("other homeservers can ask for tokens for their users")
         }
+        Ok(_) if !federates(&way, &base).await => {
+            check.skip("nothing of federation is answered there (federation.listener)")
+        }
         Ok(response) => {
             let fact = format!(
                 "users of other homeservers get no call token: {} is answered with {}",
@@ -116,6 +119,12 @@ async fn federation(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
             check.fail("silent", fact, fix)
         }
     }
+}
+
+/// Whether an address answers other homeservers at all.
+async fn federates(way: &Fetch, base: &str) -> bool {
+    let version = ProbeRequest::get(format!("{base}/_matrix/federation/v1/version")).ask(way).await;
+    version.is_ok_and(|response| response.status == 200)
 }
 
 /// The version of Synapse by its own word, `None` of anything else.

@@ -284,8 +284,6 @@ def stack(request, tmp_path_factory):
 # Tests that are known to be red, or were not seen green since the code beneath them changed, each with what is open.
 # They run and are shown (`-rxX`); one that passes reliably leaves this list.
 NOT_YET_GREEN = {
-    "test_doctor.py": "the rows on call tokens and the stand-ins of lk-jwt-service do not agree yet",
-    "test_init.py::test_what_init_writes_is_all_ok_when_it_runs": "the registration file is named by its path in a container",
     "test_restart.py": "clients were back 1.9 s after the start on a busy machine, and 1.5 s is promised",
     "test_acme.py": "one test was red in the last complete run and its name was lost",
     "test_acme_dns.py": "one test was red in the last complete run and its name was lost",

@@ -2,6 +2,7 @@
 somebody else, and a proxy that meddles. Each can be told to be wrong in one way."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -71,6 +72,15 @@ class Service:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            connections = set()
+
+            def process_request(self, request, address):
+                self.connections.add(request)
+                super().process_request(request, address)
+
+            def shutdown_request(self, request):
+                self.connections.discard(request)
+                super().shutdown_request(request)
 
             def handle_error(self, *_):
                 pass
@@ -83,8 +93,12 @@ class Service:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self):
+        """Ends its connections as well: whoever keeps one would go on talking to this one after another took its port."""
         self.server.shutdown()
         self.server.server_close()
+        for connection in list(self.server.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def matrix_error(status, errcode, error, headers=()):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -416,12 +417,12 @@ def test_row_18_a_service_that_is_too_old_or_does_not_say(deploy, tmp_path):
 
 
 def test_row_3_a_prefix_that_stays_on(deploy):
-    sites = ONE_HOST.replace('{calls}", strip_prefix = true', '{jwt}"', 1).replace("{calls}", "{livekit}", 1)
+    sites = ONE_HOST.replace('{calls}", strip_prefix = true', '{jwt}", strip_prefix = false', 1).replace("{calls}", "{livekit}", 1)
     names(deploy(sites=sites).doctor(), "rtc.jwt.prefix")
 
 
 def test_row_5_a_prefix_that_stays_on_before_livekit(deploy):
-    sites = ONE_HOST.replace("{calls}", "{jwt}", 1).replace('{calls}", strip_prefix = true', '{livekit}"', 1)
+    sites = ONE_HOST.replace("{calls}", "{jwt}", 1).replace('{calls}", strip_prefix = true', '{livekit}", strip_prefix = false', 1)
     names(deploy(sites=sites).doctor(), "rtc.sfu.other")
 
 
@@ -518,7 +519,7 @@ def test_row_7_livekit_tells_the_address_of_its_container(deploy, tmp_path):
 
 
 def test_row_8_delayed_events_are_off(deploy):
-    names(deploy("experimental_features: { msc4222_enabled: true }\n").doctor(), "homeserver.delayed_events.off")
+    names(deploy(HEALTHY.replace("max_event_delay_duration: 24h\n", "")).doctor(), "homeserver.delayed_events.off")
 
 
 def test_row_8_everybody_shares_one_limit(deploy):
@@ -699,15 +700,15 @@ def test_what_is_down_is_said_once(deploy, synapses):
 
 def test_the_files_of_this_repository_are_fine(deploy):
     deployment = deploy()
-    lines = (ROOT / "config" / "homeserver-lines.yaml").read_text()
-    own = lines.replace("https://jwt.matrixrtc.example.org", deployment.edge.url("jwt.matrixrtc.example.org"))
     file = deployment.folder / "homeserver.yaml"
-    file.write_text(own)
+    addresses = {"wss://matrixrtc.example.org": deployment.jwt.url,
+                 "https://jwt.matrixrtc.example.org": deployment.edge.url("jwt.matrixrtc.example.org")}
+    rewrite(ROOT / "config" / "homeserver-lines.yaml", file, addresses)
     compose = deployment.folder / "compose.yaml"
     rewrite(ROOT / "config" / "compose.yaml", compose, {"LIVEKIT_URL: wss://matrixrtc.example.org": f"LIVEKIT_URL: {deployment.jwt.url}"})
     findings = deployment.doctor("--homeserver", file, "--compose", compose)
     names(findings)
-    assert {"files.homeserver", "files.compose"} <= set(ids(findings, "ok"))
+    assert {"files.homeserver", "files.compose", "files.url", "files.secret"} <= set(ids(findings, "ok"))
 
 
 # What `init` writes
@@ -719,12 +720,19 @@ def test_what_init_writes_is_all_ok_when_it_runs(tmp_path, layout):
     folder = tmp_path / "deployment"
     subprocess.run([BINARY, "init", "example.org", "--dir", folder, *layout], check=True, capture_output=True)
     with contextlib.ExitStack() as stack:
-        port = synapse_with(tmp_path, (folder / "homeserver-lines.yaml").read_text(), stack)
         livekit = LiveKit()
         stack.callback(livekit.stop)
         url = next(line.split(": ", 1)[1] for line in (folder / "compose.yaml").read_text().splitlines() if "LIVEKIT_URL:" in line)
         jwt = LkJwt(url.split("#")[0].strip(), lambda: f"http://127.0.0.1:{port}", lambda: f"http://127.0.0.1:{livekit.port}")
         stack.callback(jwt.stop)
+        registration = folder / "rtc-registration.yaml"
+        jwt.tokens = tuple(re.search(f"^{name}: (.+)$", registration.read_text(), re.MULTILINE)[1] for name in ("as_token", "hs_token"))
+        rewrite(registration, tmp_path / "registration.yaml", {"lk-jwt-service:8080": f"127.0.0.1:{jwt.port}"})
+        lines = (folder / "homeserver-lines.yaml").read_text()
+        # The path is that in the container.
+        assert "/etc/synapse/rtc-registration.yaml" in lines
+        lines = lines.replace("/etc/synapse/rtc-registration.yaml", str(tmp_path / "registration.yaml"))
+        port = synapse_with(tmp_path, lines, stack)
         http, https = edge_with(tmp_path, folder, {"synapse:8008": port, "lk-jwt-service:8080": jwt.port, "livekit:7880": livekit.port}, stack)
         tcp, udp = stack.enter_context(socket.socket()), stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
         tcp.bind(("127.0.0.1", 0))
@@ -740,7 +748,7 @@ def test_what_init_writes_is_all_ok_when_it_runs(tmp_path, layout):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     findings = json.loads(done.stdout)["findings"]
     names(findings)
-    for wanted in ("rtc.call", "rtc.transports", "files.livekit", "files.homeserver", "files.compose", "homeserver.client_address"):
+    for wanted in ("rtc.call", "rtc.call_by_homeserver", "rtc.tokens", "rtc.transports", "files.livekit", "files.homeserver", "files.compose", "homeserver.client_address"):
         assert wanted in ids(findings, "ok"), wanted
 
 
