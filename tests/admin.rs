@@ -111,7 +111,12 @@ async fn a_service_of_two_routes_has_one_row_and_one_series() {
         rows[0].clone()
     };
     let before = service().await;
-    assert_eq!((before["state"].as_str(), before["up"].as_bool()), (Some("up"), Some(true)));
+    assert_eq!((before["state"].as_str(), before["up"].as_bool()), (Some("untried"), Some(false)));
+    let ready = edge.page("/ready").await;
+    assert!(
+        ready.contains("200 OK") && ready.ends_with(&format!("ready\nhttp://{gone} has not been tried yet\n")),
+        "{ready}"
+    );
     assert_eq!(before["sites"], serde_json::json!([format!("{HOST}/other"), HOST]));
     let mut client = Client::tls(&edge, HOST).await;
     assert_eq!(client.get(HOST, "/other/x").await.status, 502);

@@ -606,7 +606,11 @@ async fn an_outage_is_told_once_and_its_end_once() {
         "[sites.\"{HOST}\"]\nupstream = {{ servers = [\"http://{addr}\"], retry_connect = \"off\", \
          health = {{ path = \"/health\", interval = \"1s\" }} }}\n"
     ));
-    edge.wait_for_log("upstream does not answer");
+    let told = edge.wait_for_log("upstream does not answer");
+    assert!(told.contains("not reachable: Connection refused"), "{told}");
+    let waits = edge.wait_for_log("not ready yet");
+    assert!(waits.contains(&format!("http://{addr} does not answer: not reachable: Connection refused")), "{waits}");
+    assert!(!edge.log().contains("\"ready\""), "the log says so when `/ready` does");
     let mut client = Client::tls(&edge, HOST).await;
     for _ in 0..3 {
         assert_eq!(client.get(HOST, "/").await.status, 502);
@@ -631,6 +635,7 @@ async fn an_outage_is_told_once_and_its_end_once() {
         assert!(Instant::now() < until, "it does not become ready");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    edge.wait_for_log("\"ready\"");
     // Two more probes.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     let log = edge.log();

@@ -101,7 +101,7 @@ pub struct Service {
     /// Where it serves: a host, or a host and a path.
     #[serde(default)]
     pub sites: Vec<String>,
-    /// Whether it is believed to answer.
+    /// Whether it answered when it was tried last; false while it is untried.
     pub up: bool,
     /// The same in finer steps.
     pub state: ServiceState,
@@ -125,6 +125,8 @@ pub struct Service {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceState {
+    /// Not tried yet: no request has needed it, and no probe is configured.
+    Untried,
     /// It answers.
     Up,
     /// It answers, and takes long to accept a connection.

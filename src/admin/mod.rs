@@ -26,6 +26,8 @@ pub trait AdminHandlers: Send + Sync + 'static {
     fn metrics(&self, openmetrics: bool) -> String;
     /// What keeps the edge from being ready; nothing, if it is.
     fn unready(&self) -> Vec<String>;
+    /// The services that no request has needed yet. Nobody knows whether they answer.
+    fn untried(&self) -> Vec<String>;
     /// `/certificates`.
     fn certificates(&self) -> Vec<Certificate>;
     /// `/upstreams`.
@@ -103,6 +105,9 @@ mod tests {
         }
         fn unready(&self) -> Vec<String> {
             vec!["nothing works".to_owned()]
+        }
+        fn untried(&self) -> Vec<String> {
+            Vec::new()
         }
         fn certificates(&self) -> Vec<Certificate> {
             Vec::new()

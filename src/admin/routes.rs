@@ -148,7 +148,11 @@ impl Pages {
             Resource::Events => self.events(),
             Resource::Health => text(StatusCode::OK, "ok\n"),
             Resource::Ready => match handlers.unready() {
-                reasons if reasons.is_empty() => text(StatusCode::OK, "ready\n"),
+                reasons if reasons.is_empty() => {
+                    let untried =
+                        handlers.untried().into_iter().map(|server| format!("{server} has not been tried yet\n"));
+                    text(StatusCode::OK, format!("ready\n{}", untried.collect::<String>()))
+                }
                 reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
             },
             Resource::Metrics => {

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
@@ -38,6 +38,12 @@ use crate::{
 /// How often the file is looked at. Its content is what counts, so that every way of replacing it is seen: in place, by
 /// rename, through a link, behind a bind mount.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often the log's `ready` is asked for until it is true. It reads a few words for each name and service.
+const READINESS_LOOK: Duration = Duration::from_millis(50);
+
+/// How long the reasons may last before the log has them: a certificate from storage or a probe takes less.
+const UNREADY_REPORT: Duration = Duration::from_secs(2);
 
 /// How the process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +76,24 @@ pub fn run(path: &Path, plan: Plan, start: Start) -> Result<Outcome, StartError>
     // A blocking call that hangs (the resolver, a lock of another process) must not hold up the end.
     runtime.shutdown_background();
     outcome
+}
+
+/// Waits until `/ready` says so, and logs it. What it waits for for long is logged once.
+async fn until_ready(handlers: Arc<Handlers>) {
+    let began = Instant::now();
+    let mut is_reported = false;
+    loop {
+        let reasons = handlers.unready();
+        if reasons.is_empty() {
+            info!("ready");
+            return;
+        }
+        if !is_reported && began.elapsed() >= UNREADY_REPORT {
+            is_reported = true;
+            info!(reasons = reasons.join("; "), "not ready yet");
+        }
+        sleep(READINESS_LOOK).await;
+    }
 }
 
 struct Control {
@@ -114,8 +138,10 @@ impl Control {
     }
 
     async fn run(mut self, mut signals: Signals) -> Outcome {
-        info!("ready");
+        info!("started");
         notify(&[sd_notify::NotifyState::Ready]);
+        let mut readiness = Box::pin(until_ready(self.handlers.clone()));
+        let mut is_ready = false;
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -130,6 +156,7 @@ impl Control {
                     }
                 },
                 _ = looks.tick() => self.look().await,
+                () = &mut readiness, if !is_ready => is_ready = true,
                 // Without an admin address there are no commands; as a pattern, the branch then rests instead of spinning.
                 Some(command) = self.commands.recv() => match command {
                     AdminCommand::Reload(reply) => {

@@ -106,8 +106,9 @@ impl Handlers {
             upstream: status.name.to_string(),
             server: status.server,
             sites,
-            up: status.up,
+            up: status.up && status.condition != Condition::Untried,
             state: match status.condition {
+                Condition::Untried => ServiceState::Untried,
                 Condition::Up => ServiceState::Up,
                 Condition::Slow => ServiceState::Slow,
                 Condition::Down => ServiceState::Down,
@@ -135,11 +136,23 @@ impl admin::AdminHandlers for Handlers {
             Some(end) if end <= now => Some(format!("the certificate of {} has expired", status.host)),
             Some(_) => None,
         });
-        let down = (self.services)().into_iter().filter(|(_, status)| !status.up);
+        let services = (self.services)().into_iter();
+        let services = services.filter_map(|(_, status)| match status.condition {
+            Condition::Down => Some(match status.why {
+                Some(why) => format!("{} does not answer: {why}", status.server),
+                None => format!("{} does not answer", status.server),
+            }),
+            Condition::Untried if status.is_probed => Some(format!("{} has not been tried yet", status.server)),
+            Condition::Untried | Condition::Up | Condition::Slow => None,
+        });
         // First of all: nothing else matters to a balancer then.
         let draining = self.drain.has_begun().then(|| format!("draining; in flight: {}", self.drain.in_flight()));
-        let down = down.map(|(_, status)| format!("{} does not answer", status.server));
-        draining.into_iter().chain(certificates).chain(down).collect()
+        draining.into_iter().chain(certificates).chain(services).collect()
+    }
+
+    fn untried(&self) -> Vec<String> {
+        let services = (self.services)().into_iter();
+        services.filter(|(_, status)| status.condition == Condition::Untried).map(|(_, status)| status.server).collect()
     }
 
     fn certificates(&self) -> Vec<Certificate> {
@@ -308,6 +321,7 @@ mod tests {
             server: "http://a:1".into(),
             up: condition < Condition::Down,
             condition,
+            is_probed: false,
             since: Duration::from_secs(since),
             why: why.map(ToOwned::to_owned),
             in_flight: 1,

@@ -131,6 +131,7 @@ fn words(status: &Status) -> String {
     lines.push("\nupstreams".to_owned());
     for service in &status.upstreams {
         let state = match service.state {
+            ServiceState::Untried => "not tried yet",
             ServiceState::Up => "up",
             ServiceState::Slow => "slow",
             ServiceState::Down => "down",

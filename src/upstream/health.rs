@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,6 +14,7 @@ use super::{
 use crate::{
     config::plan::{self, Server},
     conn::{Phases, RequestObservers},
+    error::{ProxyError, chain},
     message::{Body, Request, Value},
 };
 
@@ -23,10 +24,22 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a server is dialled that could not be reached, where no probe is configured.
 const SEEK: Duration = Duration::from_secs(10);
 
-/// An answer to a probe that is none.
+/// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
-#[error("the probe got no 2xx response")]
-struct UnhealthyStatus;
+enum ProbeError {
+    /// There is no connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The connection brought no response.
+    #[error(transparent)]
+    Exchange(ProxyError),
+    /// A response, but not a 2xx.
+    #[error("the probe was answered with status {}", .0.as_u16())]
+    Status(StatusCode),
+    /// No response in time.
+    #[error("the probe was not answered within {} seconds", PROBE_TIMEOUT.as_secs())]
+    TimedOut,
+}
 
 /// Probes the endpoints of an upstream until it is told to stop. Where no probe is configured, only those are looked for
 /// that a request could not reach, so that their return is known although nobody asks.
@@ -46,73 +59,67 @@ pub async fn probe(upstream: Upstream, stop: CancellationToken) {
 
 async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) {
     let began = Instant::now();
-    let Some(answers) = timeout(PROBE_TIMEOUT, send_probe(upstream, index, health)).await.unwrap_or(Some(false)) else {
+    let outcome =
+        timeout(PROBE_TIMEOUT, send_probe(upstream, index, health)).await.unwrap_or(Err(ProbeError::TimedOut));
+    // That the edge has no socket says nothing about the service.
+    if let Err(ProbeError::Dial(DialError::NoSocket(_))) = outcome {
         return;
-    };
-    let endpoint = &upstream.0.endpoints[index];
-    if answers {
-        endpoint.observation.answered(began.elapsed());
-    } else {
-        endpoint.observation.failed(UnhealthyStatus.to_string());
     }
-    let before = endpoint.healthy.swap(answers, Ordering::Relaxed);
-    if answers {
+    let endpoint = &upstream.0.endpoints[index];
+    match &outcome {
+        Ok(()) => endpoint.observation.answered(began.elapsed()),
+        Err(error) => endpoint.observation.failed(chain(error)),
+    }
+    let was_healthy = endpoint.healthy.swap(outcome.is_ok(), Ordering::Relaxed);
+    if outcome.is_ok() {
         // Whoever answers can be reached.
         endpoint.reached.store(true, Ordering::Relaxed);
     }
     let is_one_of_several = upstream.0.endpoints.len() > 1;
-    match (before, answers) {
-        (true, false) if is_one_of_several => {
-            warn!(upstream = %upstream.name(), server = %endpoint.server, "probe failed");
+    match outcome {
+        Err(error) if was_healthy && is_one_of_several => {
+            warn!(upstream = %upstream.name(), server = %endpoint.server, error = chain(&error), "probe failed");
         }
-        (false, true) if is_one_of_several => {
+        Ok(()) if !was_healthy && is_one_of_several => {
             info!(upstream = %upstream.name(), server = %endpoint.server, "probe succeeds again");
         }
-        (true, false) => upstream.report_outage(&UnhealthyStatus),
-        (_, true) => upstream.report_answer(index),
-        (false, false) => {}
+        Err(error) if was_healthy => upstream.report_outage(&error),
+        Ok(()) => upstream.report_answer(index),
+        Err(_) => {}
     }
 }
 
 async fn seek(upstream: &Upstream, index: usize) {
     let (endpoint, began) = (&upstream.0.endpoints[index], Instant::now());
-    if !endpoint.reached.load(Ordering::Relaxed) && matches!(dial(upstream, index).await, Ok(Some(_))) {
+    if !endpoint.reached.load(Ordering::Relaxed) && dial(upstream, index).await.is_ok() {
         endpoint.observation.answered(began.elapsed());
         upstream.report_answer(index);
     }
 }
 
-/// Whether the answer to a probe is a good one; `None` where the edge has no socket for it, which says nothing.
-async fn send_probe(upstream: &Upstream, index: usize, health: &plan::Health) -> Option<bool> {
+/// Sends a probe, on a connection of its own.
+async fn send_probe(upstream: &Upstream, index: usize, health: &plan::Health) -> Result<(), ProbeError> {
     let inner = &upstream.0;
-    let connection = match dial(upstream, index).await {
-        Ok(connection) => connection?,
-        Err(_) => return Some(false),
-    };
+    let connection = dial(upstream, index).await?;
     let mut request = Request::new(Body::empty());
     request.uri = health.path.clone();
     request.fields.insert(header::HOST, (&host(&inner.endpoints[index].server)).into());
     request.fields.insert(header::CONNECTION, Value::from_static("close"));
     let mut outgoing = client::Outgoing::new(request, RequestObservers::default());
     let lease = Lease::new(inner.clone(), index);
-    match client::exchange(connection, &mut outgoing, &inner.plan, &inner.env, lease).await {
-        Ok(client::ReceivedResponse(response)) => Some(response.status.is_success()),
-        Err(_) => Some(false),
-    }
+    let exchange = client::exchange(connection, &mut outgoing, &inner.plan, &inner.env, lease).await;
+    let client::ReceivedResponse(response) = exchange.map_err(|failed| ProbeError::Exchange(failed.error))?;
+    if response.status.is_success() { Ok(()) } else { Err(ProbeError::Status(response.status)) }
 }
 
-/// A connection of the probe's own; `None` where the edge has no socket for it.
-async fn dial(upstream: &Upstream, index: usize) -> Result<Option<UpstreamConnection>, DialError> {
+/// A connection that is not pooled.
+async fn dial(upstream: &Upstream, index: usize) -> Result<UpstreamConnection, DialError> {
     let (inner, endpoint) = (&upstream.0, &upstream.0.endpoints[index]);
-    let Ok(permit) = inner.env.dials.try_acquire() else { return Ok(None) };
+    let permit = inner.env.dials.try_acquire().map_err(|error| DialError::NoSocket(error.into()))?;
     let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &inner.env.roots };
     let phases = Phases::default();
     let dialled = timeout(inner.plan.connect_timeout, connect::dial(target, permit, &phases)).await;
-    match dialled.unwrap_or(Err(DialError::TimedOut)) {
-        Ok(connection) => Ok(Some(connection)),
-        Err(DialError::NoSocket(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
+    dialled.unwrap_or(Err(DialError::TimedOut))
 }
 
 fn host(server: &Server) -> HeaderValue {

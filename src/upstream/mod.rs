@@ -120,6 +120,8 @@ pub struct Status {
     pub up: bool,
     /// The same in finer steps.
     pub condition: Condition,
+    /// Whether probes ask it, so that it is tried soon even without a request.
+    pub is_probed: bool,
     /// How long that has been so.
     pub since: Duration,
     /// Why it is down or slow.
@@ -208,6 +210,7 @@ impl Upstream {
                 server: endpoint.server.to_string(),
                 up,
                 condition: if up { seen.condition.min(Condition::Slow) } else { Condition::Down },
+                is_probed: self.0.plan.health.is_some(),
                 since: seen.since.elapsed(),
                 why: seen.why,
                 in_flight: endpoint.in_flight.load(Ordering::Relaxed),

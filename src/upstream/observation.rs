@@ -14,6 +14,8 @@ const SLOW: Duration = Duration::from_secs(1);
 /// How an endpoint is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
+    /// Nothing has been sent to it yet.
+    Untried,
     /// It answers.
     Up,
     /// It answers, and takes long.
@@ -38,9 +40,9 @@ pub struct Seen {
 pub struct Observation(Mutex<Seen>);
 
 impl Observation {
-    /// Up until something else is seen.
+    /// Untried until something is seen.
     pub fn new() -> Self {
-        Self(Mutex::new(Seen { condition: Condition::Up, since: Instant::now(), why: None }))
+        Self(Mutex::new(Seen { condition: Condition::Untried, since: Instant::now(), why: None }))
     }
 
     /// It has accepted a connection or answered a probe, within this time.
@@ -85,6 +87,7 @@ mod tests {
         let observation = Observation::new();
         let start = Instant::now();
         let second = Duration::from_secs(1);
+        assert_eq!(observation.seen().condition, Condition::Untried);
         let mut seen = Vec::new();
         for outcome in [Ok(5), Err("refused"), Err("no route"), Ok(3000), Ok(5)] {
             tokio::time::advance(second).await;
@@ -99,7 +102,7 @@ mod tests {
         assert_eq!(
             seen,
             [
-                (Condition::Up, 0, String::new()),
+                (Condition::Up, 1, String::new()),
                 (Condition::Down, 2, "refused".to_owned()),
                 (Condition::Down, 2, "no route".to_owned()),
                 (Condition::Slow, 4, slow),

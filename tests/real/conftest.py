@@ -179,7 +179,7 @@ listen = "unix:{folder}/admin.sock"
         self.err = folder / "edge.err"
         self.process = subprocess.Popen([*within, BINARY, "run", "--config", config], stderr=open(self.err, "w"),
                                         env={**os.environ, **(environment or {})}, pass_fds=pass_fds)
-        wait_for("the edge", lambda: self.process.poll() is None and '"ready"' in self.err.read_text(), 20)
+        wait_for("the edge", lambda: self.process.poll() is None and '"started"' in self.err.read_text(), 20)
         self.root = folder / "root.pem"
         self.root.write_bytes(subprocess.run([BINARY, "ca", "--config", config], check=True, capture_output=True).stdout)
 

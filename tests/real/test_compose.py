@@ -20,4 +20,4 @@ def test_the_commands_of_the_file_brought_it_up_and_git_changes_it(stack):
     wait_for("the new site", lambda: stack.ask("new.example.org", "/") == (200, b"new"), 30)
     after = stack.edge()
     assert (after["Id"], after["State"]["StartedAt"]) == (before["Id"], before["State"]["StartedAt"])
-    assert stack.log().count('"ready"') == 1
+    assert stack.log().count('"started"') == 1

@@ -28,7 +28,7 @@ class Container:
             "--publish", f"127.0.0.1:{self.port}:443", "--volume", f"{folder}:/etc/vestibule:ro", "--volume", "/var/lib/vestibule",
             "--health-interval", "1s", IMAGE)
         assert run.returncode == 0, run.stderr
-        wait_for("the edge in its container", lambda: '"ready"' in self.log(), 30)
+        wait_for("the edge in its container", lambda: '"started"' in self.log(), 30)
 
     def configure(self, sites):
         (self.folder / "new").write_text(f'[tls]\ncertificates = "internal"\n{sites}')
@@ -90,7 +90,7 @@ def test_it_serves_is_healthy_and_takes_a_new_file(contain):
     assert docker("stop", edge.name).returncode == 0
     assert edge.state()["ExitCode"] == 0
     assert docker("start", edge.name).returncode == 0
-    wait_for("another start", lambda: edge.log().count('"ready"') == 2, 30)
+    wait_for("another start", lambda: edge.log().count('"started"') == 2, 30)
     assert edge.get() == b"two", "its state is in the volume"
 
 

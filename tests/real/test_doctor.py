@@ -796,5 +796,5 @@ def edge_with(folder, deployment, upstreams, stack):
     edge = subprocess.Popen([BINARY, "run", "--config", config], stderr=stack.enter_context(open(err, "w")))
     stack.callback(edge.wait, 15)
     stack.callback(edge.terminate)
-    wait_for("the edge", lambda: edge.poll() is None and '"ready"' in err.read_text(), 20)
+    wait_for("the edge", lambda: edge.poll() is None and '"started"' in err.read_text(), 20)
     return http, https

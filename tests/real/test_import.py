@@ -92,7 +92,7 @@ class Both:
         self.started.append(subprocess.Popen(command, stderr=logs[0], stdout=logs[0], env=environment))
         self.started.append(subprocess.Popen([BINARY, "run", "--config", folder / "vestibule.toml"], stderr=logs[1]))
         wait_for("Caddy", lambda: self.alive(0) and "serving initial configuration" in (folder / "caddy.log").read_text(), 30)
-        wait_for("the edge", lambda: self.alive(1) and '"ready"' in (folder / "edge.err").read_text(), 30)
+        wait_for("the edge", lambda: self.alive(1) and '"started"' in (folder / "edge.err").read_text(), 30)
 
     def alive(self, which):
         assert self.started[which].poll() is None, "it ended"

@@ -126,7 +126,7 @@ impl Edge {
                 {
                     addresses.insert(event["listener"].as_str().unwrap_or_default().to_owned(), addr);
                 }
-                if event["message"] == "ready" {
+                if event["message"] == "started" {
                     let _ = ready.send(std::mem::take(&mut addresses));
                 }
                 let mut kept = kept.lock().unwrap();

@@ -11,7 +11,7 @@ const WORDS = {
     bytesIn: "Bytes a second from clients", tunnels: "WebSockets open", calls: "Connections to calls open",
     connections: "Connections open", since: "since {0}", version: "version {0}, since {1}",
     service: "Service", serves: "Serves", why: "Cause", inFlight: "In flight", idle: "Idle", failures: "Failed dials",
-    more: "and {0} more", up: "up", slow: "slow", down: "down", host: "Name", left: "Ends", next: "Next order", source: "Source", lastError: "Order",
+    more: "and {0} more", untried: "not tried yet", up: "up", slow: "slow", down: "down", host: "Name", left: "Ends", next: "Next order", source: "Source", lastError: "Order",
     renew: "Renew", renewNow: "Renew the certificate of {0}", none: "none", noCertificate: "no certificate", expired: "expired",
     days: "{0} days", time: "Time", request: "Request", status: "Status", reason: "Reason", id: "Request id",
     noErrors: "No error since the start.", noServices: "No service.", noSites: "No certificate.", neverReloaded: "The configuration is that of the start.",
@@ -28,7 +28,7 @@ const WORDS = {
     bytesIn: "بايت في الثانية من العملاء", tunnels: "اتصالات WebSocket مفتوحة", calls: "اتصالات مكالمات مفتوحة",
     connections: "اتصالات مفتوحة", since: "منذ {0}", version: "الإصدار {0}، منذ {1}",
     service: "الخدمة", serves: "تخدم", why: "السبب", inFlight: "قيد التنفيذ", idle: "خاملة", failures: "محاولات فاشلة",
-    more: "و{0} أخرى", up: "تعمل", slow: "بطيئة", down: "متوقفة", host: "الاسم", left: "تنتهي", next: "الطلب التالي", source: "المصدر", lastError: "الطلب",
+    more: "و{0} أخرى", untried: "لم تُجرَّب بعد", up: "تعمل", slow: "بطيئة", down: "متوقفة", host: "الاسم", left: "تنتهي", next: "الطلب التالي", source: "المصدر", lastError: "الطلب",
     renew: "جدّد", renewNow: "جدّد شهادة {0}", none: "لا شيء", noCertificate: "لا شهادة", expired: "منتهية",
     days: "{0} يومًا", time: "الوقت", request: "الطلب", status: "الرمز", reason: "السبب", id: "معرّف الطلب",
     noErrors: "لا أخطاء منذ البدء.", noServices: "لا خدمات.", noSites: "لا شهادات.", neverReloaded: "الإعدادات هي إعدادات البدء.",
@@ -113,7 +113,7 @@ function drawState() {
 }
 
 function drawServices() {
-  const order = { down: 0, slow: 1, up: 2 };
+  const order = { down: 0, slow: 1, untried: 2, up: 3 };
   const rows = [...overview.status.upstreams].sort((a, b) => order[a.state] - order[b.state]).map((service) => ({
     cells: [
       [el("span", { class: service.state }, t(service.state)), " ", el("span", { class: "faint" }, service.since ? t("since", moment(service.since)) : "")],
