@@ -181,6 +181,33 @@ async fn a_bad_file_is_told_where_the_edge_is_looked_at() {
 }
 
 #[tokio::test]
+async fn doctor_says_that_a_reload_was_rejected_and_tests_what_is_in_effect() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let edge = Edge::start(&responding());
+    let findings = || {
+        let done = edge.command(&["doctor", "--json"]);
+        assert_eq!(done.status.code(), Some(1));
+        let document: Value = serde_json::from_slice(&done.stdout).unwrap();
+        let findings = document["findings"].as_array().unwrap().clone();
+        assert!(findings.iter().any(|finding| finding["layer"] == "tls"), "{document}");
+        (document["diagnostics"].clone(), findings)
+    };
+    // Valid, and impossible: another program holds the port.
+    let file = std::fs::read_to_string(edge.path("vestibule.toml")).unwrap();
+    let https = format!("https = [\"127.0.0.1:0\", \"{}\"]", taken.local_addr().unwrap());
+    std::fs::write(edge.path("vestibule.toml"), file.replace("https = [\"127.0.0.1:0\"]", &https)).unwrap();
+    edge.wait_for_log("reload rejected");
+    let (_, found) = findings();
+    assert_eq!(found[0]["id"], "configuration.rejected", "{found:?}");
+    assert!(found[0]["fact"].as_str().unwrap().contains("in use"), "{found:?}");
+    edge.rewrite("", "[sites.\"a b\"]\n");
+    edge.wait_for_logs("reload rejected", 2);
+    let (diagnostics, found) = findings();
+    assert!(!diagnostics.as_array().unwrap().is_empty());
+    assert_eq!(found[0]["id"], "configuration.invalid", "{found:?}");
+}
+
+#[tokio::test]
 async fn the_dashboard_of_a_socket_opens_with_its_token_only() {
     let edge = Edge::start(&responding());
     let file = edge.path("vestibule.toml");

@@ -159,8 +159,8 @@ pub struct OpenTunnels {
     pub calls: usize,
 }
 
-/// A run of `doctor`.
-#[derive(Debug, Clone, Default, Serialize)]
+/// `/doctor`: the last run of `doctor` that was asked for here, with the configuration that is in effect.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct DoctorRun {
     /// Whether it is under way.
     pub running: bool,

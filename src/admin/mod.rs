@@ -17,7 +17,7 @@ use std::{fmt::Write as _, io, sync::Arc};
 use futures_util::future::BoxFuture;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::documents::{Certificate, Overview, Service, Status, Traffic};
+use self::documents::{Certificate, DoctorRun, Overview, Service, Status, Traffic};
 use crate::config::plan::AdminListen;
 
 /// What the resources show and do.
@@ -46,6 +46,8 @@ pub trait AdminHandlers: Send + Sync + 'static {
     fn reload(&self) -> BoxFuture<'static, Reloaded>;
     /// `POST /doctor`: whether it starts; it does not while it runs.
     fn diagnose(&self) -> bool;
+    /// `/doctor`: the last run that was asked for here.
+    fn doctor(&self) -> DoctorRun;
 }
 
 /// What came of a reload, in words for the one who asked.
@@ -150,6 +152,9 @@ mod tests {
         fn diagnose(&self) -> bool {
             true
         }
+        fn doctor(&self) -> DoctorRun {
+            DoctorRun::default()
+        }
     }
 
     #[tokio::test]
@@ -163,6 +168,9 @@ mod tests {
             ("GET", "/ready", 503),
             ("POST", "/reload", 422),
             ("GET", "/reload", 405),
+            ("GET", "/doctor", 200),
+            ("POST", "/doctor", 202),
+            ("PUT", "/doctor", 405),
             ("POST", "/takeover", 200),
             ("GET", "/takeover", 405),
             ("POST", "/renew/A.example.org", 202),

@@ -93,9 +93,13 @@ impl<'a> Resource<'a> {
         matches!(scope, Scope::All) || matches!(self, Self::Health | Self::Metrics)
     }
 
-    /// Whether it is an action and not a document.
-    const fn acts(self) -> bool {
-        matches!(self, Self::Reload | Self::Takeover | Self::Renew(_) | Self::Doctor)
+    /// The methods that it has.
+    const fn allow(self) -> &'static str {
+        match self {
+            Self::Reload | Self::Takeover | Self::Renew(_) => "POST",
+            Self::Doctor => "GET, HEAD, POST",
+            _ => "GET, HEAD",
+        }
     }
 }
 
@@ -125,17 +129,13 @@ impl Pages {
         let Some(resource) = Resource::at(request.uri.path()).filter(|resource| resource.is_in(self.scope)) else {
             return text(StatusCode::NOT_FOUND, self.index());
         };
-        let is_read = matches!(request.method, Method::GET | Method::HEAD);
-        match (&request.method, resource.acts()) {
-            (_, false) if is_read => self.read(resource, request),
-            (&Method::POST, true) => self.act(resource).await,
-            (_, acts) => {
-                let allow = if acts { "POST" } else { "GET, HEAD" };
-                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allow} only\n"));
-                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
-                response
-            }
+        let allow = resource.allow();
+        if !allow.split(", ").any(|method| request.method == method) {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("{allow} only\n"));
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+            return response;
         }
+        if request.method == Method::POST { self.act(resource).await } else { self.read(resource, request) }
     }
 
     fn read(&self, resource: Resource<'_>, request: &Parts) -> Response {
@@ -163,7 +163,8 @@ impl Pages {
             Resource::Certificates => json(&handlers.certificates()),
             Resource::Upstreams => json(&handlers.upstreams()),
             Resource::Status => json(&handlers.status()),
-            Resource::Reload | Resource::Takeover | Resource::Renew(_) | Resource::Doctor => unreachable!("an action"),
+            Resource::Doctor => json(&handlers.doctor()),
+            Resource::Reload | Resource::Takeover | Resource::Renew(_) => unreachable!("an action"),
         }
     }
 
@@ -178,7 +179,6 @@ impl Pages {
                     text(StatusCode::NOT_FOUND, not_renewed(&host, &self.handlers.certificates()))
                 }
             }
-            Resource::Takeover if self.handlers.take_over().await => text(StatusCode::OK, "the addresses are yours\n"),
             Resource::Takeover => {
                 if self.handlers.take_over().await {
                     text(StatusCode::OK, "the addresses are yours\n")
@@ -253,7 +253,7 @@ impl Pages {
     const fn index(&self) -> &'static str {
         match self.scope {
             Scope::All => {
-                "/ /health /ready /metrics /certificates /upstreams /status, POST /reload /takeover /renew/HOST /doctor\n"
+                "/ /health /ready /metrics /certificates /upstreams /status /doctor, POST /reload /takeover /renew/HOST /doctor\n"
             }
             Scope::Scrape => "/health /metrics\n",
         }

@@ -202,7 +202,7 @@ impl admin::AdminHandlers for Handlers {
             status: self.status(),
             open: open.map(|(site, tunnels, calls)| OpenTunnels { site: site.to_string(), tunnels, calls }).collect(),
             errors: self.metrics.traffic().errors(),
-            doctor: lock(&self.doctor).clone(),
+            doctor: admin::AdminHandlers::doctor(self),
         }
     }
 
@@ -239,6 +239,10 @@ impl admin::AdminHandlers for Handlers {
             }
             answer.await.unwrap_or_else(|_| stopping())
         })
+    }
+
+    fn doctor(&self) -> DoctorRun {
+        lock(&self.doctor).clone()
     }
 
     /// On a thread of its own, which nothing waits for: probes may take a minute, and have nothing to lose.

@@ -5,16 +5,31 @@ use std::{
     io::{self, IsTerminal as _},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::Args;
 
+use http::Method;
+use tokio::time::sleep;
+
 use super::{BAD_CONFIG, FAILED, Outcome, check, load, print, print_words, warn};
 use crate::{
+    admin::{
+        self,
+        documents::{DoctorRun, Status},
+    },
     app::{self, ProbeOverrides, Redirection},
-    doctor::{Account, Diagnosis, ProbeOptions, Verdict},
+    config::{self, Report, plan::AdminListen},
+    doctor::{Account, Check, Diagnosis, Finding, Layer, ProbeOptions, Verdict},
 };
+
+/// How often the running edge is asked whether its checks have ended.
+const RUNNING_LOOK: Duration = Duration::from_millis(100);
+
+/// How often at most: two minutes, which no run without an account takes.
+const RUNNING_LOOKS: usize = 1_200;
 
 /// Where the password of `--user` may come from in a script.
 const PASSWORD: &str = "VESTIBULE_PASSWORD";
@@ -60,13 +75,10 @@ pub struct Doctor {
 
 /// Runs the checks and prints the findings.
 pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
-    let plan = match load(named) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let plan = match load(named.clone()) {
         Ok((_, plan, _)) => plan,
-        Err(report) if asked.json => {
-            print(format_args!("{:#}\n", check::failed(&report)))?;
-            return Ok(ExitCode::from(BAD_CONFIG));
-        }
-        Err(report) => return Err(report.into()),
+        Err(report) => return runtime.block_on(doctor_of_running(named, asked.json, report)),
     };
     let wanted = ProbeOptions {
         account: account(asked.token, asked.user)?,
@@ -77,8 +89,8 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
         compose: asked.compose,
     };
     let lens = ProbeOverrides { resolve: asked.resolve, nameserver: asked.nameserver, ca_file: asked.ca_file };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let diagnosis = runtime.block_on(app::checkup(&plan, &wanted, lens, &progress))?;
+    let mut diagnosis = runtime.block_on(app::checkup(&plan, &wanted, lens, &progress))?;
+    diagnosis.0.splice(..0, runtime.block_on(rejected_reload(plan.admin.listen.as_ref())));
     wipe();
     if asked.json {
         print(format_args!("{:#}\n", diagnosis.to_json()))?;
@@ -86,6 +98,63 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
         print_words(words(&diagnosis))?;
     }
     Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// The file is invalid. An edge that runs has another configuration in effect, and runs the checks with that.
+async fn doctor_of_running(named: Option<PathBuf>, as_json: bool, report: Box<Report>) -> Outcome {
+    let listen = config::admin_listen(&config::locate(named)?).ok().flatten();
+    let diagnosis = match &listen {
+        Some(listen) => running(listen).await,
+        None => None,
+    };
+    let Some(mut diagnosis) = diagnosis else {
+        if as_json {
+            print(format_args!("{:#}\n", check::failed(&report)))?;
+            return Ok(ExitCode::from(BAD_CONFIG));
+        }
+        return Err(report.into());
+    };
+    let check = Check::new(Layer::Configuration, "configuration", &report.file);
+    let fact = "the file is invalid; the checks below are of the configuration that is in effect";
+    diagnosis.0.insert(0, check.fail("invalid", fact, "correct the errors that `vestibule check` shows"));
+    if as_json {
+        let mut document = check::failed(&report);
+        document["findings"] = diagnosis.to_json()["findings"].take();
+        print(format_args!("{document:#}\n"))?;
+    } else {
+        warn(report.render());
+        print_words(words(&diagnosis))?;
+    }
+    Ok(ExitCode::from(FAILED))
+}
+
+/// What the running edge finds with the configuration that it has in effect; `None` if none answers.
+async fn running(listen: &AdminListen) -> Option<Diagnosis> {
+    // 409: somebody else has started it a moment ago.
+    let (202 | 409, _) = admin::call(listen, Method::POST, "/doctor").await.ok()? else { return None };
+    for _ in 0..RUNNING_LOOKS {
+        let (_, text) = admin::call(listen, Method::GET, "/doctor").await.ok()?;
+        let run: DoctorRun = serde_json::from_str(&text).ok()?;
+        if !run.running {
+            return Diagnosis::try_from(run.findings?).ok();
+        }
+        sleep(RUNNING_LOOK).await;
+    }
+    None
+}
+
+/// That the running edge has rejected the file, if it did: what is tested here is not what is in effect.
+async fn rejected_reload(listen: Option<&AdminListen>) -> Option<Finding> {
+    let listen = listen?;
+    let (_, text) = admin::call(listen, Method::GET, "/status").await.ok()?;
+    let status: Status = serde_json::from_str(&text).ok()?;
+    let reload = status.last_reload.filter(|reload| !reload.succeeded)?;
+    let check = Check::new(Layer::Configuration, "configuration", listen.to_string());
+    let fact = format!(
+        "the running edge rejected its last reload, and its old configuration is in effect: {}",
+        reload.message
+    );
+    Some(check.fail("rejected", fact, "run `vestibule reload` and correct what it reports"))
 }
 
 fn account(token: Option<String>, user: Option<String>) -> anyhow::Result<Option<Account>> {

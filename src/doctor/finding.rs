@@ -2,11 +2,15 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Where a fact belongs; in the order in which they stand on each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layer {
+    /// The configuration file of the edge.
+    Configuration,
     /// Names and addresses.
     Dns,
     /// Ports and certificates.
@@ -30,6 +34,7 @@ impl Layer {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Configuration => "configuration",
             Self::Dns => "dns",
             Self::Tls => "tls",
             Self::Services => "services",
@@ -43,7 +48,8 @@ impl Layer {
 }
 
 /// How it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// As it should be.
     Ok,
@@ -68,8 +74,8 @@ impl Verdict {
     }
 }
 
-/// One fact.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One fact; as JSON, a member of the findings of `doctor --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Where it belongs.
     pub layer: Layer,
@@ -84,21 +90,6 @@ pub struct Finding {
     pub fact: String,
     /// One sentence, where there is something to do.
     pub fix: Option<String>,
-}
-
-impl Finding {
-    /// For a program.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({
-            "layer": self.layer.as_str(),
-            "id": self.id,
-            "subject": self.subject,
-            "verdict": self.verdict.as_str(),
-            "fact": self.fact,
-            "fix": self.fix,
-        })
-    }
 }
 
 /// A question that is about to be answered.
@@ -184,8 +175,17 @@ impl Diagnosis {
     pub fn to_json(&self) -> Value {
         json!({
             "ok": self.is_healthy(),
-            "findings": self.0.iter().map(Finding::to_json).collect::<Vec<_>>(),
+            "findings": self.0,
         })
+    }
+}
+
+impl TryFrom<Value> for Diagnosis {
+    type Error = serde_json::Error;
+
+    /// Reads the document of [`Self::to_json`].
+    fn try_from(mut document: Value) -> Result<Self, Self::Error> {
+        serde_json::from_value(document["findings"].take()).map(Self)
     }
 }
 

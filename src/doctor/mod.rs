@@ -29,9 +29,9 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::timeout;
 
-use self::{finding::Check, preconditions::Preconditions};
+use self::preconditions::Preconditions;
 pub use self::{
-    finding::{Diagnosis, Finding, Layer, Verdict},
+    finding::{Check, Diagnosis, Finding, Layer, Verdict},
     srv::system_nameserver,
 };
 use crate::{
