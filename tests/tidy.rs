@@ -30,6 +30,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tower", &["client/", "admin/"]),
     ("instant_acme", &["cert/issue/"]),
     ("toml", &["config/"]),
+    ("strsim", &["config/diagnostic.rs"]),
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
     ("tracing_subscriber", &["telemetry/"]),

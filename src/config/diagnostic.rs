@@ -207,36 +207,15 @@ fn without_secrets(line: &str) -> String {
     line.char_indices().map(|place| if is_hidden(&place) { '*' } else { place.1 }).collect()
 }
 
-/// The word that was probably meant.
+/// The word that was probably meant; a swap of neighbours is one edit.
 pub(super) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (word.len() / 3).max(1) + usize::from(word.len() > 4);
     known
         .into_iter()
-        .map(|other| (distance(word, other), other))
+        .map(|other| (strsim::osa_distance(word, other), other))
         .filter(|(d, _)| *d <= limit)
         .min()
         .map(|(_, other)| other)
-}
-
-/// Edits between two words, a swap of neighbours being one (optimal string alignment).
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    rows[0] = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        for j in 1..=b.len() {
-            let change = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = change.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = best;
-        }
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
