@@ -46,6 +46,9 @@ pub enum Kind {
     /// No site or route takes this path.
     #[error("nothing is served here")]
     NoRoute,
+    /// The configuration closes this path to this client (`deny`).
+    #[error("access is denied")]
+    Denied,
     /// CONNECT, TRACE, or a method that the resource does not have.
     #[error("the method is not allowed here")]
     MethodNotAllowed,
@@ -120,6 +123,7 @@ impl Kind {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Denied => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::HeadTooSlow | Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::LengthRequired => StatusCode::LENGTH_REQUIRED,
@@ -170,6 +174,7 @@ impl Kind {
         match self {
             Self::BadRequest(_) => "bad_request",
             Self::NoRoute => "no_route",
+            Self::Denied => "denied",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::HeadTooSlow => "head_too_slow",
             Self::LengthRequired => "length_required",

@@ -17,6 +17,7 @@ mod life;
 mod matrix;
 mod pressure;
 mod reload;
+mod routes;
 mod semantics;
 mod service;
 mod shapes;

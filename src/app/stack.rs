@@ -15,21 +15,26 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use http::{Method, Uri, Version, header, uri::Scheme};
+use http::{Method, StatusCode, Uri, Version, header, uri::Scheme};
 use ipnet::IpNet;
 use tracing::warn;
 
 use super::rtc_probe;
 use crate::{
     clock::Clock,
-    config::plan::{self, Kind as SiteKind},
+    config::{
+        edits::FieldEdit,
+        plan::{self, Kind as SiteKind},
+        template::Template,
+    },
     conn::{ConnInfo, Interim, RequestObservers},
     error::{Kind, ProxyError},
     layer::{
         access,
         access_log::{AccessLog, Exchange},
         compress::{AcceptedEncodings, Compress},
-        cors,
+        conditions, cors,
+        edit_fields::{self, FieldEdits, ReadyEdits, Values},
         forwarded::{Client, forwarded_scheme},
         hop, limit, loop_detection, redirect,
         request_id::{RequestId, X_REQUEST_ID},
@@ -39,7 +44,7 @@ use crate::{
         rtc_transports::RtcTransports,
     },
     message::{Fields, Request, Response},
-    route::{self, Router, bare_host},
+    route::{self, PathMatcher, Router, bare_host},
     serve,
     stream::{self, Forwarder},
     telemetry::{LogThrottle, Metrics, SiteNumbers},
@@ -76,12 +81,19 @@ struct Site {
     well_known: Option<WellKnown>,
     /// Where its connections go that are not HTTP; then it has no routes.
     stream: Option<Arc<Forwarder>>,
+    /// Of the answers that no route gives.
+    response_fields: Option<FieldEdits>,
 }
 
 struct Route {
     kind: SiteKind,
     access: Vec<plan::AccessRule>,
+    conditions: plan::Conditions,
     strip: Option<String>,
+    rewrite: plan::Rewrite,
+    cors: bool,
+    request_fields: Option<FieldEdits>,
+    response_fields: Option<FieldEdits>,
     max_body: Vec<plan::BodyRule>,
     compress: bool,
     transports: Option<Arc<RtcTransports>>,
@@ -92,7 +104,9 @@ struct Route {
 enum Action {
     Proxy(Upstream),
     Redirect(String),
+    RedirectTo(Template, StatusCode),
     Respond(Fixed),
+    Deny,
     NotFound,
 }
 
@@ -102,8 +116,7 @@ impl Generation {
     pub fn new(plan: &plan::Plan, env: &upstream::Env, http01: Http01, metrics: &Metrics, clock: Clock) -> Self {
         let streams = stream_env(plan, env, metrics);
         let sites = plan.sites.iter().map(|site| {
-            let routes =
-                site.routes.iter().map(|route| (route.prefix.as_str().into(), Route::new(route, env))).collect();
+            let routes = site.routes.iter().map(|route| (matcher(route), Route::new(route, site, env))).collect();
             (site.host.as_str().into(), Site::new(site, metrics, &streams), routes)
         });
         Self {
@@ -149,9 +162,9 @@ impl Generation {
     /// The upstreams and what leads to them, a host or a host and a path, for the admin.
     pub fn services(&self) -> impl Iterator<Item = (String, &Upstream)> {
         self.router.sites().flat_map(|(host, site)| {
-            site.routes().filter_map(move |(prefix, route)| match &route.action {
-                Action::Proxy(upstream) => Some((format!("{host}{}", prefix.trim_end_matches('/')), upstream)),
-                Action::Redirect(_) | Action::Respond(_) | Action::NotFound => None,
+            site.routes().filter_map(move |(path, route)| match &route.action {
+                Action::Proxy(upstream) => Some((format!("{host}{path}").trim_end_matches('/').to_owned(), upstream)),
+                _ => None,
             })
         })
     }
@@ -162,7 +175,9 @@ impl Generation {
         self.router.sites().flat_map(|(host, site)| {
             site.routes().filter_map(move |(_, route)| {
                 let endpoint = route.transports.as_ref()?.token_endpoint()?;
-                let asked = site.route(plan::RTC_GET_TOKEN[0]).filter(|asked| asked.kind == SiteKind::Synapse);
+                let asked = site
+                    .route(plan::RTC_GET_TOKEN[0], |route| route.conditions.is_empty())
+                    .filter(|asked| asked.kind == SiteKind::Synapse);
                 let Action::Proxy(upstream) = &asked.unwrap_or(route).action else { return None };
                 Some(rtc_probe::Probe { host: host.to_owned(), upstream: upstream.clone(), endpoint })
             })
@@ -183,6 +198,7 @@ impl Generation {
         let found = self.site(&request, context.conn)?;
         context.hsts = found.site.hsts;
         context.exchange.at_site(&found.site.numbers);
+        context.edit(found.site.response_fields.as_ref(), &request);
         if let Some(documents) = &found.site.well_known
             && let Some(answer) = documents.answer(&request)
         {
@@ -195,8 +211,14 @@ impl Generation {
         if path == "*" {
             return self.whole_server(request, context, found);
         }
-        let route = found.route(path).ok_or(Kind::NoRoute)?;
+        let client = context.client.ip;
+        let accepts = |route: &Route| {
+            route.conditions.is_empty() || conditions::are_met(&route.conditions, &request, client, route::is_like)
+        };
+        let route = found.route(path, accepts).ok_or(Kind::NoRoute)?;
         context.form = context.form.on(route.kind);
+        context.cors = route.cors;
+        context.edit(route.response_fields.as_ref(), &request);
         if let (Some(origin), "/") = (&route.root_redirect, path) {
             return redirect::to(origin, request.target()).map(Dispatch::Local);
         }
@@ -207,8 +229,16 @@ impl Generation {
         if !access::allows(&route.access, &inner, context.client.ip) {
             return Err(Kind::NoRoute.into());
         }
+        if route.cors && cors::is_preflight(&request.method, &request.fields) {
+            return Ok(Dispatch::Local(cors::route_preflight(&request.fields)));
+        }
         match &route.action {
             Action::Proxy(upstream) => self.proxy(request, context, route, upstream),
+            Action::RedirectTo(to, status) => {
+                let location = edit_fields::fill(to, &context.values(&request));
+                redirected(redirect::location(&location, *status)?, path).map(Dispatch::Local)
+            }
+            Action::Deny => Err(Kind::Denied.into()),
             Action::Redirect(origin) => redirected(redirect::to(origin, request.target())?, path).map(Dispatch::Local),
             Action::Respond(fixed) => Ok(Dispatch::Local(fixed.answer())),
             Action::NotFound => Err(Kind::NoRoute.into()),
@@ -222,7 +252,7 @@ impl Generation {
         context: &mut RequestContext<'_>,
         found: &route::Site<Site, Route>,
     ) -> Result<Dispatch, ProxyError> {
-        match found.route("/") {
+        match found.route("/", |route| route.conditions.is_empty()) {
             Some(route) if route.kind == SiteKind::Http && route.strip.is_none() => match &route.action {
                 Action::Proxy(upstream) => self.proxy(request, context, route, upstream),
                 _ => Ok(Dispatch::Local(rescue::options())),
@@ -293,7 +323,15 @@ impl Generation {
         context.exchange.to_upstream(upstream.name(), route.kind);
         loop_detection::check(&request.fields)?;
         if let Some(prefix) = &route.strip {
-            strip_prefix(&mut request, prefix)?;
+            change_target(&mut request, |target| route::strip(target, prefix))?;
+        }
+        match &route.rewrite {
+            plan::Rewrite::Keep => {}
+            plan::Rewrite::AddPrefix(prefix) => change_target(&mut request, |target| [prefix, target].concat())?,
+            plan::Rewrite::Path(path) => change_target(&mut request, |target| {
+                let query = target.find('?').map_or("", |at| &target[at..]);
+                [path, query].concat()
+            })?,
         }
         limit::bound_body(&mut request, &route.max_body)?;
         let method = request.method.clone();
@@ -302,8 +340,12 @@ impl Generation {
         }
         let asked = route.compress.then(|| self.compress.request(&method, &mut request.fields));
         hop::request(&method, &mut request.fields, request.version);
+        let edits = route.request_fields.as_ref().map(|edits| edits.ready(&context.values(&request)));
         context.client.announce(&mut request.fields);
         loop_detection::announce(&mut request.fields);
+        if let Some(edits) = edits {
+            edits.apply(&mut request.fields);
+        }
         limit::bound_head(&request, route.kind)?;
         let observers = RequestObservers {
             interim: context.interim.take(),
@@ -362,6 +404,7 @@ impl Site {
             hsts: plan.hsts,
             well_known: plan.well_known.as_deref().map(WellKnown::new),
             stream: plan.stream.as_ref().map(forwarder),
+            response_fields: FieldEdits::new(plan.response_fields.clone()),
         }
     }
 }
@@ -387,8 +430,14 @@ fn stream_env(plan: &plan::Plan, env: &upstream::Env, metrics: &Metrics) -> stre
 }
 
 impl Route {
-    fn new(plan: &plan::Route, env: &upstream::Env) -> Self {
+    fn new(plan: &plan::Route, site: &plan::Site, env: &upstream::Env) -> Self {
+        let edits = |site: &[FieldEdit], own: &[FieldEdit]| FieldEdits::new([site, own].concat());
         Self {
+            conditions: plan.conditions.clone(),
+            rewrite: plan.rewrite.clone(),
+            cors: plan.cors,
+            request_fields: edits(&site.request_fields, &plan.request_fields),
+            response_fields: edits(&site.response_fields, &plan.response_fields),
             kind: plan.kind,
             access: plan.access.clone(),
             strip: (plan.strip_prefix && plan.prefix != "/").then(|| plan.prefix.clone()),
@@ -399,6 +448,8 @@ impl Route {
             action: match &plan.action {
                 plan::Action::Proxy(upstream) => Action::Proxy(Upstream::new(upstream, env)),
                 plan::Action::Redirect(origin) => Action::Redirect(origin.clone()),
+                plan::Action::RedirectTo { to, status } => Action::RedirectTo(to.clone(), *status),
+                plan::Action::Deny => Action::Deny,
                 plan::Action::Respond(fixed) => Action::Respond(Fixed::new(fixed)),
                 plan::Action::NotFound => Action::NotFound,
             },
@@ -432,6 +483,28 @@ struct RequestContext<'a> {
     hsts: bool,
     exchange: Exchange,
     interim: Option<Interim>,
+    /// What the site and the route change of the fields of the response.
+    edits: Option<ReadyEdits>,
+    cors: bool,
+}
+
+impl RequestContext<'_> {
+    /// What placeholders stand for.
+    fn values<'r>(&'r self, request: &'r Request) -> Values<'r> {
+        let host = request.fields.get(header::HOST).and_then(|host| host.to_str()).unwrap_or_default();
+        Values {
+            client_ip: self.client.ip,
+            scheme: &self.client.scheme,
+            host: bare_host(host),
+            request_id: self.client.id.as_str(),
+            path: request.uri.path(),
+            query: request.uri.query(),
+        }
+    }
+
+    fn edit(&mut self, edits: Option<&FieldEdits>, request: &Request) {
+        self.edits = edits.map(|edits| edits.ready(&self.values(request)));
+    }
 }
 
 /// The door of the road: what a connection calls for each of its requests.
@@ -467,6 +540,8 @@ impl serve::Handler for EdgeService {
             client,
             exchange,
             interim,
+            edits: None,
+            cors: false,
         };
         let step = road.walk(request, &mut context);
         async move {
@@ -497,6 +572,12 @@ fn finish(answer: Result<Response, ProxyError>, context: RequestContext<'_>) -> 
         // A user who reports it can name it, and the log knows the rest.
         response.fields.insert(X_REQUEST_ID, context.client.id.value());
     }
+    if context.cors {
+        cors::open(&mut response.fields);
+    }
+    if let Some(edits) = &context.edits {
+        edits.apply(&mut response.fields);
+    }
     if context.hsts {
         response_head::hsts(&mut response.fields, context.conn.tls.is_some());
     }
@@ -522,10 +603,22 @@ fn lk_jwt_preflight(answer: Result<Response, ProxyError>, client: Version) -> Re
     }
 }
 
-fn strip_prefix(request: &mut Request, prefix: &str) -> Result<(), ProxyError> {
-    let target = route::strip(request.target(), prefix);
-    let target =
-        Uri::try_from(target).map_err(|error| ProxyError::new(Kind::BadRequest("the target is no path"), error))?;
+/// How a route of the plan is compared with a path.
+fn matcher(route: &plan::Route) -> PathMatcher {
+    let of = |text: &str| match route.matching {
+        plan::Matching::Prefix => PathMatcher::Prefix(text.into()),
+        plan::Matching::Exact => PathMatcher::Exact(text.into()),
+        plan::Matching::Pattern => PathMatcher::pattern(text),
+    };
+    match route.action {
+        plan::Action::Deny => PathMatcher::any_spelling(&route.prefix, of),
+        _ => of(&route.prefix),
+    }
+}
+
+fn change_target(request: &mut Request, change: impl FnOnce(&str) -> String) -> Result<(), ProxyError> {
+    let target = Uri::try_from(change(request.target()))
+        .map_err(|error| ProxyError::new(Kind::BadRequest("the target is no path"), error))?;
     request.uri = target;
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::{
     clock::Clock,
     config::{
         self, Plan, Report, Severity,
-        plan::{AccessRule, Action, PathMatch, Route, Site, SiteTls, Stream, Verdict},
+        plan::{AccessRule, Action, Conditions, Matching, PathMatch, Route, Site, SiteTls, Stream, Verdict},
     },
 };
 
@@ -54,7 +54,7 @@ pub fn failed(report: &Report) -> serde_json::Value {
 }
 
 fn site_json(site: &Site) -> serde_json::Value {
-    let route = |route: &Route| serde_json::json!({ "prefix": route.prefix, "kind": route.kind.as_str(), "does": does(route), "open": open(route) });
+    let route = |route: &Route| serde_json::json!({ "prefix": matched(route), "kind": route.kind.as_str(), "does": does(route), "open": open(route) });
     serde_json::json!({
         "host": site.host.as_str(),
         "certificate": certificate(site),
@@ -94,7 +94,7 @@ fn words(plan: &Plan) -> String {
             }
         }
         for route in &site.routes {
-            lines.push(format!("  {:28} {}", route.prefix, does(route)));
+            lines.push(format!("  {:28} {}{}", matched(route), does(route), conditions(route)));
             if let Action::Proxy(_) = route.action
                 && route.access.iter().all(|rule| rule.path != PathMatch::Any)
             {
@@ -104,7 +104,11 @@ fn words(plan: &Plan) -> String {
         if let Some(stream) = &site.stream {
             lines.push(format!("  {:28} {}", "every connection", forwards(stream)));
             lines.push(format!("  {:28} ACME, else 404", "plain http"));
-        } else if !site.routes.iter().any(|route| route.prefix == "/") {
+        } else if !site
+            .routes
+            .iter()
+            .any(|route| route.prefix == "/" && route.matching == Matching::Prefix && route.conditions.is_empty())
+        {
             lines.push(format!("  {:28} 404", "everything else"));
         }
     }
@@ -175,6 +179,29 @@ fn forwards(stream: &Stream) -> String {
     format!("{} to {}{header}", stream.kind.as_str(), servers.join(", "))
 }
 
+/// The path of a route as the file has it.
+fn matched(route: &Route) -> String {
+    match route.matching {
+        Matching::Exact => format!("={}", route.prefix),
+        Matching::Pattern | Matching::Prefix => route.prefix.clone(),
+    }
+}
+
+/// What a request must meet besides its path.
+fn conditions(route: &Route) -> String {
+    let Conditions { methods, fields, from } = &route.conditions;
+    let or = |words: Vec<String>| words.join(" or ");
+    let mut all = Vec::new();
+    if !methods.is_empty() {
+        all.push(or(methods.iter().map(ToString::to_string).collect()));
+    }
+    all.extend(fields.iter().map(|(name, value)| format!("{name}: {value}")));
+    if !from.is_empty() {
+        all.push(format!("from {}", or(from.iter().map(ToString::to_string).collect())));
+    }
+    if all.is_empty() { String::new() } else { format!(", only {}", all.join(", ")) }
+}
+
 fn does(route: &Route) -> String {
     let stripped = if route.strip_prefix { ", prefix removed" } else { "" };
     match &route.action {
@@ -184,6 +211,8 @@ fn does(route: &Route) -> String {
         }
         Action::Redirect(origin) => format!("redirect to {origin}"),
         Action::Respond(answer) => format!("answers {}", answer.status.as_u16()),
+        Action::RedirectTo { to, status } => format!("redirect to {to} with {}", status.as_u16()),
+        Action::Deny => "denied, 403".into(),
         Action::NotFound => "404".into(),
     }
 }

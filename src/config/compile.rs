@@ -3,11 +3,12 @@
 use std::{net::SocketAddr, num::NonZeroUsize, ops::Range, sync::Arc, time::Duration};
 
 use super::{
+    edits::{self, FieldChange, FieldEdit},
     invisible, kind, loops,
     plan::{
         AccessRule, Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression,
-        Encoding, FixedAnswer, Kind, Limits, Listen, Log, Matrix, Plan, Route, RtcDocuments, RtcTransport, Server,
-        Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream, WellKnown,
+        Encoding, FixedAnswer, Kind, Limits, Listen, Log, Matching, Matrix, Plan, Rewrite, Route, RtcDocuments,
+        RtcTransport, Server, Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream, WellKnown,
     },
     raw::{self, Issuer, Raw, RtcService},
     tree::{At, Reader},
@@ -86,6 +87,8 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
             routes: routes(site, wants || may_be_server, transports.as_ref(), reader),
             hsts: site.hsts.as_ref().is_some_and(|hsts| hsts.value),
             stream: None,
+            request_fields: site.root.request_fields.clone(),
+            response_fields: response_fields(&site.root),
         });
     }
     if raw.sites.is_empty() && !raw.broken_sites {
@@ -141,6 +144,8 @@ fn stream_site(site: &raw::Site, raw: &super::stream::Stream, tls: SiteTls, read
         routes: Vec::new(),
         hsts: false,
         stream: Some(Stream { kind, upstream }),
+        request_fields: Vec::new(),
+        response_fields: Vec::new(),
     })
 }
 
@@ -442,8 +447,10 @@ fn routes(
     let mut spans: Vec<Range<usize>> = Vec::new();
     for raw in &site.routes {
         if let Some(route) = route(raw, transports, reader) {
-            if let Some(first) = routes.iter().position(|other| other.prefix == route.prefix) {
-                let message = format!("the route `{}` is defined twice", route.prefix);
+            // In a list the first match decides, so that one path may stand there with several conditions.
+            let same = |other: &Route| other.prefix == route.prefix && other.matching == route.matching;
+            if let Some(first) = routes.iter().position(same).filter(|_| !site.in_order) {
+                let message = format!("the route `{}` is defined twice", raw.prefix.value);
                 reader.error_twice(raw.prefix.span.clone(), spans[first].clone(), message);
             }
             routes.push(route);
@@ -451,7 +458,7 @@ fn routes(
         }
     }
     let root = &site.root;
-    let says_nothing = root.upstream.is_none() && root.redirect.is_none() && !root.broken;
+    let says_nothing = root.upstream.is_none() && root.redirect.is_none() && root.redirect_to.is_none() && !root.broken;
     match (says_nothing, kind_of(root)) {
         (true, Kind::Http) if !well_known && site.routes.is_empty() => {
             let help = "set upstream = \"http://…\" or redirect = \"https://…\"";
@@ -463,10 +470,21 @@ fn routes(
             let help = "set upstream = \"http://…\"";
             reader.error_with(span, format!("a site of kind `{}` needs an upstream", kind.as_str()), help);
         }
-        (false, _) => routes.extend(route(root, transports, reader)),
+        // What the site's own table says of fields is the site's, and holds for every route.
+        (false, _) => routes.extend(route(root, transports, reader).map(|root| Route {
+            request_fields: Vec::new(),
+            response_fields: Vec::new(),
+            ..root
+        })),
+    }
+    let cors = root.cors.as_ref().is_some_and(|cors| cors.value);
+    for (route, raw) in routes.iter_mut().zip(&site.routes) {
+        route.cors = raw.cors.as_ref().map_or(cors, |cors| cors.value);
     }
     routes.extend(root_twirp(&routes));
-    routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
+    if !site.in_order {
+        routes.sort_by_key(|route| (route.matching, std::cmp::Reverse(route.prefix.len())));
+    }
     routes
 }
 
@@ -484,7 +502,7 @@ fn root_twirp(routes: &[Route]) -> Option<Route> {
 }
 
 fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Reader<'_>) -> Option<Route> {
-    let prefix = prefix(raw, reader)?;
+    let (matching, prefix) = path(raw, reader)?;
     let kind = kind_of(raw);
     let action = action(raw, kind, reader)?;
     if let (Some(from), false) = (&raw.admin_from, kind == Kind::Synapse) {
@@ -501,9 +519,19 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     if !proxies {
         access = kind::access(Kind::Http, Vec::new());
     }
-    let strip_prefix = strips_prefix(raw, kind, &prefix, &access, reader);
+    if let (Some(strip), Matching::Pattern) = (raw.strip_prefix.as_ref().filter(|strip| strip.value), matching) {
+        let help = "use rewrite = \"/path\"";
+        reader.error_with(strip.span.clone(), "`strip_prefix` needs a prefix, and this route is a pattern", help);
+    }
+    let strip_prefix = matching != Matching::Pattern && strips_prefix(raw, kind, &prefix, &access, reader);
     Some(Route {
         prefix,
+        matching,
+        conditions: raw.conditions.clone(),
+        rewrite: rewrite(raw, proxies, reader),
+        request_fields: raw.request_fields.clone(),
+        response_fields: response_fields(raw),
+        cors: raw.cors.as_ref().is_some_and(|cors| cors.value),
         action,
         kind,
         access,
@@ -532,15 +560,62 @@ fn strips_prefix(raw: &raw::Route, kind: Kind, prefix: &str, access: &[AccessRul
     }
 }
 
-fn prefix(raw: &raw::Route, reader: &Reader<'_>) -> Option<String> {
+/// The fields that a site or a route changes in responses; the recommended ones first, so that an edit can change them.
+fn response_fields(raw: &raw::Route) -> Vec<FieldEdit> {
+    let security = raw.security_fields.as_ref().is_some_and(|security| security.value);
+    let recommended = security.then(edits::security).into_iter().flatten();
+    // Defaults come last: they ask what is there.
+    let (defaults, others): (Vec<_>, Vec<_>) =
+        raw.response_fields.iter().cloned().partition(|edit| matches!(edit.change, FieldChange::Default(_)));
+    others.into_iter().chain(defaults).chain(recommended).collect()
+}
+
+fn rewrite(raw: &raw::Route, proxies: bool, reader: &Reader<'_>) -> Rewrite {
+    let changes = [("add_prefix", &raw.add_prefix), ("rewrite", &raw.rewrite)];
+    for (key, at) in changes {
+        if let (Some(at), false) = (at, proxies) {
+            let help = "leave it away, or set upstream";
+            reader.error_with(
+                at.span.clone(),
+                format!("`{key}` changes what goes upstream, and nothing does here"),
+                help,
+            );
+        }
+    }
+    match (&raw.add_prefix, &raw.rewrite) {
+        (Some(_), Some(at)) => {
+            reader.error_with(
+                at.span.clone(),
+                "`rewrite` replaces the whole path, `add_prefix` keeps it",
+                "keep one of them",
+            );
+            Rewrite::Keep
+        }
+        (Some(prefix), None) => Rewrite::AddPrefix(prefix.value.trim_end_matches('/').to_owned()),
+        (None, Some(path)) => Rewrite::Path(path.value.clone()),
+        (None, None) => Rewrite::Keep,
+    }
+}
+
+fn path(raw: &raw::Route, reader: &Reader<'_>) -> Option<(Matching, String)> {
     let text = raw.prefix.value.as_str();
+    let exact = text.strip_prefix('=').map(str::trim_start);
+    let matching = match exact {
+        Some(_) => Matching::Exact,
+        None if text.contains('*') => Matching::Pattern,
+        None => Matching::Prefix,
+    };
+    let text = exact.unwrap_or(text);
     let problem = if let Some(what) = invisible::first(text) {
         Some((format!("the path contains an invisible character: {what}"), "delete it".to_owned()))
     } else if !text.starts_with('/') {
         Some(("a route begins with `/`".to_owned(), format!("write \"/{text}\"")))
-    } else if text.contains(['?', '#', '*', ' ']) {
-        let plain = text.split(['?', '#', '*', ' ']).next().unwrap_or_default();
-        Some(("a route is a plain path; it includes everything below".to_owned(), format!("write \"{plain}\"")))
+    } else if text.contains(['?', '#', ' ']) {
+        let plain = text.split(['?', '#', ' ']).next().unwrap_or_default();
+        Some(("a route is a path without a query".to_owned(), format!("write \"{plain}\"")))
+    } else if matching == Matching::Exact && text.contains('*') {
+        let help = format!("write \"{text}\"");
+        Some(("a path after `=` is compared as it is, without `*`".to_owned(), help))
     } else {
         None
     };
@@ -549,14 +624,17 @@ fn prefix(raw: &raw::Route, reader: &Reader<'_>) -> Option<String> {
             reader.error_with(raw.prefix.span.clone(), problem, help);
             None
         }
-        None if text == "/" => Some("/".to_owned()),
-        None => Some(text.trim_end_matches('/').to_owned()),
+        None if text == "/" || matching != Matching::Prefix => Some((matching, text.to_owned())),
+        None => Some((matching, text.trim_end_matches('/').to_owned())),
     }
 }
 
 fn action(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Action> {
     if raw.broken {
         return None;
+    }
+    if let Some(action) = redirect_or_deny(raw, kind, reader) {
+        return action;
     }
     match (&raw.upstream, &raw.redirect, &raw.respond) {
         (Some(upstream), None, None) => Some(Action::Proxy(upstream_plan(upstream))),
@@ -587,6 +665,26 @@ fn action(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Action> {
             None
         }
     }
+}
+
+/// The action of a route with `deny` or with a redirect that is more than an origin; `None` where it has neither.
+fn redirect_or_deny(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Option<Action>> {
+    let denies = raw.deny.as_ref().filter(|deny| deny.value);
+    let action = match (denies, &raw.redirect_to) {
+        (None, None) => return None,
+        (Some(_), None) => Action::Deny,
+        (_, Some(redirect)) => Action::RedirectTo { to: redirect.value.to.clone(), status: redirect.value.status },
+    };
+    let others = usize::from(raw.upstream.is_some())
+        + usize::from(raw.redirect.is_some())
+        + usize::from(raw.respond.is_some())
+        + usize::from(denies.is_some() && raw.redirect_to.is_some());
+    if others > 0 || (raw.kind.is_some() && kind != Kind::Http) {
+        let help = "keep one of upstream, redirect, respond and deny";
+        reader.error_with(raw.prefix.span.clone(), format!("`{}` can do only one thing", raw.prefix.value), help);
+        return Some(None);
+    }
+    Some(Some(action))
 }
 
 fn upstream_plan(raw: &At<raw::Upstream>) -> Upstream {

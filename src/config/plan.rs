@@ -13,8 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{StatusCode, Uri};
+use http::{HeaderName, Method, StatusCode, Uri};
 use ipnet::IpNet;
+
+use super::{edits::FieldEdit, template::Template};
 
 /// Everything that the edge does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -275,6 +277,10 @@ pub struct Site {
     pub hsts: bool,
     /// Where its connections go if they are not HTTP; then there are no routes and no documents.
     pub stream: Option<Stream>,
+    /// Changes of the fields of every request that goes upstream; those of a route follow.
+    pub request_fields: Vec<FieldEdit>,
+    /// Changes of the fields of every response; those of a route follow.
+    pub response_fields: Vec<FieldEdit>,
 }
 
 /// Where the certificate of a site comes from.
@@ -388,11 +394,23 @@ pub struct WellKnown {
     pub max_age: Duration,
 }
 
-/// What happens to requests under a path prefix.
+/// What happens to the requests that it matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// Whole segments, raw bytes, starting with `/`; without a trailing slash unless it is `/` itself.
+    /// The path as the file has it, raw bytes, starting with `/`; a prefix has no trailing slash unless it is `/` itself.
     pub prefix: String,
+    /// How `prefix` is compared with the path of a request.
+    pub matching: Matching,
+    /// What a request must meet besides its path; a request that does not goes to the next route that matches.
+    pub conditions: Conditions,
+    /// How the path is changed before it goes upstream.
+    pub rewrite: Rewrite,
+    /// Changes of the fields of a request before it goes upstream.
+    pub request_fields: Vec<FieldEdit>,
+    /// Changes of the fields of a response.
+    pub response_fields: Vec<FieldEdit>,
+    /// Whether every origin may read the responses, and preflights are answered.
+    pub cors: bool,
     /// What answers.
     pub action: Action,
     /// The preset that `access` and the defaults came from.
@@ -409,6 +427,47 @@ pub struct Route {
     pub rtc_transports: Option<Arc<RtcDocuments>>,
     /// Where a browser that asks for `/` is sent (308 to this origin), on a route that otherwise goes upstream.
     pub root_redirect: Option<String>,
+}
+
+/// How the path of a route is compared with the raw path of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Matching {
+    /// `"=/path"`: this path only.
+    Exact,
+    /// `"/a/*/b"`: each `*` stands for any bytes, slashes included, and for none.
+    Pattern,
+    /// `"/path"`: this path and everything below it, by whole segments.
+    Prefix,
+}
+
+/// What a request must meet besides its path. Empty lists ask for nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// One of these methods.
+    pub methods: Vec<Method>,
+    /// Each of these fields, with a value of this pattern (`*` is any bytes).
+    pub fields: Vec<(HeaderName, String)>,
+    /// A client in one of these networks.
+    pub from: Vec<IpNet>,
+}
+
+impl Conditions {
+    /// Whether nothing is asked for.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.methods.is_empty() && self.fields.is_empty() && self.from.is_empty()
+    }
+}
+
+/// How a path is changed before it goes upstream, after `strip_prefix`; the query stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rewrite {
+    /// Not at all.
+    Keep,
+    /// This is put before it.
+    AddPrefix(String),
+    /// This takes its place.
+    Path(String),
 }
 
 /// What a site or route is for; a preset of rules and limits.
@@ -444,8 +503,17 @@ pub enum Action {
     Proxy(Upstream),
     /// 308 to this origin (`https://host[:port]`, no trailing slash) with path and query kept.
     Redirect(String),
+    /// A redirect to wherever the template leads.
+    RedirectTo {
+        /// An absolute URL, or a path of this host.
+        to: Template,
+        /// 301, 302, 303, 307 or 308.
+        status: StatusCode,
+    },
     /// A fixed answer.
     Respond(FixedAnswer),
+    /// 403 for everything.
+    Deny,
     /// 404 for everything.
     NotFound,
 }

@@ -16,9 +16,11 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     acme::Acme,
+    edits::{self, FieldEdit},
+    matching,
     plan::{
-        Balance, ClientIpLog, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat, RtcTransport, Server,
-        StreamKind, TlsVersion,
+        Balance, ClientIpLog, Conditions, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat, RtcTransport,
+        Server, StreamKind, TlsVersion,
     },
     stream,
     tree::{At, Item, Problem, Reader, Section, boolean, integer, kind_of, list, one_or_more, parsed, string, word},
@@ -143,6 +145,8 @@ pub struct Site {
     pub hsts: Option<At<bool>>,
     /// What is said of a site whose connections are not HTTP; then `root` and `routes` say nothing.
     pub stream: Option<stream::Stream>,
+    /// Whether the routes are a list, which is tried in its order.
+    pub in_order: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,6 +165,15 @@ pub struct Route {
     pub kind: Option<At<Kind>>,
     pub upstream: Option<At<Upstream>>,
     pub redirect: Option<At<String>>,
+    pub redirect_to: Option<At<matching::RedirectTo>>,
+    pub deny: Option<At<bool>>,
+    pub conditions: Conditions,
+    pub add_prefix: Option<At<String>>,
+    pub rewrite: Option<At<String>>,
+    pub request_fields: Vec<FieldEdit>,
+    pub response_fields: Vec<FieldEdit>,
+    pub security_fields: Option<At<bool>>,
+    pub cors: Option<At<bool>>,
     pub respond: Option<At<Respond>>,
     pub strip_prefix: Option<At<bool>>,
     pub max_body: Bound<u64>,
@@ -178,6 +191,15 @@ impl Route {
             kind: None,
             upstream: None,
             redirect: None,
+            redirect_to: None,
+            deny: None,
+            conditions: Conditions::default(),
+            add_prefix: None,
+            rewrite: None,
+            request_fields: Vec::new(),
+            response_fields: Vec::new(),
+            security_fields: None,
+            cors: None,
             respond: None,
             strip_prefix: None,
             max_body: None,
@@ -442,7 +464,7 @@ fn sites(section: &Section<'_, '_, '_>) -> (Vec<Site>, bool) {
 }
 
 /// The keys of a site and of a route, any of which shows that a table is one.
-const SITE_KEYS: [&str; 12] = [
+const SITE_KEYS: [&str; 23] = [
     "kind",
     "upstream",
     "redirect",
@@ -455,6 +477,17 @@ const SITE_KEYS: [&str; 12] = [
     "admin_from",
     "strip_prefix",
     "respond",
+    "add_prefix",
+    "rewrite",
+    "methods",
+    "fields",
+    "from",
+    "deny",
+    "request_fields",
+    "response_fields",
+    "security_fields",
+    "cors",
+    "path",
 ];
 
 /// A site under its host name; or, where the name is without quotes, the sites that were meant: TOML reads
@@ -505,11 +538,23 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
         let stream = Some(stream::read(&section, kind));
         let tls = section.get("tls", |item| tls(item, &dir));
         section.finish();
-        return Site { host, root: Route::empty(root), routes: Vec::new(), well_known: None, tls, hsts: None, stream };
+        return Site {
+            host,
+            root: Route::empty(root),
+            routes: Vec::new(),
+            well_known: None,
+            tls,
+            hsts: None,
+            stream,
+            in_order: false,
+        };
     }
     let mut broken = false;
     let mut routes = Vec::new();
-    if let Some(table) = section.section("routes") {
+    let in_order = section.item("routes").is_some_and(|item| item.get_ref().is_array());
+    if in_order {
+        routes = routes_in_order(&section);
+    } else if let Some(table) = section.section("routes") {
         for (key, item) in table.entries() {
             match item.get_ref() {
                 DeValue::Table(inner) => {
@@ -536,7 +581,29 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
     root.admin_from = section.get("admin_from", list(parsed(value::network)));
     let (well_known, tls, hsts) = site_keys;
     section.finish();
-    Site { host, root, routes, well_known, tls, hsts, stream: None }
+    Site { host, root, routes, well_known, tls, hsts, stream: None, in_order }
+}
+
+/// `[[sites.HOST.routes]]`: each says its `path`.
+fn routes_in_order(section: &Section<'_, '_, '_>) -> Vec<Route> {
+    let Some(DeValue::Array(items)) = section.item("routes").map(|item| item.get_ref()) else { return Vec::new() };
+    let mut routes = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let DeValue::Table(inner) = item.get_ref() else {
+            section.reader.error(item.span(), format!("a route is a table, not {}", kind_of(item.get_ref())));
+            continue;
+        };
+        let name = format!("{}[{index}]", section.path("routes"));
+        let inner = Section::new(section.reader, name, inner, item.span());
+        let path = inner.get("path", |item| string(item).map(str::to_owned));
+        if inner.item("path").is_none() {
+            let help = "write it like path = \"/prefix\", path = \"=/exact\" or path = \"/a/*/b\"";
+            inner.reader.error_with(item.span(), "a route in a list needs a `path`", help);
+        }
+        let missing = At { value: "/".to_owned(), span: item.span() };
+        routes.push(route(inner, path.unwrap_or(missing)));
+    }
+    routes
 }
 
 fn tls(item: &Item<'_>, dir: &Path) -> Result<Tls, Problem> {
@@ -578,6 +645,22 @@ fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {
     route.strip_prefix = section.get("strip_prefix", boolean);
     route.respond = section.get("respond", respond);
     route.broken |= section.mentions("respond") && route.respond.is_none();
+    route.deny = section.get("deny", boolean);
+    route.add_prefix = section.get("add_prefix", parsed(matching::plain_path));
+    route.rewrite = section.get("rewrite", parsed(matching::plain_path));
+    route.conditions = Conditions {
+        methods: section.get("methods", one_or_more(parsed(matching::method))).map(|at| at.value).unwrap_or_default(),
+        fields: section.get("fields", matching::field_conditions).map(|at| at.value).unwrap_or_default(),
+        from: section.get("from", one_or_more(parsed(value::network))).map(|at| at.value).unwrap_or_default(),
+    };
+    // A condition that was not understood must not become a route for everyone.
+    route.broken |= [
+        ("methods", route.conditions.methods.is_empty()),
+        ("fields", route.conditions.fields.is_empty()),
+        ("from", route.conditions.from.is_empty()),
+    ]
+    .into_iter()
+    .any(|(key, is_empty)| is_empty && section.mentions(key));
     section.finish();
     route
 }
@@ -586,15 +669,29 @@ fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {
 fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
     let kind = section.get("kind", word(KINDS)).and_then(|kind| http_kind(section, kind));
     let upstream = upstream(section);
-    let redirect = section.get("redirect", parsed(value::origin));
+    let (redirect, redirect_to) = match section.item("redirect") {
+        Some(item) if matching::is_redirect_to(item) => (None, section.get("redirect", matching::redirect_to)),
+        _ => (section.get("redirect", parsed(value::origin)), None),
+    };
+    let edits =
+        |key, message| section.get(key, |item| edits::parse(item, message)).map(|at| at.value).unwrap_or_default();
     let broken = (section.mentions("kind") && kind.is_none())
         || (section.mentions("upstream") && upstream.is_none())
-        || (section.mentions("redirect") && redirect.is_none());
+        || (section.mentions("redirect") && redirect.is_none() && redirect_to.is_none());
     Route {
         prefix,
         kind,
         upstream,
         redirect,
+        redirect_to,
+        deny: None,
+        conditions: Conditions::default(),
+        add_prefix: None,
+        rewrite: None,
+        request_fields: edits("request_fields", edits::Message::Request),
+        response_fields: edits("response_fields", edits::Message::Response),
+        security_fields: section.get("security_fields", boolean),
+        cors: section.get("cors", boolean),
         respond: None,
         strip_prefix: None,
         max_body: section.get("max_body", parsed(value::size)),

@@ -39,6 +39,9 @@ enum Shape {
     Respond,
     Health,
     Routes,
+    Edits,
+    RedirectTo,
+    FieldConditions,
 }
 
 /// A table of the file.
@@ -53,8 +56,8 @@ const fn key(name: &'static str, shape: Shape, default: &'static str, doc: &'sta
 }
 
 use Shape::{
-    Certificates, Count, Directory, Free, Health, OneOrMore, Respond, Routes, Size, Span, Switch, Text, TextList, Tls,
-    Transports, Upstream, Words,
+    Certificates, Count, Directory, Edits, FieldConditions, Free, Health, OneOrMore, RedirectTo, Respond, Routes, Size,
+    Span, Switch, Text, TextList, Tls, Transports, Upstream, Words,
 };
 
 const KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http"]);
@@ -325,11 +328,16 @@ const SITE: &[Key] = &[
     ),
     key(
         "redirect",
-        Text,
+        RedirectTo,
         "none",
-        "Redirect (308) to this origin; path and query are kept. On a `synapse` site, only `/` is redirected.",
+        "Redirect (308) to this origin; path and query are kept. On a `synapse` site, only `/` is redirected. Or to a URL or a path with `{path}`, `{query}`, `{uri}` and `{host}`; `{ to, status }` selects 301, 302, 303, 307 or 308.",
     ),
-    key("routes", Routes, "none", "Routes by path prefix. Prefixes match whole segments; the longest wins."),
+    key(
+        "routes",
+        Routes,
+        "none",
+        "A table of routes by path: `\"/prefix\"` by whole segments, `\"=/exact\"`, or `\"/a/*/b\"`, where `*` is any bytes, slashes included. Exact comes before pattern before prefix, longer before shorter. Or a list of tables with `path`, of which the first that matches is used.",
+    ),
     key(
         "well_known",
         Switch,
@@ -345,6 +353,30 @@ const SITE: &[Key] = &[
     key("compress", Switch, "true", "Whether responses may be compressed."),
     key("max_body", Size, "by kind", "Largest request body; over it, 413."),
     key("hsts", Switch, "false", "Whether `Strict-Transport-Security` is sent (a year, this host)."),
+    key(
+        "request_fields",
+        Edits,
+        "none",
+        "Changes of request fields on the way upstream, for every route: `{ set = { \"X-Real-IP\" = \"{client_ip}\" }, add = { … }, default = { … }, remove = [\"X-Name\"] }`. Placeholders: `{client_ip}`, `{host}`, `{scheme}`, `{request_id}`.",
+    ),
+    key(
+        "response_fields",
+        Edits,
+        "none",
+        "The same for responses, redirects and errors included. `default` sets a field that the response does not have.",
+    ),
+    key(
+        "security_fields",
+        Switch,
+        "false",
+        "Whether responses get the fields that Element Web recommends, where they have none: `X-Frame-Options`, `X-Content-Type-Options`, `X-XSS-Protection`, `Content-Security-Policy`.",
+    ),
+    key(
+        "cors",
+        Switch,
+        "false",
+        "Whether every origin may read responses (`Access-Control-Allow-Origin: *`), and preflights are answered.",
+    ),
     key("admin_from", TextList, "[]", "Networks that may reach `/_synapse/admin/` on a `synapse` site."),
 ];
 
@@ -357,7 +389,32 @@ const ROUTE: &[Key] = &[
         "see kinds",
         "Whether the prefix is removed from the path before the request is forwarded.",
     ),
-    key("redirect", Text, "none", "Redirect (308) to this origin; path and query are kept."),
+    key("add_prefix", Text, "none", "Put before the path that is forwarded, after `strip_prefix`."),
+    key("rewrite", Text, "none", "The path that is forwarded in place of the request's; the query is kept."),
+    key(
+        "methods",
+        OneOrMore,
+        "all",
+        "Only requests with one of these methods; others go to the next route that matches.",
+    ),
+    key(
+        "fields",
+        FieldConditions,
+        "none",
+        "Only requests with all of these fields: `{ \"X-Name\" = \"value\" }`, `*` for any bytes, or `true` for any value.",
+    ),
+    key("from", OneOrMore, "all", "Only clients in one of these networks."),
+    key(
+        "deny",
+        Switch,
+        "false",
+        "403 for everything that the route matches, in any spelling of the path: percent-encoded, in upper case, with dot segments or repeated slashes.",
+    ),
+    key("redirect", RedirectTo, "none", "As for a site."),
+    key("request_fields", Edits, "none", "As for a site; applied after the site's."),
+    key("response_fields", Edits, "none", "As for a site; applied after the site's."),
+    key("security_fields", Switch, "false", "As for a site."),
+    key("cors", Switch, "that of the site", "As for a site."),
     key("respond", Respond, "none", "A fixed response: a text, or `{ status, content_type, body }`."),
     key("max_body", Size, "by kind", "As for a site."),
     key("compress", Switch, "true", "As for a site."),
@@ -441,8 +498,30 @@ fn shape(of: Shape) -> Value {
             table
         }
         Routes => {
-            json!({ "type": "object", "propertyNames": strict::paths(), "additionalProperties": object(ROUTE) })
+            let mut listed = object(ROUTE);
+            listed["properties"]["path"] = strict::paths();
+            listed["required"] = json!(["path"]);
+            json!({ "anyOf": [
+                { "type": "object", "propertyNames": strict::paths(), "additionalProperties": object(ROUTE) },
+                { "type": "array", "items": listed },
+            ] })
         }
+        Edits => {
+            let values = json!({ "type": "object", "additionalProperties": shape(OneOrMore) });
+            let parts = json!({ "set": values, "add": values, "default": values, "remove": shape(OneOrMore) });
+            json!({ "type": "object", "properties": parts, "additionalProperties": false })
+        }
+        RedirectTo => {
+            let parts = json!({ "to": { "type": "string" }, "status": { "enum": [301, 302, 303, 307, 308] } });
+            json!({ "anyOf": [
+                { "type": "string" },
+                { "type": "object", "properties": parts, "required": ["to"], "additionalProperties": false },
+            ] })
+        }
+        FieldConditions => json!({
+            "type": "object",
+            "additionalProperties": { "anyOf": [{ "type": "string" }, { "const": true }] },
+        }),
     }
 }
 
@@ -470,9 +549,10 @@ pub fn right_form(section: &str, key: &str, found: &DeValue<'_>) -> Option<Strin
         match (known.name, known.shape) {
             ("email", _) => "\"admin@example.org\"".into(),
             ("server_name", _) => "\"example.org\"".into(),
-            ("homeserver" | "redirect", _) => "\"https://matrix.example.org\"".into(),
+            ("homeserver", _) => "\"https://matrix.example.org\"".into(),
             ("rtc_service", _) => "\"https://jwt.matrixrtc.example.org\"".into(),
             ("federation", _) => "\"matrix.example.org:443\"".into(),
+            ("methods", _) => "[\"GET\"]".into(),
             ("path", _) => "\"/health\"".into(),
             ("servers", _) => "[\"http://synapse:8008\"]".into(),
             (_, Text) => "\"…\"".into(),
@@ -488,6 +568,9 @@ pub fn right_form(section: &str, key: &str, found: &DeValue<'_>) -> Option<Strin
             (_, Health) => "{ path = \"/health\" }".into(),
             (_, Routes) => "{ \"/path\" = { upstream = \"http://…\" } }".into(),
             (_, Free) => "{ \"key\" = \"value\" }".into(),
+            (_, Edits) => "{ set = { \"X-Name\" = \"value\" } }".into(),
+            (_, RedirectTo) => "\"https://example.org{uri}\"".into(),
+            (_, FieldConditions) => "{ \"X-Name\" = \"value\" }".into(),
         }
     };
     let text = match found {
@@ -526,6 +609,7 @@ fn keys_of(section: &str) -> Option<&'static [Key]> {
     match (inner, section.contains(".routes.\"")) {
         (".upstream", _) => Some(UPSTREAM),
         (".upstream.health", _) => Some(HEALTH),
+        (inner, _) if inner.starts_with(".routes[") => Some(ROUTE),
         ("", true) => Some(ROUTE),
         ("", false) if section.starts_with("sites.\"") => Some(SITE),
         _ => None,
@@ -589,7 +673,7 @@ pub fn markdown() -> String {
         table(&format!("`[{}]`", section.name), section.doc, section.keys);
     }
     table("`[sites.\"HOST\"]`", "One table per host name.", SITE);
-    table("`[sites.\"HOST\".routes]`", "`\"/prefix\" = { … }`", ROUTE);
+    table("`[sites.\"HOST\".routes]`", "`\"/path\" = { … }`, or in a list, each with its `path`.", ROUTE);
     table("upstream as a table", "`upstream = { servers = [\"…\"], … }`", UPSTREAM);
     table("health as a table", "`health = { path = \"/health\", … }`", HEALTH);
     out + &kinds()

@@ -21,11 +21,13 @@ pub fn refine(key: &str, mut schema: Value) -> Value {
     let words = |words: &[&str]| Some(json!({ "enum": words }));
     let constraint = match key {
         "http" | "https" => text(r"(\[[0-9A-Fa-f:.]+\]|[0-9.]*):[0-9]{1,5}"),
-        "proxy_protocol" | "trusted_proxies" | "admin_from" => text(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?"),
+        "proxy_protocol" | "trusted_proxies" | "admin_from" | "from" => text(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?"),
         "email" => text(&format!("(mailto:)?[^@ ,]+@{LABEL}(\\.{LABEL})+")),
         "server_name" | "federation" => text(&format!("{}(:[0-9]{{1,5}})?", host())),
         "homeserver" | "rtc_service" => text(&format!("https?://{}(/[^?#]*)?", authority())),
-        "redirect" => text(&format!("https?://{}/?", authority())),
+        "redirect" => text("(https?:/)?/[^ ]*"),
+        "add_prefix" | "rewrite" => text("/[^?# ]*"),
+        "methods" => text("[!#$%&'*+.^_`|~0-9A-Z-]+"),
         "directory" => text(&format!("letsencrypt|letsencrypt-staging|zerossl|https?://{}(/.*)?", authority())),
         "upstream" | "servers" => text(&format!("(https?|tcp)://{}/?|unix:(//)?/.*", authority())),
         "challenges" => words(&["tls-alpn-01", "http-01", "dns-01", "dns-persist-01"]),
@@ -81,7 +83,7 @@ pub fn host_names() -> Value {
 
 /// Paths of routes, as keys.
 pub fn paths() -> Value {
-    json!({ "anyOf": [{ "pattern": "^/[^?#* ]*$" }, { "pattern": VARIABLE }] })
+    json!({ "anyOf": [{ "pattern": "^(=|= +)?/[^?# ]*$" }, { "pattern": VARIABLE }] })
 }
 
 /// A string whose value is only known with the environment.

@@ -62,6 +62,14 @@ impl Problem {
         self
     }
 
+    /// Several problems of one value as one; `None` where there are none.
+    pub fn all(problems: Vec<Self>) -> Option<Self> {
+        let mut problems = problems.into_iter();
+        let mut first = problems.next()?;
+        first.also.extend(problems);
+        Some(first)
+    }
+
     /// As one line, for a value that is not from a file.
     pub fn in_words(self) -> String {
         match self.help {
@@ -321,14 +329,7 @@ pub fn list<'i, T>(
                     Err(problem) => bad.push(problem.at(item.span())),
                 }
             }
-            let mut bad = bad.into_iter();
-            match bad.next() {
-                None => Ok(good),
-                Some(mut first) => {
-                    first.also.extend(bad);
-                    Err(first)
-                }
-            }
+            Problem::all(bad).map_or(Ok(good), Err)
         }
         _ => Err(Problem::wrong_type("a list", item)),
     }

@@ -37,6 +37,34 @@ pub fn lk_jwt_preflight() -> Response {
     ])
 }
 
+/// Whether a request is the preflight of a browser (Fetch, "CORS-preflight request").
+#[must_use]
+pub fn is_preflight(method: &http::Method, fields: &Fields) -> bool {
+    *method == http::Method::OPTIONS
+        && fields.contains(header::ORIGIN)
+        && fields.contains(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// The answer to a preflight on a route with `cors = true`: what it asks for is allowed, without credentials.
+#[must_use]
+pub fn route_preflight(asked: &Fields) -> Response {
+    let mut response = Response::of(StatusCode::NO_CONTENT);
+    let fields = &mut response.fields;
+    open(fields);
+    for (ask, answer) in [
+        (header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_ALLOW_METHODS),
+        (header::ACCESS_CONTROL_REQUEST_HEADERS, header::ACCESS_CONTROL_ALLOW_HEADERS),
+    ] {
+        if let Some(value) = asked.get(&ask) {
+            fields.append(answer, value);
+        }
+    }
+    fields.append(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+    let vary = Value::from_static("Access-Control-Request-Method, Access-Control-Request-Headers");
+    fields.append(header::VARY, vary);
+    response
+}
+
 /// Whether an upstream's answer to OPTIONS would satisfy a browser.
 #[must_use]
 pub fn is_preflight_answer(status: StatusCode, fields: &Fields) -> bool {

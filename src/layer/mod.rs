@@ -11,7 +11,9 @@
 pub mod access;
 pub mod access_log;
 pub mod compress;
+pub mod conditions;
 pub mod cors;
+pub mod edit_fields;
 pub mod forwarded;
 pub mod hop;
 pub mod limit;

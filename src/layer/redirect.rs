@@ -21,6 +21,18 @@ pub fn to(origin: &str, path_and_query: &str) -> Result<Response, ProxyError> {
     Ok(response)
 }
 
+/// The answer that sends a client to a URL or a path of this host.
+///
+/// # Errors
+/// The location cannot stand in a field.
+pub fn location(location: &str, status: StatusCode) -> Result<Response, ProxyError> {
+    let location = Value::new(location.as_bytes())
+        .map_err(|error| ProxyError::new(Kind::BadRequest("the target cannot be a location"), error))?;
+    let mut response = Response::of(status);
+    response.fields.insert(header::LOCATION, location);
+    Ok(response)
+}
+
 /// The https origin of a host, with the port where it is not the usual one.
 #[must_use]
 pub fn https_origin(host: &str, public_port: u16) -> String {

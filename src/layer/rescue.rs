@@ -101,6 +101,7 @@ const fn errcode(kind: Kind) -> &'static str {
     match kind {
         Kind::NoRoute | Kind::MethodNotAllowed | Kind::Misdirected => "M_UNRECOGNIZED",
         Kind::BodyTooLarge => "M_TOO_LARGE",
+        Kind::Denied => "M_FORBIDDEN",
         _ => "M_UNKNOWN",
     }
 }

@@ -6,11 +6,11 @@ mod host;
 mod path;
 
 pub use host::bare_host;
-pub use path::{is_under, strip};
+pub use path::{PathMatcher, is_like, strip};
 
 use std::collections::BTreeMap;
 
-/// Sites by host name or wildcard, each with its routes by path prefix.
+/// Sites by host name or wildcard, each with its routes by path.
 #[derive(Debug)]
 pub struct Router<S, R> {
     /// Ordered and not hashed: a handful of names are compared sooner than one is hashed against attackers (750
@@ -25,17 +25,13 @@ pub struct Router<S, R> {
 pub struct Site<S, R> {
     /// What is the same for all of its routes.
     pub site: S,
-    routes: Vec<(Box<str>, R)>,
+    routes: Vec<(PathMatcher, R)>,
 }
 
 impl<S, R> Router<S, R> {
-    /// A table of sites. Hosts are lower case, without a trailing dot; prefixes are whole segments.
-    pub fn new(sites: impl IntoIterator<Item = (Box<str>, S, Vec<(Box<str>, R)>)>) -> Self {
-        let hosts = sites.into_iter().map(|(host, site, mut routes)| {
-            // Longest first, so that the first match is the answer.
-            routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-            (host, Site { site, routes })
-        });
+    /// A table of sites. Hosts are lower case, without a trailing dot; routes are tried in their order.
+    pub fn new(sites: impl IntoIterator<Item = (Box<str>, S, Vec<(PathMatcher, R)>)>) -> Self {
+        let hosts = sites.into_iter().map(|(host, site, routes)| (host, Site { site, routes }));
         let hosts: BTreeMap<Box<str>, _> = hosts.collect();
         Self { has_wildcards: hosts.keys().any(|host| host.starts_with("*.")), hosts }
     }
@@ -70,15 +66,15 @@ impl<S, R> Router<S, R> {
 }
 
 impl<S, R> Site<S, R> {
-    /// The route with the longest prefix of whole segments, on the raw path.
+    /// The first route that matches the raw path and accepts the rest of the request.
     #[must_use]
-    pub fn route(&self, path: &str) -> Option<&R> {
-        self.routes.iter().find(|(prefix, _)| is_under(path, prefix)).map(|(_, route)| route)
+    pub fn route(&self, path: &str, accepts: impl Fn(&R) -> bool) -> Option<&R> {
+        self.routes.iter().find(|(matcher, route)| matcher.matches(path) && accepts(route)).map(|(_, route)| route)
     }
 
-    /// All routes with their prefixes, the longest first.
-    pub fn routes(&self) -> impl Iterator<Item = (&str, &R)> {
-        self.routes.iter().map(|(prefix, route)| (&**prefix, route))
+    /// All routes with what they match, in their order.
+    pub fn routes(&self) -> impl Iterator<Item = (&PathMatcher, &R)> {
+        self.routes.iter().map(|(matcher, route)| (matcher, route))
     }
 }
 
@@ -87,12 +83,13 @@ mod tests {
     use super::*;
 
     fn router() -> Router<&'static str, &'static str> {
-        let routes = |list: &[(&str, &'static str)]| list.iter().map(|(p, r)| ((*p).into(), *r)).collect();
+        let prefix = |text: &str| PathMatcher::Prefix(text.into());
+        let routes = |list: &[(&str, &'static str)]| list.iter().map(|(p, r)| (prefix(p), *r)).collect();
         Router::new([
             (
                 "matrix.example.org".into(),
                 "hs",
-                routes(&[("/", "synapse"), ("/livekit/jwt", "jwt"), ("/livekit", "lk")]),
+                routes(&[("/livekit/jwt", "jwt"), ("/livekit", "lk"), ("/", "synapse")]),
             ),
             ("example.org".into(), "apex", routes(&[("/only", "only")])),
         ])
@@ -112,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_wildcard_stands_for_one_label_and_an_exact_name_wins() {
-        let site = |host: &str, name| (host.into(), name, Vec::<(Box<str>, ())>::new());
+        let site = |host: &str, name| (host.into(), name, Vec::<(PathMatcher, ())>::new());
         let router = Router::new([site("*.example.org", "wild"), site("a.example.org", "exact")]);
         let found = |host| router.site(host).map(|found| found.site);
         assert_eq!(found("a.example.org"), Some("exact"));
@@ -123,9 +120,9 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_prefix_of_whole_segments_wins() {
+    fn prefixes_match_whole_segments() {
         let router = router();
-        let route = |path| router.site("matrix.example.org").unwrap().route(path).copied();
+        let route = |path| router.site("matrix.example.org").unwrap().route(path, |_| true).copied();
         assert_eq!(route("/"), Some("synapse"));
         assert_eq!(route("/livekit"), Some("lk"));
         assert_eq!(route("/livekit/jwt"), Some("jwt"));
@@ -140,8 +137,9 @@ mod tests {
     fn a_site_without_a_root_route_has_holes() {
         let router = router();
         let site = router.site("example.org").unwrap();
-        assert_eq!(site.route("/only/x"), Some(&"only"));
-        assert_eq!(site.route("/"), None);
-        assert_eq!(site.route("*"), None);
+        assert_eq!(site.route("/only/x", |_| true), Some(&"only"));
+        assert_eq!(site.route("/only/x", |_| false), None);
+        assert_eq!(site.route("/", |_| true), None);
+        assert_eq!(site.route("*", |_| true), None);
     }
 }

@@ -9,6 +9,95 @@ pub fn is_under(path: &str, prefix: &str) -> bool {
     }
 }
 
+/// A condition on a raw path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatcher {
+    /// This path and everything below it, by whole segments.
+    Prefix(Box<str>),
+    /// This path only.
+    Exact(Box<str>),
+    /// What stands between the stars, in order: each star is any bytes, slashes included, and none.
+    Pattern(Box<[Box<str>]>),
+    /// A condition on the path as a service may read it: see [`spelled_out`]. What closes paths has to close each of their
+    /// spellings.
+    AnySpelling(Box<Self>),
+}
+
+impl PathMatcher {
+    /// A pattern with at least one `*`.
+    #[must_use]
+    pub fn pattern(text: &str) -> Self {
+        Self::Pattern(text.split('*').map(Into::into).collect())
+    }
+
+    /// The same condition for every spelling of a path; `of` makes it of its own text.
+    #[must_use]
+    pub fn any_spelling(text: &str, of: impl FnOnce(&str) -> Self) -> Self {
+        Self::AnySpelling(Box::new(of(&spelled_out(text))))
+    }
+
+    /// Whether the path meets it.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Prefix(prefix) => is_under(path, prefix),
+            Self::Exact(exact) => path == &**exact,
+            Self::Pattern(pieces) => matches_pieces(path.as_bytes(), pieces),
+            Self::AnySpelling(matcher) => path.starts_with('/') && matcher.matches(&spelled_out(path)),
+        }
+    }
+}
+
+impl std::fmt::Display for PathMatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Prefix(path) | Self::Exact(path) => f.write_str(path),
+            Self::Pattern(pieces) => f.write_str(&pieces.join("*")),
+            Self::AnySpelling(matcher) => matcher.fmt(f),
+        }
+    }
+}
+
+/// A path as the most lenient service reads it: percent-decoded, in lower case, without dot segments and repeated slashes.
+/// Bytes that are no UTF-8 become U+FFFD.
+#[must_use]
+pub fn spelled_out(path: &str) -> String {
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy().to_lowercase();
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in decoded.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            segment => segments.push(segment),
+        }
+    }
+    let end = if decoded.ends_with('/') || decoded.ends_with("/.") || decoded.ends_with("/..") { "/" } else { "" };
+    if segments.is_empty() { "/".to_owned() } else { format!("/{}{end}", segments.join("/")) }
+}
+
+/// Whether a text fits a pattern in which `*` is any bytes.
+#[must_use]
+pub fn is_like(text: &[u8], pattern: &str) -> bool {
+    let pieces: Vec<Box<str>> = pattern.split('*').map(Into::into).collect();
+    matches_pieces(text, &pieces)
+}
+
+/// Each piece in order, the first at the start and the last at the end. Taking the first place where a piece fits is
+/// enough, and takes time in proportion to the text for each piece.
+fn matches_pieces(text: &[u8], pieces: &[Box<str>]) -> bool {
+    let [first, middle @ .., last] = pieces else { return pieces.first().is_some_and(|only| text == only.as_bytes()) };
+    let Some(mut rest) = text.strip_prefix(first.as_bytes()) else { return false };
+    for piece in middle {
+        match memchr::memmem::find(rest, piece.as_bytes()) {
+            Some(at) => rest = &rest[at + piece.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last.as_bytes())
+}
+
 /// The target with `prefix` taken off its path; query bytes stay. `/livekit/sfu?x` becomes `/?x`.
 #[must_use]
 pub fn strip(target: &str, prefix: &str) -> String {
@@ -19,6 +108,42 @@ pub fn strip(target: &str, prefix: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_star_is_any_bytes() {
+        let like = |path, pattern| PathMatcher::pattern(pattern).matches(path);
+        for path in ["/_matrix/client/r0/login", "/_matrix/client/a/b/login", "/_matrix/client//login"] {
+            assert!(like(path, "/_matrix/client/*/login"), "{path}");
+        }
+        for path in ["/_matrix/client/login", "/_matrix/client/r0/login/x", "/x/_matrix/client/r0/login", ""] {
+            assert!(!like(path, "/_matrix/client/*/login"), "{path}");
+        }
+        assert!(like("/a/b/a/c", "/a*/a*c") && like("/a", "/a*") && like("/ab", "/*b") && !like("/aba", "*ab"));
+        // The first piece and the last may not share bytes.
+        assert!(!like("/aba", "/ab*ba") && like("/abba", "/ab*ba"));
+    }
+
+    #[test]
+    fn what_closes_a_path_closes_each_of_its_spellings() {
+        let prefix = PathMatcher::any_spelling("/Admin", |text| PathMatcher::Prefix(text.into()));
+        for path in [
+            "/Admin",
+            "/admin/x",
+            "/%61dmin",
+            "//admin",
+            "/./admin/",
+            "/x/../ADMIN/y",
+            "/x/%2e%2e%2fadmin",
+            "/a/..//admin",
+        ] {
+            assert!(prefix.matches(path), "{path}");
+        }
+        for path in ["/", "/administrator", "/x/admin", "/%2561dmin", "*", "/admin/.."] {
+            assert!(!prefix.matches(path), "{path}");
+        }
+        let exact = PathMatcher::any_spelling("/a/", |text| PathMatcher::Exact(text.into()));
+        assert!(exact.matches("/a/") && exact.matches("/a/b/..") && !exact.matches("/a") && !exact.matches("/a/b"));
+    }
 
     #[test]
     fn stripping_leaves_every_other_byte() {

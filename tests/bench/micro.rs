@@ -18,7 +18,7 @@ use vestibule::{
     conn::ConnInfo,
     layer::{compress, forwarded::Client, hop},
     message::{Fields, Value},
-    route::Router,
+    route::{PathMatcher, Router},
     wire::{self, HeadLimits},
 };
 
@@ -86,12 +86,15 @@ fn forwarded_fields(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn router(bencher: Bencher<'_, '_>) {
     let routes = |n: usize| {
-        ["/", "/livekit/jwt", "/livekit/sfu", "/_matrix"].map(|prefix| (prefix.into(), n)).into_iter().collect()
+        ["/", "/livekit/jwt", "/livekit/sfu", "/_matrix"]
+            .map(|prefix| (PathMatcher::Prefix(prefix.into()), n))
+            .into_iter()
+            .collect()
     };
     let router = Router::new((0..100).map(|n| (format!("host-{n}.example.org").into(), n, routes(n))));
     bencher.bench(|| {
         let site = router.site(black_box("Host-42.example.org:443"));
-        site.and_then(|site| site.route(black_box("/_matrix/client/v3/sync")))
+        site.and_then(|site| site.route(black_box("/_matrix/client/v3/sync"), |_| true))
     });
 }
 
