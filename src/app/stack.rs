@@ -440,7 +440,7 @@ impl Route {
             response_fields: edits(&site.response_fields, &plan.response_fields),
             kind: plan.kind,
             access: plan.access.clone(),
-            strip: (plan.strip_prefix && plan.prefix != "/").then(|| plan.prefix.clone()),
+            strip: plan.stripped().map(str::to_owned),
             max_body: plan.max_body.clone(),
             compress: plan.compress,
             transports: plan.rtc_transports.clone().map(|ours| Arc::new(RtcTransports::new(ours))),

@@ -331,7 +331,8 @@ fn host_of(server_name: &str) -> &str {
 }
 
 fn documents(matrix: &Matrix, raw: Option<&raw::Matrix>) -> Arc<WellKnown> {
-    let max_age = raw.and_then(|raw| raw.well_known_max_age.as_ref()).map_or(WELL_KNOWN_AGE, |age| age.value);
+    let max_age =
+        raw.and_then(|raw| raw.well_known_max_age.as_ref()).map_or(WELL_KNOWN_AGE, |age| age.value.unwrap_or_default());
     Arc::new(WellKnown {
         client: Some(well_known::client(matrix, raw.and_then(|raw| raw.client.as_ref()))),
         server: Some(well_known::server(matrix, raw.and_then(|raw| raw.server.as_ref()))),
@@ -519,11 +520,15 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     if !proxies {
         access = kind::access(Kind::Http, Vec::new());
     }
-    if let (Some(strip), Matching::Pattern) = (raw.strip_prefix.as_ref().filter(|strip| strip.value), matching) {
+    let has_prefix = matching != Matching::Pattern || prefix.find('*') == Some(prefix.len() - 1);
+    if let (Some(strip), false) = (raw.strip_prefix.as_ref().filter(|strip| strip.value), has_prefix) {
         let help = "use rewrite = \"/path\"";
-        reader.error_with(strip.span.clone(), "`strip_prefix` needs a prefix, and this route is a pattern", help);
+        reader.error_with(strip.span.clone(), "`strip_prefix` needs a path or one with its only `*` at the end", help);
     }
-    let strip_prefix = matching != Matching::Pattern && strips_prefix(raw, kind, &prefix, &access, reader);
+    let strip_prefix = match matching {
+        Matching::Pattern => has_prefix && raw.strip_prefix.as_ref().is_some_and(|strip| strip.value),
+        Matching::Exact | Matching::Prefix => strips_prefix(raw, kind, &prefix, &access, reader),
+    };
     Some(Route {
         prefix,
         matching,

@@ -390,7 +390,7 @@ pub struct WellKnown {
     pub server: Option<Bytes>,
     /// `/.well-known/matrix/support`.
     pub support: Option<Bytes>,
-    /// `Cache-Control: public, max-age`, in whole seconds.
+    /// `Cache-Control: public, max-age`, in whole seconds; zero is `no-store`.
     pub max_age: Duration,
 }
 
@@ -427,6 +427,15 @@ pub struct Route {
     pub rtc_transports: Option<Arc<RtcDocuments>>,
     /// Where a browser that asks for `/` is sent (308 to this origin), on a route that otherwise goes upstream.
     pub root_redirect: Option<String>,
+}
+
+impl Route {
+    /// What is taken off the path before it goes upstream.
+    #[must_use]
+    pub fn stripped(&self) -> Option<&str> {
+        let prefix = self.prefix.trim_end_matches('*').trim_end_matches('/');
+        Some(prefix).filter(|prefix| self.strip_prefix && !prefix.is_empty())
+    }
 }
 
 /// How the path of a route is compared with the raw path of a request.

@@ -171,7 +171,12 @@ const TABLES: &[Table] = &[
                 "URL of the MatrixRTC authorisation service; or `{ url = \"wss://…\", livekit_service_url = \"https://…\" }`, at least one of them, where `url` is the SFU's `LIVEKIT_URL` to the letter; or a list of these in order of preference.",
             ),
             key("federation", Text, "the homeserver's host with its port", "`m.server`; always written with a port."),
-            key("well_known_max_age", Span, "\"1h\"", "`Cache-Control: public, max-age` of the documents."),
+            key(
+                "well_known_max_age",
+                Span,
+                "\"1h\"",
+                "`Cache-Control: public, max-age` of the documents; `off` is `no-store`.",
+            ),
             key(
                 "rtc_transports",
                 Words(&["fill", "pass"]),

@@ -41,8 +41,8 @@ pub fn refine(key: &str, mut schema: Value) -> Value {
         constrain(&mut schema, &constraint);
     }
     match key {
-        // A process that never ends, a document that is never fresh, a dial without a bound.
-        "drain" | "well_known_max_age" | "connect_timeout" | "interval" => never_off(&mut schema),
+        // A process that never ends, a dial without a bound.
+        "drain" | "connect_timeout" | "interval" => never_off(&mut schema),
         "header_bytes" | "request_target" => never_off(&mut schema),
         _ => {}
     }

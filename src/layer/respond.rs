@@ -83,7 +83,8 @@ impl Document {
             let mut say = |name, text: String| {
                 fields.insert(name, Value::new(text.as_bytes()).expect("digits are a valid value"));
             };
-            say(header::CACHE_CONTROL, format!("public, max-age={max_age}"));
+            let age = if max_age == 0 { "no-store".into() } else { format!("public, max-age={max_age}") };
+            say(header::CACHE_CONTROL, age);
             say(header::ETAG, etag(&suffix));
             fields.insert(header::CONTENT_TYPE, JSON);
             fields.insert_number(header::CONTENT_LENGTH, body.len());

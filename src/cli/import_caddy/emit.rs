@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 
 use super::{
     lexer::{ENV, ENV_DEFAULT, ENV_END},
-    model::{Action, Site, TargetConfig, Upstream},
+    model::{Action, Edit, Route, Site, TargetConfig, Upstream},
+    write_routes,
 };
 use crate::config::plan::Kind;
 
@@ -32,6 +33,9 @@ pub fn write(name: &str, model: &TargetConfig, matrix: &Matrix) -> String {
             text += &format!("{key} = {value}\n");
         }
         let documents = &model.documents;
+        if let Some(age) = &documents.max_age {
+            text += &format!("well_known_max_age = {age}\n");
+        }
         for (table, members) in
             [("client", &documents.client), ("server", &documents.server), ("support", &documents.support)]
         {
@@ -60,36 +64,109 @@ fn site_table(site: &Site) -> String {
             }
             text += &format!("upstream = {}\n", upstream(server));
         }
-        Some(Action::Redirect(origin)) => text += &format!("redirect = {}\n", quote(origin)),
-        Some(Action::Respond { .. }) | None => {}
-    }
-    if let Some(front) = &site.front {
-        text += &format!("redirect = {}\n", quote(front));
+        Some(other) => text += &format!("{}\n", action(other)),
+        None => {}
     }
     for (key, value) in [("tls", &site.tls), ("max_body", &site.max_body)] {
         if let Some(value) = value {
             text += &format!("{key} = {value}\n");
         }
     }
-    for key in [("hsts", site.hsts), ("well_known", site.well_known)].iter().filter(|key| key.1) {
-        text += &format!("{} = true\n", key.0);
+    if site.hsts {
+        text += "hsts = true\n";
     }
-    let everything = site.root.as_ref().filter(|root| matches!(root, Action::Respond { .. }));
-    if everything.is_some() || !site.routes.is_empty() {
-        text += &format!("[sites.{host}.routes]\n");
+    if let Some(well_known) = site.well_known {
+        text += &format!("well_known = {well_known}\n");
     }
-    for route in &site.routes {
-        let strip = if route.strip { ", strip_prefix = true" } else { "" };
-        text += &format!("{} = {{ {}{strip} }}\n", quote(&route.prefix), action(&route.action));
+    for (key, list) in [("request_fields", &site.request_fields), ("response_fields", &site.response_fields)] {
+        if !list.is_empty() {
+            text += &format!("{key} = {}\n", edits(list));
+        }
     }
-    everything.map(|root| text.clone() + &format!("\"/\" = {{ {} }}\n", action(root))).unwrap_or(text)
+    if write_routes::fits_a_table(&site.routes) {
+        if !site.routes.is_empty() {
+            text += &format!("[sites.{host}.routes]\n");
+        }
+        for route in &site.routes {
+            text += &format!("{} = {{ {} }}\n", quote(&route.prefix), keys(route).join(", "));
+        }
+    } else {
+        for route in &site.routes {
+            text += &format!("[[sites.{host}.routes]]\npath = {}\n{}\n", quote(&route.prefix), keys(route).join("\n"));
+        }
+    }
+    text
+}
+
+/// The keys of a route, each with its value.
+fn keys(route: &Route) -> Vec<String> {
+    let mut keys = Vec::new();
+    for (key, values) in [("methods", &route.methods), ("from", &route.from)] {
+        if !values.is_empty() {
+            keys.push(format!("{key} = {}", list(values)));
+        }
+    }
+    if !route.fields.is_empty() {
+        let pairs: Vec<_> =
+            route.fields.iter().map(|(name, value)| format!("{} = {}", quote(name), quote(value))).collect();
+        keys.push(format!("fields = {{ {} }}", pairs.join(", ")));
+    }
+    keys.push(action(&route.action));
+    if route.strip {
+        keys.push("strip_prefix = true".into());
+    }
+    for (key, value) in [("add_prefix", &route.add_prefix), ("rewrite", &route.rewrite)] {
+        keys.extend(value.as_ref().map(|value| format!("{key} = {}", quote(value))));
+    }
+    keys.extend(route.max_body.as_ref().map(|size| format!("max_body = {size}")));
+    for (key, list) in [("request_fields", &route.request_fields), ("response_fields", &route.response_fields)] {
+        if !list.is_empty() {
+            keys.push(format!("{key} = {}", edits(list)));
+        }
+    }
+    keys
+}
+
+/// Changes of fields, in the order in which they are applied.
+fn edits(edits: &[Edit]) -> String {
+    let mut parts = Vec::new();
+    for how in ["set", "add", "default"] {
+        let mut names: Vec<&str> = Vec::new();
+        for edit in edits.iter().filter(|edit| edit.how == how) {
+            if !names.iter().any(|name| name.eq_ignore_ascii_case(&edit.name)) {
+                names.push(&edit.name);
+            }
+        }
+        let pair = |name: &&str| {
+            let values = edits.iter().filter(|edit| edit.how == how && edit.name.eq_ignore_ascii_case(name));
+            let values: Vec<_> = values.map(|edit| edit.value.clone()).collect();
+            let value = if let [one] = values.as_slice() { quote(one) } else { list(&values) };
+            format!("{} = {value}", quote(name))
+        };
+        if !names.is_empty() {
+            parts.push(format!("{how} = {{ {} }}", names.iter().map(pair).collect::<Vec<_>>().join(", ")));
+        }
+    }
+    let removed: Vec<_> = edits.iter().filter(|edit| edit.how == "remove").map(|edit| edit.name.clone()).collect();
+    if !removed.is_empty() {
+        parts.push(format!("remove = {}", list(&removed)));
+    }
+    format!("{{ {} }}", parts.join(", "))
 }
 
 fn action(action: &Action) -> String {
     match action {
         Action::Proxy(Kind::Http, server) => format!("upstream = {}", upstream(server)),
         Action::Proxy(kind, server) => format!("kind = {}, upstream = {}", quote(kind.as_str()), upstream(server)),
-        Action::Redirect(origin) => format!("redirect = {}", quote(origin)),
+        Action::Redirect { to, status } => match (status, to.strip_suffix("{uri}")) {
+            (308, Some(origin)) if origin.matches('/').count() == 2 && !origin.contains('{') => {
+                format!("redirect = {}", quote(origin))
+            }
+            (308, _) => format!("redirect = {{ to = {} }}", quote(to)),
+            _ => format!("redirect = {{ to = {}, status = {status} }}", quote(to)),
+        },
+        Action::Deny => "deny = true".into(),
+        Action::Nothing => "respond = { status = 404 }".into(),
         Action::Respond { status: 200, content_type: None, body } => format!("respond = {}", quote(body)),
         Action::Respond { status, content_type, body } => {
             let content_type =

@@ -147,10 +147,11 @@ impl Lexer<'_> {
     }
 }
 
-/// `{$NAME}` and `{$NAME:default}` into our own marks.
+/// `{$NAME}`, `{$NAME:default}` and `{env.NAME}` into our own marks.
 fn variables(text: &str) -> String {
+    let text = text.replace("{env.", "{$");
     let mut out = String::new();
-    let mut rest = text;
+    let mut rest = &*text;
     while let Some(at) = rest.find("{$") {
         let (before, after) = rest.split_at(at);
         out.push_str(before);

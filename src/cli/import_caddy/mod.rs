@@ -1,22 +1,28 @@
 //! `vestibule import-caddy`: a Caddyfile as our TOML, with everything that was wrong in it and everything that was lost.
 //!
 //! ```text
-//! text > lexer (words) > parser (sites, snippets filled in) > translate (routes, by Caddy's order) > settle > emit
+//! text > lexer (words) > parser (sites, snippets filled in) > rules (Caddy's order and matchers) > sites (our routes) > settle > emit
 //! ```
 //!
 //! All of it but the command itself is a pure function of the text.
 
+mod conditions;
 mod data;
 mod emit;
+mod fields;
+mod kinds;
 mod lexer;
-mod matcher;
 mod model;
 mod options;
+mod order;
 mod parser;
 mod proxy;
+mod rules;
 mod settle;
-mod translate;
+mod sites;
+mod terminal;
 mod well_known;
+mod write_routes;
 
 use std::{env, fmt, fs, path::PathBuf, process::ExitCode};
 
@@ -176,8 +182,9 @@ fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported
     let mut remarks = std::mem::take(&mut file.remarks);
     let ports = options::read(&file.options, &mut model, &mut remarks);
     for site in &file.sites {
-        translate::site(site, ports, &mut model, &mut remarks);
+        sites::site(site, ports, &mut model, &mut remarks);
     }
+    kinds::of_documents(&mut model, &mut remarks);
     if file.sites.is_empty() && remarks.is_empty() {
         remarks.push(Remark::lost(1, "there is no site in this file"));
     }

@@ -13,6 +13,8 @@ pub struct TargetConfig {
     pub http: Vec<u16>,
     /// Ports of all others.
     pub https: Vec<u16>,
+    /// `default_bind`: the addresses that are listened on.
+    pub bind: Vec<String>,
     /// The sites, in the order of the file.
     pub sites: Vec<Site>,
     /// What the well-known documents said.
@@ -46,6 +48,8 @@ pub struct Documents {
     pub server: Map<String, Value>,
     /// The whole document.
     pub support: Map<String, Value>,
+    /// For how long they may be kept, as TOML.
+    pub max_age: Option<String>,
     /// Hosts that served `server`, then those that served `client`.
     pub hosts: (Vec<String>, Vec<String>),
 }
@@ -57,11 +61,11 @@ pub struct Site {
     pub host: String,
     /// Its line.
     pub line: usize,
+    /// Its port, where it is not the usual one.
+    pub port: Option<u16>,
     /// What everything gets that no route takes.
     pub root: Option<Action>,
-    /// Where a browser goes that comes to `/` of a homeserver.
-    pub front: Option<String>,
-    /// Longer prefixes.
+    /// Its routes, the first that matches first.
     pub routes: Vec<Route>,
     /// Its own `tls` as TOML.
     pub tls: Option<String>,
@@ -69,19 +73,41 @@ pub struct Site {
     pub hsts: bool,
     /// The bound on bodies, as TOML.
     pub max_body: Option<String>,
-    /// It serves the documents, although it is neither the server name nor the homeserver.
-    pub well_known: bool,
+    /// Changes of the fields of every request.
+    pub request_fields: Vec<Edit>,
+    /// Changes of the fields of every response.
+    pub response_fields: Vec<Edit>,
+    /// Whether it serves the documents: `None` as it is by default.
+    pub well_known: Option<bool>,
 }
 
 /// A route of a site.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// Its prefix.
+    /// Its path, as our file has it.
     pub prefix: String,
+    /// Its line in the Caddyfile.
+    pub line: usize,
+    /// One of these methods.
+    pub methods: Vec<String>,
+    /// All of these fields.
+    pub fields: Vec<(String, String)>,
+    /// A client in one of these networks.
+    pub from: Vec<String>,
     /// What it does.
     pub action: Action,
     /// Whether the prefix is taken off.
     pub strip: bool,
+    /// `add_prefix`.
+    pub add_prefix: Option<String>,
+    /// `rewrite`.
+    pub rewrite: Option<String>,
+    /// The bound on bodies, as TOML.
+    pub max_body: Option<String>,
+    /// Changes of the fields of a request.
+    pub request_fields: Vec<Edit>,
+    /// Changes of the fields of a response.
+    pub response_fields: Vec<Edit>,
 }
 
 /// What happens to a request.
@@ -89,8 +115,13 @@ pub struct Route {
 pub enum Action {
     /// It is passed on.
     Proxy(Kind, Upstream),
-    /// It is sent to another origin.
-    Redirect(String),
+    /// It is sent elsewhere, to a target as our file has it.
+    Redirect {
+        /// Where to.
+        to: String,
+        /// The status.
+        status: u16,
+    },
     /// It gets this answer.
     Respond {
         /// The status.
@@ -100,6 +131,21 @@ pub enum Action {
         /// The body.
         body: String,
     },
+    /// It is refused.
+    Deny,
+    /// Nothing answers it.
+    Nothing,
+}
+
+/// A change of a field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// What happens: `set`, `add`, `default` or `remove`.
+    pub how: &'static str,
+    /// The name.
+    pub name: String,
+    /// The value, as our file has it.
+    pub value: String,
 }
 
 /// Where requests are passed on to; durations as we write them.
@@ -111,4 +157,8 @@ pub struct Upstream {
     pub keys: Vec<(&'static str, String)>,
     /// `health`.
     pub health: Vec<(&'static str, String)>,
+    /// `header_up`, until it is that of a rule.
+    pub request_fields: Vec<Edit>,
+    /// `header_down`, until it is that of a rule.
+    pub response_fields: Vec<Edit>,
 }

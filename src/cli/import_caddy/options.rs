@@ -40,6 +40,7 @@ pub fn read(options: &[Directive], model: &mut TargetConfig, remarks: &mut Vec<R
             "http_port" => ports.http = value.parse().unwrap_or(80),
             "https_port" => ports.https = value.parse().unwrap_or(443),
             "local_certs" => drop(model.set("tls", "certificates", quote("internal"))),
+            "default_bind" => model.bind = line.args.iter().map(|token| token.text.clone()).collect(),
             "debug" => drop(model.set("log", "level", quote("debug"))),
             "grace_period" => {
                 if let Some(duration) = seconds(value) {
@@ -106,7 +107,7 @@ fn directory(url: &str) -> String {
 fn server(line: &Directive, model: &mut TargetConfig, remarks: &mut Vec<Remark>) {
     match line.name.as_str() {
         "trusted_proxies" if first(line) == "static" => {
-            model.set("listen", "trusted_proxies", networks(&line.args[1..]));
+            model.set("listen", "trusted_proxies", list(&networks(&line.args[1..])));
         }
         "listener_wrappers" => {
             for wrapper in line.block.iter().flatten() {
@@ -114,7 +115,7 @@ fn server(line: &Directive, model: &mut TargetConfig, remarks: &mut Vec<Remark>)
                 match (wrapper.name.as_str(), allowed) {
                     ("tls", _) => {}
                     ("proxy_protocol", Some(allowed)) => {
-                        model.set("listen", "proxy_protocol", networks(&allowed.args));
+                        model.set("listen", "proxy_protocol", list(&networks(&allowed.args)));
                     }
                     (other, _) => remarks.push(Remark::lost(wrapper.line, format!("the listener wrapper `{other}`"))),
                 }
@@ -137,7 +138,8 @@ fn server(line: &Directive, model: &mut TargetConfig, remarks: &mut Vec<Remark>)
     }
 }
 
-fn networks(args: &[Token]) -> String {
+/// Networks, with `private_ranges` spelled out.
+pub fn networks(args: &[Token]) -> Vec<String> {
     let mut all = Vec::new();
     for token in args {
         if token.text == "private_ranges" {
@@ -146,7 +148,7 @@ fn networks(args: &[Token]) -> String {
             all.push(token.text.clone());
         }
     }
-    list(&all)
+    all
 }
 
 /// `tls` of a site.
@@ -186,8 +188,12 @@ pub fn tls(line: &Directive, site: &mut Site, model: &mut TargetConfig, remarks:
             | "propagation_delay"
             | "propagation_timeout"
             | "dns_ttl" => {
-                let text = format!("`{}`: certificates are ordered by HTTP-01 and TLS-ALPN-01 only", line.name);
-                remarks.push(Remark::lost(line.line, text));
+                let text = format!(
+                    "`{}`: certificates are ordered by HTTP-01 and TLS-ALPN-01, which need port 80 or 443; where nothing \
+                     reaches them, write acme.dns",
+                    line.name
+                );
+                remarks.push(Remark::note(line.line, text));
             }
             other => remarks.push(Remark::lost(line.line, format!("`{other}` of `tls`"))),
         }

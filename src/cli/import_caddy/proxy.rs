@@ -1,19 +1,16 @@
-//! `reverse_proxy`: its servers and subdirectives, and what kind of service stands behind it.
+//! `reverse_proxy`: its servers and subdirectives.
 
 use super::{
     Remark,
     emit::quote,
+    fields,
     lexer::{ENV, Token},
     model::Upstream,
     parser::Directive,
 };
-use crate::config::plan::Kind;
 
 /// The paths of lk-jwt-service.
 pub const JWT_PATHS: [&str; 5] = ["/sfu/get", "/get_token", "/delegate_delayed_leave", "/sfu_webhook", "/healthz"];
-
-/// The paths of LiveKit at its root.
-pub const SFU_PATHS: [&str; 3] = ["/rtc", "/twirp", "/settings"];
 
 /// No service has more servers in one line.
 const MAX_SERVERS: u16 = 64;
@@ -70,14 +67,13 @@ impl Proxy<'_> {
                 _ if servers < 2 => {}
                 other => self.lost(line, format!("`lb_policy {other}`: servers are chosen by the fewest requests")),
             },
-            "header_up" => self.header_up(line, first),
-            "header_down" => {
-                let field = first.trim_start_matches(['+', '-', '?', '>']);
-                if field.to_ascii_lowercase().starts_with("access-control-") {
-                    let text = format!("`{field}` is left to the service: a second one would be refused by browsers");
-                    self.remarks.push(Remark::note(line.line, text));
+            "header_up" | "header_down" => {
+                let values: Vec<_> = line.args.iter().skip(1).map(|token| token.text.clone()).collect();
+                let name = first.trim_end_matches(':');
+                if line.name == "header_up" {
+                    self.upstream.request_fields.extend(fields::request_edit(line.line, name, &values, self.remarks));
                 } else {
-                    self.lost(line, format!("`header_down {first}`"));
+                    self.upstream.response_fields.extend(fields::response_edit(line.line, name, &values, self.remarks));
                 }
             }
             "transport" if first == "http" => line.block.iter().flatten().for_each(|line| self.transport(line)),
@@ -147,26 +143,6 @@ impl Proxy<'_> {
                 self.lost(line, "`tls_insecure_skip_verify`: certificates of upstreams are always checked".into());
             }
             other => self.lost(line, format!("`{other}` of `transport http`")),
-        }
-    }
-
-    /// What proxies usually have to be told to say, we say.
-    fn header_up(&mut self, line: &Directive, first: &str) {
-        let field = first.to_ascii_lowercase();
-        let value = line.args.get(1).map_or("", |token| token.text.as_str());
-        let ours = match field.trim_start_matches('+') {
-            "host" => ["{host}", "{hostport}", "{http.request.host}", "{http.request.hostport}"].contains(&value),
-            "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "x-forwarded-port"
-            | "x-forwarded-server" | "x-real-ip" | "forwarded" => {
-                value.is_empty() || value.starts_with('{') || value == "https"
-            }
-            "connection" | "upgrade" | "sec-websocket-key" | "sec-websocket-version" => true,
-            "-x-forwarded-host" | "-x-forwarded-proto" | "-x-forwarded-for" => false,
-            "-proxy" | "-forwarded" | "-x-real-ip" | "-cf-connecting-ip" | "-true-client-ip" => true,
-            _ => false,
-        };
-        if !ours {
-            self.lost(line, format!("`header_up {first}`"));
         }
     }
 
@@ -240,29 +216,6 @@ fn addresses(text: &str, tls: bool) -> Option<Vec<String>> {
     let (from, to): (u16, u16) = (from.parse().ok()?, to.parse().ok()?);
     (from <= to && to - from < MAX_SERVERS)
         .then(|| (from..=to).map(|port| format!("{scheme}://{host}:{port}")).collect())
-}
-
-/// What kind of service this is, by its name, its port, and what it is asked for.
-pub fn kind(upstream: &Upstream, site: &str, patterns: &[String]) -> Kind {
-    let servers = upstream.servers.join(" ").to_ascii_lowercase();
-    let names = |words: &[&str]| words.iter().any(|word| servers.contains(word));
-    let port = |port: &str| upstream.servers.iter().any(|server| server.ends_with(port));
-    let all_under = |prefixes: &[&str]| {
-        !patterns.is_empty() && patterns.iter().all(|path| prefixes.iter().any(|prefix| path.starts_with(prefix)))
-    };
-    if names(&["jwt"]) {
-        Kind::LkJwt
-    } else if names(&["livekit", "sfu"]) || port(":7880") {
-        Kind::Livekit
-    } else if names(&["synapse"]) || port(":8008") || all_under(&["/_matrix", "/_synapse"]) {
-        Kind::Synapse
-    } else if (port(":8080") && (site.contains("jwt") || patterns.iter().any(|path| path.contains("jwt"))))
-        || all_under(&JWT_PATHS)
-    {
-        Kind::LkJwt
-    } else {
-        Kind::Http
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::{
     emit::{Matrix, list, quote},
     model::{Action, Site, TargetConfig},
     options::Ports,
+    write_routes::plain_of,
 };
 use crate::config::plan::Kind;
 
@@ -20,13 +21,21 @@ pub fn settle(model: &mut TargetConfig, ports: Ports, remarks: &mut Vec<Remark>)
     let server_name = matrix.iter().find(|(key, _)| *key == "server_name").map(|(_, value)| value.clone());
     for site in &mut model.sites {
         // These serve the documents by themselves.
-        site.well_known &= !is_homeserver(site) && Some(quote(&site.host)) != server_name && server_name.is_some();
+        let by_default = server_name.is_some() && (is_homeserver(site) || Some(quote(&site.host)) == server_name);
+        site.well_known = site.well_known.filter(|serves| *serves != by_default && server_name.is_some());
     }
     matrix
 }
 
 fn listen(model: &mut TargetConfig, ports: Ports) {
-    let any = |ports: &[u16]| list(&ports.iter().map(|port| format!("[::]:{port}")).collect::<Vec<_>>());
+    let bind = if model.bind.is_empty() { vec!["::".to_owned()] } else { std::mem::take(&mut model.bind) };
+    let is_any = bind == ["::"];
+    let any = |ports: &[u16]| {
+        let address = |host: &String, port: &u16| {
+            if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        };
+        list(&ports.iter().flat_map(|port| bind.iter().map(move |host| address(host, port))).collect::<Vec<_>>())
+    };
     let mut http = std::mem::take(&mut model.http);
     if !http.contains(&ports.http) {
         http.insert(0, ports.http);
@@ -37,10 +46,10 @@ fn listen(model: &mut TargetConfig, ports: Ports) {
     }
     https.sort_by_key(|port| *port != ports.https);
     let mut keys = Vec::new();
-    if http != [80] {
+    if http != [80] || !is_any {
         keys.push(("listen", "http", any(&http)));
     }
-    if https != [443] {
+    if https != [443] || !is_any {
         keys.push(("listen", "https", any(&https)));
     }
     // A port in the addresses of the sites is one that clients see; `https_port` is not.
@@ -53,8 +62,8 @@ fn listen(model: &mut TargetConfig, ports: Ports) {
 /// Every site needs something to serve: where Caddy had an empty answer, we have one.
 fn serve_something(model: &mut TargetConfig) {
     for site in &mut model.sites {
-        if site.root.is_none() && site.routes.is_empty() && !site.well_known {
-            site.root = Some(Action::Respond { status: 404, content_type: None, body: String::new() });
+        if site.root.is_none() && site.routes.is_empty() && site.well_known != Some(true) {
+            site.routes.push(plain_of("/".into(), site.line, Action::Nothing));
         }
     }
 }
@@ -137,11 +146,22 @@ fn jwt_places(model: &TargetConfig) -> Vec<(String, String)> {
 /// The host that serves the documents and is not the homeserver; else what the homeserver's name suggests.
 fn server_name(model: &TargetConfig, homeserver: &str, remarks: &mut Vec<Remark>) -> String {
     let (server, client) = &model.documents.hosts;
-    let others = server.iter().chain(client);
-    if let Some(host) =
-        others.clone().find(|host| *host != homeserver && model.sites.iter().any(|site| site.host == **host))
-    {
-        return host.clone();
+    let candidates: Vec<&String> = server
+        .iter()
+        .chain(client)
+        .filter(|host| *host != homeserver && model.sites.iter().any(|site| site.host == **host))
+        .collect();
+    // `www` stands for the name itself.
+    let bare = candidates
+        .iter()
+        .find(|host| host.strip_prefix("www.").is_some_and(|bare| candidates.iter().any(|other| *other == bare)));
+    let bare = bare.and_then(|www| candidates.iter().find(|host| Some(host.as_str()) == www.strip_prefix("www.")));
+    if let Some(host) = bare.or_else(|| candidates.first()) {
+        if bare.is_some() {
+            let line = model.sites.iter().find(|site| site.host == **host).map_or(1, |site| site.line);
+            remarks.push(Remark::note(line, format!("`matrix.server_name` is taken to be {host}, and not its `www`")));
+        }
+        return (*host).clone();
     }
     let line = model.sites.iter().find(|site| site.host == homeserver).map_or(1, |site| site.line);
     let shorter = LABELS

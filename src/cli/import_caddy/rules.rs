@@ -1,0 +1,492 @@
+//! The directives of a block as a list of rules, of which the first that matches a request decides: what Caddy's tree of
+//! routes does, without the tree.
+
+use super::{
+    Remark,
+    conditions::{self, Base, Conditions, Matcher, Named},
+    fields,
+    model::{Action, Edit},
+    order,
+    parser::Directive,
+    proxy, terminal,
+};
+use crate::config::plan::Kind;
+
+/// A site with more rules than this was not written by a person.
+const MAX_RULES: usize = 2_000;
+
+/// What happens to the requests that meet some conditions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The conditions.
+    pub when: Conditions,
+    /// What happens.
+    pub action: Action,
+    /// How the path is changed.
+    pub base: Base,
+    /// What else is changed.
+    pub changes: Changes,
+    /// The line.
+    pub line: usize,
+}
+
+/// What is changed of a request and its response.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Fields of the request.
+    pub request: Vec<Edit>,
+    /// Fields of the response.
+    pub response: Vec<Edit>,
+    /// The bound on bodies, as TOML.
+    pub max_body: Option<String>,
+    /// Why nobody may come: the line and what could not be carried.
+    pub closed: Option<(usize, String)>,
+}
+
+/// One change, and the requests that it is for.
+#[derive(Debug, Clone)]
+struct Change {
+    when: Vec<Conditions>,
+    unless: Vec<Conditions>,
+    what: What,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    Request(Edit),
+    Response(Edit),
+    MaxBody(Option<String>),
+    Close(usize, String),
+}
+
+/// What earlier directives have done.
+#[derive(Debug, Clone, Default)]
+struct State {
+    base: Base,
+    changes: Vec<Change>,
+}
+
+/// Reads the blocks of one site.
+pub struct Reader<'r> {
+    /// Its host.
+    pub host: &'r str,
+    /// Whether it is a site of plain HTTP.
+    pub plain: bool,
+    /// What there is to say.
+    pub remarks: &'r mut Vec<Remark>,
+    /// Answers behind a directive that takes every request, which are never reached.
+    pub unreached: Vec<(Rule, usize)>,
+    /// The lines that made a rule.
+    pub reached: Vec<usize>,
+    /// What there is to say of the others.
+    pub not_reached: Vec<Remark>,
+    count: usize,
+}
+
+/// The requests that a directive is for: the first of these, unless the others.
+type Scope = (Vec<Conditions>, Vec<Conditions>);
+
+impl<'r> Reader<'r> {
+    /// A reader for a host.
+    pub const fn new(host: &'r str, plain: bool, remarks: &'r mut Vec<Remark>) -> Self {
+        Self { host, plain, remarks, unreached: Vec::new(), reached: Vec::new(), not_reached: Vec::new(), count: 0 }
+    }
+
+    /// The rules of a site.
+    pub fn site(&mut self, body: &[Directive]) -> Vec<Rule> {
+        let named = conditions::scope(body, &Named::new());
+        self.sequence(&order::sorted(body, &named), &named, State::default(), &Conditions::default())
+    }
+
+    fn lost(&mut self, line: &Directive, text: impl Into<String>) {
+        self.remarks.push(Remark::lost(line.line, text));
+    }
+
+    fn sequence(&mut self, steps: &[&Directive], named: &Named, mut state: State, within: &Conditions) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for (at, line) in steps.iter().enumerate() {
+            let rest = &steps[at + 1..];
+            if let Some(by) = ending(&rules, within).map(|rule: &Rule| rule.line) {
+                self.never_reached(&steps[at..], named, &state, by);
+                break;
+            }
+            if self.count > MAX_RULES {
+                self.lost(line, "this and what follows: the site has too many cases to be written out");
+                break;
+            }
+            let (matcher, args) = conditions::of(line, named);
+            match order::name(line) {
+                "header" | "request_header" | "request_body" | "basic_auth" | "forward_auth" => {
+                    self.change(line, &matcher, args, &mut state, within);
+                }
+                "uri" | "rewrite" => {
+                    rules.extend(self.rewritten(line, &matcher, args, rest, named, &mut state, within));
+                }
+                "handle" | "route" => rules.extend(self.enclosed(line, &matcher, rest, named, &state, within)),
+                name if terminal::IS.contains(&name) => {
+                    let Some((when, unless)) = self.scope(line, &matcher, &state, within) else { continue };
+                    rules.extend(self.excluded(&unless, rest, named, &state));
+                    let Some(action) = self.action(line, args) else { continue };
+                    for when in when {
+                        self.emit(when, &action, line.line, &state, 0, Changes::default(), &mut rules);
+                    }
+                }
+                name => self.other(line, name),
+            }
+        }
+        rules
+    }
+
+    /// What a terminal directive does.
+    fn action(&mut self, line: &Directive, args: &[super::lexer::Token]) -> Option<Action> {
+        terminal::read(line, args, self.host, self.plain, self.remarks)
+    }
+
+    /// Directives that end no request and are of no use without others.
+    fn other(&mut self, line: &Directive, name: &str) {
+        match name {
+            // Compression is there by itself; `root` and `try_files` are of use to `file_server` only.
+            "encode" | "log_skip" | "log_name" | "log_append" | "root" | "try_files" | "vars" | "tls" | "bind" => {}
+            "log" => {}
+            other => self.lost(line, format!("`{other}`")),
+        }
+    }
+
+    /// The requests that a directive is for; `None` where it is for none, or for some that cannot be told.
+    fn scope(&mut self, line: &Directive, matcher: &Matcher, state: &State, within: &Conditions) -> Option<Scope> {
+        let candidates = matcher.within(self.host, self.plain, &state.base)?;
+        let (mut when, mut unless) = (Vec::new(), Vec::new());
+        for candidate in &candidates {
+            match candidate.and(within) {
+                Ok(both) => when.extend(both),
+                Err(why) => self.lost(line, format!("`{}` for {why}", line.name)),
+            }
+        }
+        for not in &matcher.nots {
+            let Some(excluded) = not.within(self.host, self.plain, &state.base) else { continue };
+            for excluded in excluded {
+                for one in &when {
+                    match excluded.and(one) {
+                        Ok(both) => unless.extend(both),
+                        Err(why) => self.lost(line, format!("`{}` but not for {why}", line.name)),
+                    }
+                }
+            }
+        }
+        when.retain(|one| !unless.iter().any(|excluded| excluded.covers(one)));
+        if let Some(condition) = &matcher.unknown {
+            self.lost(line, format!("`{}` under the condition {condition}{}", line.name, self.closing(line)));
+            // What protects is kept for everyone who may be meant.
+            return (!self.closing(line).is_empty()).then_some((when, Vec::new()));
+        }
+        (!when.is_empty()).then_some((when, unless))
+    }
+
+    /// What is said of a directive that protects, when its condition is not known.
+    fn closing(&self, line: &Directive) -> &'static str {
+        let status = line.args.iter().find_map(|token| token.text.parse::<u16>().ok());
+        let protects = match order::name(line) {
+            "abort" | "basic_auth" | "forward_auth" => true,
+            "respond" | "error" => status.is_some_and(|status| status >= 400),
+            _ => false,
+        };
+        if protects { ": it is CLOSED TO ALL here; write a route with `from`, `methods` or `fields`" } else { "" }
+    }
+
+    /// What the rest of a block does with the requests that a directive leaves out.
+    fn excluded(&mut self, unless: &[Conditions], rest: &[&Directive], named: &Named, state: &State) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for when in unless {
+            let inner = self.sequence(rest, named, state.clone(), when);
+            rules.extend(Self::closed_off(inner, when));
+        }
+        rules
+    }
+
+    /// Rules that leave nothing of `when` to those that follow.
+    fn closed_off(mut rules: Vec<Rule>, when: &Conditions) -> Vec<Rule> {
+        if ending(&rules, when).is_none() {
+            let changes = Changes::default();
+            rules.push(Rule { when: when.clone(), action: Action::Nothing, base: Base::Same, changes, line: 0 });
+        }
+        rules
+    }
+
+    fn enclosed(
+        &mut self,
+        line: &Directive,
+        matcher: &Matcher,
+        rest: &[&Directive],
+        named: &Named,
+        state: &State,
+        within: &Conditions,
+    ) -> Vec<Rule> {
+        let Some((when, unless)) = self.scope(line, matcher, state, within) else { return Vec::new() };
+        self.reached.push(line.line);
+        let mut rules = self.excluded(&unless, rest, named, state);
+        let block = line.block.as_deref().unwrap_or_default();
+        let inner_named = conditions::scope(block, named);
+        let steps: Vec<&Directive> = match line.name.as_str() {
+            "route" => block.iter().filter(|line| !line.name.starts_with('@')).collect(),
+            _ => order::sorted(block, &inner_named),
+        };
+        for when in when {
+            let mut inner_state = state.clone();
+            if line.name == "handle_path" {
+                let taken = matcher.single_path().unwrap_or_default().trim_end_matches('*').trim_end_matches('/');
+                inner_state.base = strip(&state.base, taken).unwrap_or_default();
+            }
+            let mut inner = self.sequence(&steps, &inner_named, inner_state, &when);
+            if line.name == "route" {
+                rules.extend(inner);
+                continue;
+            }
+            // Of the handles one takes the request; what follows them may still answer it.
+            if ending(&inner, &when).is_none() {
+                let others: Vec<_> = rest.iter().copied().filter(|line| order::name(line) != "handle").collect();
+                inner.extend(self.sequence(&others, named, state.clone(), &when));
+            }
+            rules.extend(Self::closed_off(inner, &when));
+        }
+        rules
+    }
+
+    /// Takes in a directive that changes fields, bounds bodies, or asks who comes.
+    fn change(
+        &mut self,
+        line: &Directive,
+        matcher: &Matcher,
+        args: &[super::lexer::Token],
+        state: &mut State,
+        within: &Conditions,
+    ) {
+        let Some((when, unless)) = self.scope(line, matcher, state, within) else { return };
+        let found = match order::name(line) {
+            "header" => fields::response(line, args, self.remarks).into_iter().map(What::Response).collect(),
+            "request_header" => fields::request(line, args, self.remarks).into_iter().map(What::Request).collect(),
+            "request_body" => max_size(line).map(What::MaxBody).into_iter().collect(),
+            name => {
+                let text = format!("`{name}`: what it protects is CLOSED TO ALL here");
+                vec![What::Close(line.line, text)]
+            }
+        };
+        for what in found {
+            state.changes.push(Change { when: when.clone(), unless: unless.clone(), what });
+        }
+    }
+
+    /// A changed path: what follows sees it.
+    #[expect(clippy::too_many_arguments, reason = "they are the parts of a place in a block")]
+    fn rewritten(
+        &mut self,
+        line: &Directive,
+        matcher: &Matcher,
+        args: &[super::lexer::Token],
+        rest: &[&Directive],
+        named: &Named,
+        state: &mut State,
+        within: &Conditions,
+    ) -> Vec<Rule> {
+        let Some((mut when, unless)) = self.scope(line, matcher, state, within) else { return Vec::new() };
+        let words: Vec<&str> = args.iter().map(|token| token.text.as_str()).collect();
+        let base = match (line.name.as_str(), words.as_slice()) {
+            ("uri", ["strip_prefix", prefix]) => {
+                let prefix = format!("/{}", prefix.trim_matches('/'));
+                // Paths without the prefix stay as they are.
+                let seen = match &state.base {
+                    Base::Stripped(outer) => format!("{outer}{prefix}"),
+                    _ => prefix.clone(),
+                };
+                let under = Conditions { path: Some(format!("{seen}*")), ..Conditions::default() };
+                when = when.iter().filter_map(|one| one.and(&under).ok().flatten()).collect();
+                strip(&state.base, &prefix)
+            }
+            ("rewrite", [to]) => rewrite(&state.base, to),
+            _ => None,
+        };
+        let mut changed = state.clone();
+        match base {
+            Some(base) => changed.base = base,
+            None => {
+                let text = format!("`{} {}`: what it rewrites is CLOSED here", line.name, words.join(" "));
+                let (when, unless) = (when.clone(), unless.clone());
+                state.changes.push(Change { when, unless, what: What::Close(line.line, text) });
+                return Vec::new();
+            }
+        }
+        if when.iter().any(|one| one.covers(within)) && unless.is_empty() {
+            *state = changed;
+            return Vec::new();
+        }
+        let mut rules = self.excluded(&unless, rest, named, state);
+        for when in when {
+            let inner = self.sequence(rest, named, changed.clone(), &when);
+            rules.extend(Self::closed_off(inner, &when));
+        }
+        rules
+    }
+
+    /// Makes rules of an action: several where a change is for a part of the requests.
+    #[expect(clippy::too_many_arguments, reason = "it calls itself with the parts of a rule")]
+    fn emit(
+        &mut self,
+        when: Conditions,
+        action: &Action,
+        line: usize,
+        state: &State,
+        from: usize,
+        mut changes: Changes,
+        out: &mut Vec<Rule>,
+    ) {
+        self.count += 1;
+        self.reached.push(line);
+        for (at, change) in state.changes.iter().enumerate().skip(from) {
+            if self.count > MAX_RULES || change.unless.iter().any(|excluded| excluded.covers(&when)) {
+                continue;
+            }
+            for excluded in &change.unless {
+                if let Ok(Some(part)) = when.and(excluded) {
+                    self.emit(part, action, line, state, at + 1, changes.clone(), out);
+                }
+            }
+            if change.when.iter().any(|one| one.covers(&when)) {
+                changes.apply(&change.what);
+                continue;
+            }
+            for one in &change.when {
+                match when.and(one) {
+                    Ok(None) => {}
+                    Ok(Some(part)) => {
+                        let mut changes = changes.clone();
+                        changes.apply(&change.what);
+                        self.emit(part, action, line, state, at + 1, changes, out);
+                    }
+                    Err(why) => self.remarks.push(Remark::lost(line, format!("a change of fields for {why}"))),
+                }
+            }
+        }
+        let action = match &changes.closed {
+            Some((line, text)) => {
+                self.remarks.push(Remark::lost(*line, text.clone()));
+                Action::Deny
+            }
+            None => action.clone(),
+        };
+        let changes = Changes { closed: None, ..changes };
+        let mut rule = Rule { when, action, base: state.base.clone(), changes, line };
+        if let Action::Proxy(_, upstream) = &mut rule.action {
+            rule.changes.request.append(&mut upstream.request_fields);
+            rule.changes.response.append(&mut upstream.response_fields);
+        }
+        out.push(rule);
+    }
+
+    /// Says what is never reached, since a rule before takes every request.
+    fn never_reached(&mut self, steps: &[&Directive], named: &Named, state: &State, by: usize) {
+        for line in
+            steps.iter().filter(|line| terminal::IS.contains(&order::name(line)) || order::name(line) == "handle")
+        {
+            let (matcher, args) = conditions::of(line, named);
+            if line.name == "respond"
+                && let Some((when, _)) = self.scope(line, &matcher, state, &Conditions::default())
+                && when
+                    .iter()
+                    .all(|when| when.path.as_ref().is_some_and(|path| path.starts_with("/.well-known/matrix")))
+                && let Some(action) = self.action(line, args)
+            {
+                let mut rules = Vec::new();
+                for when in when {
+                    self.emit(when, &action, line.line, state, 0, Changes::default(), &mut rules);
+                }
+                self.unreached.extend(rules.into_iter().map(|rule| (rule, by)));
+                continue;
+            }
+            if by != 0 && line.line != by {
+                let text = format!(
+                    "`{}` is never reached, since line {by} takes every request before; it is left out",
+                    line.name
+                );
+                self.not_reached.push(Remark::note(line.line, text));
+            }
+        }
+    }
+}
+
+impl Changes {
+    fn apply(&mut self, what: &What) {
+        match what {
+            What::Request(edit) => put(&mut self.request, edit),
+            What::Response(edit) => put(&mut self.response, edit),
+            What::MaxBody(size) => self.max_body.clone_from(size),
+            What::Close(line, text) => self.closed = Some((*line, text.clone())),
+        }
+    }
+}
+
+/// A later `set` or `remove` of a field takes the place of what was said of it before.
+fn put(edits: &mut Vec<Edit>, edit: &Edit) {
+    if edit.how == "set" || edit.how == "remove" {
+        edits.retain(|known| !known.name.eq_ignore_ascii_case(&edit.name) || known.how == "default");
+    }
+    edits.push(edit.clone());
+}
+
+/// The rule that takes everything that meets `within`, if there is one.
+fn ending<'a>(rules: &'a [Rule], within: &Conditions) -> Option<&'a Rule> {
+    rules.iter().find(|rule| rule.when.covers(within))
+}
+
+fn strip(base: &Base, prefix: &str) -> Option<Base> {
+    if prefix.is_empty() {
+        return Some(base.clone());
+    }
+    match base {
+        Base::Same => Some(Base::Stripped(prefix.to_owned())),
+        Base::Stripped(outer) => Some(Base::Stripped(format!("{outer}{prefix}"))),
+        Base::Added(..) | Base::Fixed(_) => None,
+    }
+}
+
+fn rewrite(base: &Base, to: &str) -> Option<Base> {
+    let whole = ["{uri}", "{path}", "{http.request.uri}", "{http.request.uri.path}"];
+    if let Some(added) = whole.iter().find_map(|whole| to.strip_suffix(whole)) {
+        let added = added.trim_end_matches('/');
+        let plain = added.is_empty() || (added.starts_with('/') && !added.contains(['{', '?']));
+        return match base {
+            _ if added.is_empty() => Some(base.clone()),
+            Base::Same if plain => Some(Base::Added(String::new(), added.to_owned())),
+            Base::Stripped(outer) if plain => Some(Base::Added(outer.clone(), added.to_owned())),
+            _ => None,
+        };
+    }
+    let path = to.strip_suffix("?{query}").unwrap_or(to);
+    (path.starts_with('/') && !path.contains(['{', '?', '#', ' '])).then(|| Base::Fixed(path.to_owned()))
+}
+
+/// The bound of `request_body`, as TOML; Caddy has no bound where it is 0.
+fn max_size(line: &Directive) -> Option<Option<String>> {
+    let size = line.block.iter().flatten().find(|line| line.name == "max_size")?.args.first()?;
+    let upper = size.text.to_ascii_uppercase().replace("IB", "iB");
+    let is_number = upper.bytes().all(|b| b.is_ascii_digit());
+    let text = if is_number { format!("{upper}B") } else { upper };
+    Some((!text.trim_start_matches('0').starts_with(|c: char| !c.is_ascii_digit())).then(|| super::emit::quote(&text)))
+}
+
+/// Whether a rule passes requests on as they are.
+pub fn is_plain_proxy(rule: &Rule) -> bool {
+    matches!(rule.action, Action::Proxy(Kind::Http, _)) && rule.base == Base::Same && rule.when.is_path_only()
+}
+
+/// The servers of a rule that passes requests on.
+pub fn upstream(rule: &Rule) -> Option<&super::model::Upstream> {
+    match &rule.action {
+        Action::Proxy(_, upstream) => Some(upstream),
+        _ => None,
+    }
+}
+
+/// The paths of lk-jwt-service, as rules name them.
+pub fn is_jwt_path(path: &str, mount: &str) -> bool {
+    path.strip_prefix(mount)
+        .is_some_and(|rest| proxy::JWT_PATHS.contains(&rest.trim_end_matches('*').trim_end_matches('/')))
+}

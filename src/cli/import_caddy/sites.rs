@@ -1,0 +1,364 @@
+//! Sites: which names and ports the blocks of a Caddyfile are for, and what becomes of them.
+
+use super::{
+    Remark, kinds,
+    lexer::ENV,
+    model::{Action, Edit, Site, TargetConfig},
+    options::{self, Ports},
+    parser::{Directive, SiteBlock},
+    rules::{Reader, Rule},
+    well_known, write_routes,
+};
+
+/// Names that Caddy signs with its own CA.
+const INTERNAL: [&str; 4] = ["localhost", "local", "internal", "home.arpa"];
+
+/// The port of federation, on which a homeserver may be as well as on the usual one.
+const FEDERATION: u16 = 8448;
+
+/// An address of a site.
+#[derive(Debug, PartialEq, Eq)]
+struct Address {
+    plain: bool,
+    host: String,
+    port: Option<u16>,
+}
+
+/// A site of one name.
+struct Named {
+    host: String,
+    plain: bool,
+    line: usize,
+    /// The ports that it is on, and whether they are plain.
+    ports: Vec<(bool, u16)>,
+    /// Whether one of them is a usual one.
+    usual: bool,
+}
+
+/// Takes a site in, under each of its names.
+pub fn site(block: &SiteBlock, ports: Ports, model: &mut TargetConfig, remarks: &mut Vec<Remark>) {
+    if is_redirect_of_port_80(block) {
+        return;
+    }
+    let mut names: Vec<Named> = Vec::new();
+    for token in &block.addresses {
+        let address = match address(&token.text) {
+            Ok(address) => address,
+            Err(why) => {
+                remarks.push(Remark::lost(token.line, format!("the address `{}`: {why}", token.text)));
+                continue;
+            }
+        };
+        let port = address.port.unwrap_or(if address.plain { ports.http } else { ports.https });
+        let plain = address.plain || port == ports.http;
+        let usual = port == ports.http || port == ports.https;
+        match names.iter_mut().find(|known| known.host == address.host) {
+            // With TLS on one of its ports, the plain ones only redirect.
+            Some(known) => {
+                known.plain &= plain;
+                known.usual |= usual;
+                known.ports.push((plain, port));
+            }
+            None => {
+                names.push(Named { host: address.host, plain, line: token.line, ports: vec![(plain, port)], usual });
+            }
+        }
+    }
+    let (mut reached, mut not_reached) = (Vec::new(), Vec::new());
+    for name in names {
+        for host in names_of(&name.host, block, name.line, remarks) {
+            let mut reader = Reader::new(&host, name.plain, remarks);
+            let rules = reader.site(&block.body);
+            reached.append(&mut reader.reached);
+            not_reached.append(&mut reader.not_reached);
+            let unreached = std::mem::take(&mut reader.unreached);
+            one(&Named { host, ports: name.ports.clone(), ..name }, block, (rules, unreached), model, remarks);
+        }
+    }
+    not_reached.retain(|remark| !reached.contains(&remark.line));
+    remarks.append(&mut not_reached);
+}
+
+/// `http:// { redir https://{host}{uri} }`: what port 80 does by itself.
+fn is_redirect_of_port_80(block: &SiteBlock) -> bool {
+    let every_name =
+        block.addresses.iter().all(|token| ["http://", ":80", "http://:80"].contains(&token.text.as_str()));
+    let to_https = |line: &Directive| {
+        let target = line.args.iter().find(|token| token.text != "*").map_or("", |token| token.text.as_str());
+        line.name == "redir"
+            && ["https://{host}{uri}", "https://{http.request.host}{http.request.uri}"].contains(&target)
+    };
+    every_name && !block.addresses.is_empty() && matches!(block.body.as_slice(), [line] if to_https(line))
+}
+
+/// The name itself, or those inside a wildcard that its block has something for.
+fn names_of(host: &str, block: &SiteBlock, line: usize, remarks: &mut Vec<Remark>) -> Vec<String> {
+    let Some(parent) = host.strip_prefix("*.") else { return vec![host.to_owned()] };
+    let mut hosts = Vec::new();
+    named_hosts(&block.body, &mut hosts);
+    hosts.retain(|host| host.split_once('.').is_some_and(|(label, rest)| rest == parent && label != "*"));
+    hosts.sort();
+    hosts.dedup();
+    let text = if hosts.is_empty() {
+        Remark::lost(
+            line,
+            format!(
+                "`{host}`: a certificate for a wildcard needs a proof in DNS; write acme.dns and a site \"{host}\", or one site for each name"
+            ),
+        )
+    } else {
+        let all = hosts.join(", ");
+        Remark::note(
+            line,
+            format!(
+                "`{host}` becomes one site for each name in it, each with its own certificate: {all}; every other name is not served (with acme.dns, a site \"{host}\" has the certificate for all: tls = \"wildcard\")"
+            ),
+        )
+    };
+    remarks.push(text);
+    hosts
+}
+
+/// The arguments of `host` matchers.
+fn named_hosts(directives: &[Directive], hosts: &mut Vec<String>) {
+    for line in directives {
+        let words = line.args.iter().map(|token| token.text.to_ascii_lowercase());
+        match line.args.first() {
+            Some(first) if line.name.starts_with('@') && first.text == "host" => hosts.extend(words.skip(1)),
+            _ if line.name == "host" => hosts.extend(words),
+            _ => {}
+        }
+        if let Some(block) = line.block.as_ref().filter(|_| line.name != "not") {
+            named_hosts(block, hosts);
+        }
+    }
+}
+
+fn one(
+    name: &Named,
+    block: &SiteBlock,
+    (mut rules, unreached): (Vec<Rule>, Vec<(Rule, usize)>),
+    model: &mut TargetConfig,
+    remarks: &mut Vec<Remark>,
+) {
+    let mut site = Site { host: name.host.clone(), line: name.line, ..Site::default() };
+    if name.plain {
+        site.tls = Some("\"off\"".into());
+    } else if INTERNAL
+        .iter()
+        .any(|ending| name.host.strip_suffix(ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+    {
+        site.tls = Some("\"internal\"".into());
+    }
+    for line in &block.body {
+        match line.name.as_str() {
+            "tls" => options::tls(line, &mut site, model, remarks),
+            "bind" => {
+                let all: Vec<_> = line.args.iter().map(|token| token.text.clone()).collect();
+                if model.bind.is_empty() || model.bind == all {
+                    model.bind = all;
+                } else {
+                    remarks.push(Remark::lost(
+                        line.line,
+                        "`bind`: all sites listen on the same addresses, those of an earlier line",
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    documents(&mut rules, unreached, &mut site, model, remarks);
+    kinds::of_paths(&mut rules, remarks);
+    write_routes::write(rules, &mut site, remarks);
+    if !name.usual {
+        site.port = name.ports.first().map(|(_, port)| *port);
+    }
+    if !add(site, name.plain, model, remarks) {
+        return;
+    }
+    for (plain, port) in &name.ports {
+        let listened = if *plain { &mut model.http } else { &mut model.https };
+        if !listened.contains(port) {
+            listened.push(*port);
+        }
+    }
+}
+
+/// Takes the documents of Matrix out of the rules.
+fn documents(
+    rules: &mut Vec<Rule>,
+    unreached: Vec<(Rule, usize)>,
+    site: &mut Site,
+    model: &mut TargetConfig,
+    remarks: &mut Vec<Remark>,
+) {
+    let is_one = |rule: &Rule| {
+        let path = rule.when.path.as_deref().unwrap_or_default();
+        matches!(&rule.action, Action::Respond { status: 200, body, .. } if !body.is_empty())
+            && rule.when.is_path_only()
+            && well_known::document(path).is_some()
+    };
+    let mut found: Vec<(Rule, bool)> =
+        rules.iter().filter(|rule| is_one(rule)).map(|rule| (rule.clone(), true)).collect();
+    let unreached = unreached.into_iter().filter(|(rule, _)| is_one(rule));
+    for (rule, by) in unreached {
+        let text = format!("`respond` is never reached, since line {by} takes every request before; here it is");
+        remarks.push(Remark::mended(rule.line, text));
+        found.push((rule, false));
+    }
+    let other = |rule: &Rule| rule.when.path.as_deref().is_some_and(|path| path.starts_with("/.well-known/matrix"));
+    if found.is_empty() {
+        // Someone else has them: the edge must not.
+        if rules.iter().any(|rule| other(rule) && rule.action != Action::Nothing) {
+            site.well_known = Some(false);
+            model.documents.hosts.1.push(site.host.clone());
+        }
+        return;
+    }
+    site.well_known = Some(true);
+    for (rule, _) in &found {
+        let Action::Respond { body, .. } = &rule.action else { continue };
+        let Some(which) = rule.when.path.as_deref().and_then(well_known::document) else { continue };
+        let set =
+            |name: &str| rule.changes.response.iter().rev().find(|edit: &&Edit| edit.name.eq_ignore_ascii_case(name));
+        if which == "client" && set("access-control-allow-origin").is_none() {
+            let text = "the client document has no `Access-Control-Allow-Origin`, so that clients in browsers cannot read it; here it has";
+            remarks.push(Remark::mended(rule.line, text));
+        }
+        if let Some(control) = set("cache-control") {
+            max_age(&control.value, rule.line, model, remarks);
+        }
+        for edit in rule.changes.response.iter().filter(|edit| edit.how != "remove") {
+            let name = edit.name.to_ascii_lowercase();
+            if !name.starts_with("access-control-")
+                && !["cache-control", "content-type", "strict-transport-security", "x-content-type-options"]
+                    .contains(&name.as_str())
+            {
+                remarks
+                    .push(Remark::note(rule.line, format!("the field `{}` of the documents is left out", edit.name)));
+            }
+        }
+        remarks.extend(well_known::take(which, body, &site.host, rule.line, &mut model.documents));
+    }
+    // Everything below the path is the edge's own: preflights, and the 404 of what is not there.
+    for rule in rules.iter().filter(|rule| other(rule) && !is_one(rule) && matches!(rule.action, Action::Proxy(..))) {
+        if rule.when.path.as_deref().is_some_and(|path| well_known::document(path).is_some() && !path.ends_with('*')) {
+            let path = rule.when.path.as_deref().unwrap_or_default();
+            remarks.push(Remark::lost(rule.line, format!("`{path}`: the documents are the edge's here, all or none")));
+        }
+    }
+    rules.retain(|rule| !is_one(rule) && !other(rule));
+}
+
+/// `Cache-Control` of the documents as `well_known_max_age`.
+fn max_age(control: &str, line: usize, model: &mut TargetConfig, remarks: &mut Vec<Remark>) {
+    let seconds = control.split(',').find_map(|part| part.trim().strip_prefix("max-age=")?.parse::<u64>().ok());
+    let age = if control.contains("no-store") || control.contains("no-cache") || seconds == Some(0) {
+        Some("\"off\"".to_owned())
+    } else {
+        seconds.map(|seconds| format!("\"{seconds}s\""))
+    };
+    match (age, &model.documents.max_age) {
+        (Some(age), None) => model.documents.max_age = Some(age),
+        (Some(age), Some(known)) if age == *known => {}
+        _ => remarks.push(Remark::lost(line, format!("`Cache-Control: {control}` of the documents"))),
+    }
+}
+
+/// Puts a site beside the others, or together with one of the same name. Whether something of it is served.
+fn add(site: Site, plain: bool, model: &mut TargetConfig, remarks: &mut Vec<Remark>) -> bool {
+    let to_itself = |to: &str| to == format!("https://{}{{uri}}", site.host);
+    let redirects_itself =
+        matches!(&site.root, Some(Action::Redirect { to, .. }) if to_itself(to)) && site.routes.is_empty();
+    let known = model.sites.iter().position(|other| other.host == site.host);
+    if plain && redirects_itself {
+        // It is what port 80 does by itself.
+        if known.is_none() {
+            model.sites.push(Site { root: None, tls: None, ..site });
+        }
+        return true;
+    }
+    let Some(known) = known.map(|at| &mut model.sites[at]) else {
+        model.sites.push(site);
+        return true;
+    };
+    let is_plain = known.tls.as_deref() == Some("\"off\"");
+    if known.root.is_none() && known.routes.is_empty() && (is_plain || !plain) {
+        *known = Site { hsts: known.hsts || site.hsts, well_known: known.well_known.or(site.well_known), ..site };
+    } else if site.port == Some(FEDERATION) && known.port.is_none() && !is_plain {
+        federation(known, site, remarks);
+    } else if known.root != site.root || known.routes != site.routes {
+        let text = format!(
+            "`{}` is there twice: a name is one site on every port here, that of https; what this block routes is not served",
+            site.host
+        );
+        if is_plain && !plain {
+            remarks.push(Remark::lost(known.line, text));
+            *known = site;
+            return true;
+        }
+        remarks.push(Remark::lost(site.line, text));
+        return false;
+    }
+    true
+}
+
+/// The port of federation beside the website of a name: what it routes is routed on every port.
+fn federation(known: &mut Site, site: Site, remarks: &mut Vec<Remark>) {
+    let mut routes = site.routes;
+    if let Some(action @ Action::Proxy(kind, _)) = &site.root
+        && Some(action) != known.root.as_ref()
+    {
+        // Of a homeserver, what federation asks for.
+        let path = if *kind == crate::config::plan::Kind::Synapse { "/_matrix" } else { "/_matrix/*" };
+        routes.push(write_routes::plain_of(path.to_owned(), site.line, action.clone()));
+    }
+    let mut opened = Vec::new();
+    for route in routes {
+        if !known.routes.iter().any(|old| old.prefix == route.prefix) {
+            opened.push(route.prefix.clone());
+            known.routes.insert(0, route);
+        }
+    }
+    if !opened.is_empty() {
+        let text = format!(
+            "what port {FEDERATION} of `{}` routes is routed on every port here: {}",
+            known.host,
+            opened.join(", ")
+        );
+        remarks.push(Remark::note(site.line, text));
+    }
+    known.hsts |= site.hsts;
+    known.well_known = known.well_known.or(site.well_known);
+}
+
+fn address(text: &str) -> Result<Address, &'static str> {
+    let (plain, rest) = match text.split_once("://") {
+        Some(("http", rest)) => (true, rest),
+        Some(("https", rest)) => (false, rest),
+        Some(_) => return Err("its scheme is not spoken"),
+        None => (false, text),
+    };
+    let rest = rest.trim_end_matches('/');
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => (host, Some(port)),
+        _ => (rest, None),
+    };
+    let port = port.map(|port| port.parse().map_err(|_| "its port is none")).transpose()?;
+    if host.is_empty() {
+        return Err("a site without a name; each name needs its own");
+    }
+    if host.contains('*') && !host.starts_with("*.") {
+        return Err("a wildcard stands for one label, the first");
+    }
+    if host.contains(ENV) {
+        return Ok(Address { plain, host: host.to_owned(), port });
+    }
+    if host.contains('/') {
+        return Err("paths belong into the site");
+    }
+    match crate::config::site_name(host) {
+        Ok(host) => Ok(Address { plain, host: host.as_str().to_owned(), port }),
+        Err(_) => Err("certificates are for host names"),
+    }
+}
