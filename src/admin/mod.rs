@@ -134,7 +134,7 @@ mod tests {
             }
         }
         fn overview(&self) -> Overview {
-            let doctor = documents::DoctorRun::default();
+            let doctor = DoctorRun::default();
             Overview { status: self.status(), open: Vec::new(), errors: Vec::new(), doctor }
         }
         fn traffic(&self, _after: u64) -> Traffic {
