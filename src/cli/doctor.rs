@@ -38,19 +38,19 @@ const PASSWORD: &str = "VESTIBULE_PASSWORD";
 #[derive(Args)]
 #[group(skip)]
 pub struct Doctor {
-    /// Print JSON, for a program
+    /// Print JSON
     #[arg(long)]
     json: bool,
     /// Access token of an account on the homeserver: also test what needs an account
     #[arg(long, env = "VESTIBULE_TOKEN", hide_env_values = true, value_name = "TOKEN", conflicts_with = "user")]
     token: Option<String>,
-    /// The same with a user name; asks for the password, or takes it from $VESTIBULE_PASSWORD. Signs in, and out again
+    /// Like --token, but logs in as this user and out again; prompts for the password or reads $VESTIBULE_PASSWORD
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// A room of the account, by its ID: test whether its members may announce themselves in a call (needs an account)
+    /// ID of a room that the account has joined: test whether its power levels let members join calls (needs an account)
     #[arg(long, value_name = "ROOM_ID")]
     room: Option<String>,
-    /// Also test whether a long poll of a minute is cut (needs an account)
+    /// Also test that a long poll of 60 s is not aborted (needs an account)
     #[arg(long)]
     slow: bool,
     /// Validate LiveKit's configuration file, and test its media ports

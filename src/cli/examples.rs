@@ -28,7 +28,7 @@ Examples:
   vestibule doctor
   vestibule doctor --user alice --slow
   vestibule doctor --compose compose.yaml --livekit livekit.yaml --homeserver homeserver.yaml
-  vestibule doctor --resolve '*:443:127.0.0.1'   before DNS leads here";
+  vestibule doctor --resolve '*:443:127.0.0.1'   before DNS is set up";
 
 pub const DEMO: &str = "\
 Examples:

@@ -35,7 +35,7 @@ const FAILED: u8 = 1;
 /// 78: the configuration is bad (`EX_CONFIG` of sysexits.h).
 const BAD_CONFIG: u8 = 78;
 
-/// The front door of a self-hosted Matrix homeserver with Element Call.
+/// TLS reverse proxy for a self-hosted Matrix homeserver with Element Call.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true, after_help = examples::ALL)]
 struct Cli {
@@ -48,12 +48,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or SIGINT; SIGHUP or an edit of the file reloads it
+    /// Start the proxy; SIGTERM or SIGINT drains and exits, SIGHUP or an edit of the file reloads it
     #[command(after_help = examples::RUN)]
     Run {
         #[command(flatten)]
         at: ConfigFile,
-        /// Start beside a running process, take over its addresses and let it drain
+        /// Replace a running process: start beside it, then make it close its listeners and drain (needs admin.listen)
         #[arg(long)]
         takeover: bool,
     },
@@ -65,7 +65,7 @@ enum Command {
         file: Option<PathBuf>,
         #[command(flatten)]
         at: ConfigFile,
-        /// Print JSON, for a program
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -77,14 +77,14 @@ enum Command {
         #[command(flatten)]
         options: Box<doctor::Doctor>,
     },
-    /// Run a complete edge with stand-in services on this machine, without any set-up
+    /// Run a complete deployment with mock services on this machine, without configuration
     #[command(after_help = examples::DEMO)]
     Demo {
         /// Run the checks and exit: with status 0 if all pass, else 1
         #[arg(long)]
         check: bool,
     },
-    /// Write a complete deployment for a server name: this edge, Synapse, LiveKit and lk-jwt-service; overwrites nothing
+    /// Write a complete deployment for a server name: vestibule, Synapse, LiveKit and lk-jwt-service; overwrites nothing
     #[command(after_help = examples::INIT)]
     Init(init::Args),
     /// Convert a Caddyfile; report its mistakes and what could not be converted
@@ -93,7 +93,7 @@ enum Command {
     /// Print the root certificate of the internal CA
     #[command(after_help = examples::CA)]
     Ca(ConfigFile),
-    /// Print the TXT record that proves a name by dns-persist-01
+    /// Print the TXT record for the ACME challenge dns-persist-01
     #[command(after_help = examples::DNS_RECORD)]
     DnsRecord {
         /// The host name of a site with an ACME certificate
@@ -101,10 +101,10 @@ enum Command {
         #[command(flatten)]
         at: ConfigFile,
     },
-    /// Make the running process read its file again
+    /// Reload the configuration file of the running process (it also does so when the file changes)
     #[command(after_help = examples::RELOAD)]
     Reload(ConfigFile),
-    /// Make the running process order a new certificate for a name now
+    /// Make the running process renew a certificate now
     #[command(after_help = examples::RENEW)]
     Renew {
         /// The host name of a site
@@ -118,7 +118,7 @@ enum Command {
     Status {
         #[command(flatten)]
         at: ConfigFile,
-        /// Print JSON, for a program
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -127,7 +127,7 @@ enum Command {
     Dashboard {
         #[command(flatten)]
         at: ConfigFile,
-        /// The port; any free one unless it is set
+        /// The port to listen on; 0 takes a free one
         #[arg(long, default_value_t = 0)]
         port: u16,
     },

@@ -289,10 +289,6 @@ NOT_YET_GREEN = {
     "test_acme_dns.py": "one test was red in the last complete run and its name was lost",
     "test_acme_faults.py": "one test was red in the last complete run and its name was lost",
     "test_acme_pace.py": "one test was red in the last complete run and its name was lost",
-    "test_appliance.py": "not run since lk-jwt-service became an application service",
-    "test_compose.py": "not run since lk-jwt-service became an application service",
-    "test_container.py": "not run since lk-jwt-service became an application service",
-    "test_migrate.py": "not run since lk-jwt-service became an application service",
     "test_real_calls.py": "not run since its last changes",
 }
 
@@ -300,9 +296,6 @@ NOT_YET_GREEN = {
 def pytest_collection_modifyitems(items):
     for item in items:
         test = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
-        if "containers" in item.name or {"engine", "image", "appliance_image"} & set(item.fixturenames):
-            reason = NOT_YET_GREEN["test_container.py"]
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
         for name, reason in NOT_YET_GREEN.items():
             if test.startswith(name):
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=False))

@@ -63,7 +63,11 @@ def out_of_image(name, image, inside):
         copied = subprocess.run(["docker", "cp", f"{container}:{inside}", str(target)], capture_output=True)
     finally:
         subprocess.run(["docker", "rm", container], capture_output=True)
-    return (str(target), pinned) if copied.returncode == 0 else None
+    # Stand-ins have the same names and tags where no registry can be reached; they are scripts.
+    is_real = copied.returncode == 0 and target.read_bytes()[:4] == b"\x7fELF"
+    if not is_real:
+        target.unlink(missing_ok=True)
+    return (str(target), pinned) if is_real else None
 
 
 def table():

@@ -221,7 +221,7 @@ def test_the_page_moves_the_guides_stack_without_an_order(guide):
 
     guide.sh(commands("1. **Build")[0], cwd=ROOT)
     guide.put_beside()
-    taken = guide.sh(commands("3. **Take over")[0])
+    taken = guide.sh(commands("3. **Import")[0])
     for host in HOSTS:
         assert f"{host}: certificate taken over, good until" in taken.stderr, taken.stderr
     assert "account taken over" in taken.stderr and "lacks its last `}`" in taken.stderr
@@ -229,11 +229,11 @@ def test_the_page_moves_the_guides_stack_without_an_order(guide):
     file.write_text(file.read_text() + '\n[sites."example.org"]\n')
     assert "valid" in guide.sh(commands("4. **Read")[0]).stdout
     guide.mend()
-    guide.sh(commands("5. **Mend")[0])
+    guide.sh(commands("5. **Correct")[0])
     wait_for("Synapse with its new settings", lambda: client.get("/health").status_code == 200, 90)
     assert by_caddy(client)
 
-    guide.sh(commands("6. **Change")[0])
+    guide.sh(commands("6. **Switch")[0])
     wait_for("the edge", lambda: all(guide.served(host) == theirs[host] for host in HOSTS), 30)
     wait_for("the certificate of the delegated name", lambda: guide.served("example.org"), 60)
     assert guide.orders() == orders + 1, "nothing is ordered but what Caddy did not have"
@@ -245,7 +245,7 @@ def test_the_page_moves_the_guides_stack_without_an_order(guide):
     assert answer.status_code == 200 and answer.json()["url"] == "wss://matrixrtc.example.org", answer.text
     assert asyncio.run(entered(guide, answer.json()["jwt"]))
 
-    look, back = commands("7. **Look")[:2]
+    look, back = commands("7. **Verify")[:2]
     doctor, status = look.strip().splitlines()
     # The CA of this test is none that anybody trusts, and doctor has to say so.
     report = guide.sh(doctor, codes=(1,)).stdout

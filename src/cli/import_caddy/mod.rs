@@ -37,11 +37,11 @@ use crate::{cert, clock::Clock, config};
 pub struct Args {
     /// The Caddyfile
     caddyfile: PathBuf,
-    /// Take over certificates and the ACME account from this folder, Caddy's /data, so that nothing is ordered again.
-    /// Run it as the user that the edge runs as, who has to be able to read what it writes
+    /// Import certificates and the ACME account from this directory, Caddy's /data, so that no certificate is reissued.
+    /// Run it as the user that runs vestibule, so that it can read the files
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Where the edge keeps its certificates [default: /var/lib/vestibule]
+    /// Where vestibule keeps its certificates [default: /var/lib/vestibule]
     #[arg(long, value_name = "DIR")]
     storage: Option<PathBuf>,
 }

@@ -22,22 +22,22 @@ use crate::config::{self, plan::Hostname};
 /// What `init` may be told.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The name after the colon in the ids of your users, like example.org
+    /// The Matrix server name (after the colon in user IDs), like example.org
     #[arg(value_parser = public_name)]
     server_name: String,
-    /// The folder to write into; made if it is not there
+    /// Output directory; created if missing
     #[arg(long, default_value = ".")]
     dir: PathBuf,
-    /// Where the CA may write to about your certificates
+    /// Contact address for the ACME account
     #[arg(long, value_parser = mail_address)]
     email: Option<String>,
     /// The name of the homeserver [default: matrix.SERVER_NAME]
     #[arg(long, value_name = "HOST", value_parser = public_name)]
     homeserver: Option<String>,
-    /// Serve calls on the name of the homeserver too, under /livekit, instead of on two names of their own
+    /// Serve calls under /livekit on the homeserver's host name instead of on two separate host names
     #[arg(long)]
     one_host: bool,
-    /// Add a part to a deployment that is there: write the files that are missing, print what has to change in the others
+    /// Add a part to an existing deployment: write missing files, print the changes needed in existing files
     #[arg(long, value_name = "PART", value_enum, conflicts_with = "appliance")]
     add: Option<Part>,
     /// What the appliance asks for at each of its starts: everything on one loopback, written anew over the last time
@@ -48,7 +48,7 @@ pub struct Args {
 /// What can be added to a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// Calls by way of the homeserver
+    /// Call tokens from the homeserver
     Calls,
 }
 
