@@ -41,6 +41,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rpassword", &["cli/"]),
     ("saphyr", &["doctor/files/"]),
     ("simple_dns", &["doctor/srv.rs", "cert/dns/lookup.rs"]),
+    ("rustix", &["cert/dns/command.rs"]),
 ];
 
 fn sources() -> BTreeMap<String, String> {

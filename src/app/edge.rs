@@ -361,7 +361,9 @@ fn http01(certificates: &Arc<cert::Manager>) -> Http01 {
 fn acceptor(certificates: &Arc<cert::Manager>, plan: &Plan) -> Result<Acceptor, TlsError> {
     let (knows, manager) = (certificates.resolver(), certificates.clone());
     let challenges = Arc::new(move |name: &str| manager.find_challenge(name));
-    Acceptor::new(certificates.resolver(), Arc::new(move |name| knows.knows(name)), challenges, plan.tls_min)
+    // An address stands in brackets where it is an authority, and without them in a certificate.
+    let find = Arc::new(move |name: &str| knows.certificate(name.trim_matches(['[', ']'])));
+    Acceptor::new(certificates.resolver(), find, challenges, plan.tls_min)
 }
 
 /// How each ACME directory is reached. Roots are read anew, so that a reload takes a changed file.

@@ -114,7 +114,11 @@ impl Connection<'_> {
                 let refused = |error| ConnError::Tls(client.ip(), error);
                 let acceptor = pipeline.acceptor.load_full();
                 let hello = closable(drain, acceptor.read_hello(io, deadline)).await?.map_err(refused)?;
-                let stream = hello.name().and_then(|name| pipeline.current.load().stream(name));
+                let local = hello.get_ref().get_ref().local_addr().ok();
+                let road = pipeline.current.load();
+                let hello = hello.or_named(|| road.address_site(local.map(|local| local.ip())));
+                let stream = hello.name().and_then(|name| road.stream(name));
+                drop(road);
                 if let Some(stream) = stream {
                     return forward(hello, client, &stream, &acceptor, deadline).await.map_err(refused);
                 }

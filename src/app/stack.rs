@@ -61,6 +61,8 @@ const MATRIX_WELL_KNOWN: &str = "/.well-known/matrix/";
 /// a reload makes a new one beside it.
 pub struct Generation {
     router: Router<Site, Route>,
+    /// The sites with TLS that are addresses, each with its key in the router.
+    addresses: Box<[(IpAddr, Box<str>)]>,
     listen: plan::Listen,
     handshake: Option<Duration>,
     settings: Arc<serve::Settings>,
@@ -117,10 +119,13 @@ impl Generation {
         let streams = stream_env(plan, env, metrics);
         let sites = plan.sites.iter().map(|site| {
             let routes = site.routes.iter().map(|route| (matcher(route), Route::new(route, site, env))).collect();
-            (site.host.as_str().into(), Site::new(site, metrics, &streams), routes)
+            (site.host.authority().into(), Site::new(site, metrics, &streams), routes)
         });
+        let secure = plan.sites.iter().filter(|site| site.tls != plan::SiteTls::Off);
+        let addresses = secure.filter_map(|site| Some((site.host.address()?, site.host.authority().into()))).collect();
         Self {
             router: Router::new(sites),
+            addresses,
             listen: plan.listen.clone(),
             handshake: plan.timeouts.handshake,
             settings: Arc::new(serve::Settings {
@@ -131,6 +136,16 @@ impl Generation {
             http01,
             log: AccessLog::new(plan.log.access, plan.log.client_ip, metrics),
             redirects: LogThrottle::new(Duration::MAX),
+        }
+    }
+
+    /// The site that a client of TLS means who names none, as clients of an address do: that of the address to which it is
+    /// connected, else the only one there is, since behind a translation of addresses ours is another.
+    pub fn address_site(&self, local: Option<IpAddr>) -> Option<&str> {
+        let local = local.map(|ip| ip.to_canonical());
+        match &*self.addresses {
+            [(_, only)] => Some(only),
+            several => several.iter().find(|(address, _)| Some(*address) == local).map(|(_, name)| &**name),
         }
     }
 

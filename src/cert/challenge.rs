@@ -22,7 +22,7 @@ use rustls::{
 };
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{CertError, Resolver, Store, StoreError, lock, state::file_name};
+use super::{CertError, Resolver, Store, StoreError, address, lock, state::file_name};
 
 /// Where proofs are stored.
 const FOLDER: &str = "challenges";
@@ -143,7 +143,7 @@ impl Challenges {
 
     /// Makes sure that a handshake for TLS-ALPN-01 finds what another process has published for the name.
     pub fn find_tls_alpn01(&self, name: &str) -> BoxFuture<'static, ()> {
-        let name: Arc<str> = name.into();
+        let name: Arc<str> = address::validated_host(name).into();
         if lock(&self.own_names).contains(&name) {
             return async {}.boxed();
         }

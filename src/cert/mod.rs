@@ -4,6 +4,7 @@
 //! names go through the scheduler of their CA account.
 
 mod acme;
+mod address;
 mod authority;
 mod challenge;
 mod dns;

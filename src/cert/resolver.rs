@@ -14,6 +14,8 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+use super::address;
+
 type Map = HashMap<Arc<str>, Arc<CertifiedKey>>;
 
 /// All certificates that are served, and those that answer a validation by the CA.
@@ -35,6 +37,12 @@ impl Resolver {
     #[must_use]
     pub fn knows(&self, host: &str) -> bool {
         find(&self.names.load(), host).is_some()
+    }
+
+    /// The certificate of a name: lower case, without a trailing dot.
+    #[must_use]
+    pub fn certificate(&self, host: &str) -> Option<Arc<CertifiedKey>> {
+        find(&self.names.load(), host).cloned()
     }
 
     pub(super) fn set(&self, host: &Arc<str>, key: Arc<CertifiedKey>) {
@@ -91,7 +99,7 @@ impl ResolvesServerCert for Resolver {
         let name = hello.server_name()?.trim_end_matches('.');
         let validation = hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == b"acme-tls/1"));
         if validation {
-            let offered = self.challenges.load().get(name.to_ascii_lowercase().as_str()).cloned()?;
+            let offered = self.challenges.load().get(&*address::validated_host(name)).cloned()?;
             offered.seen.fetch_add(1, Ordering::Relaxed);
             return Some(offered.key.clone());
         }

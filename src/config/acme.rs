@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use super::{
     diagnostic::closest,
-    plan::{self, Challenge, Dns, DnsProvider, Eab, Rfc2136, Secret, TsigAlgorithm},
+    plan::{self, AcmeDns, Challenge, Dns, DnsHost, DnsProvider, Eab, HostedDns, Rfc2136, Secret, TsigAlgorithm},
     tree::{At, Item, Problem, Reader, Section, kind_of, list, one_or_more, parsed, string, word},
     value,
 };
@@ -39,6 +39,8 @@ pub struct Acme {
     pub directory: Option<At<Vec<Directory>>>,
     pub challenges: Option<At<Vec<Challenge>>>,
     pub dns: Option<At<Dns>>,
+    /// `dns` is there and wrong: nothing that follows from its absence is told.
+    dns_is_broken: bool,
     /// What holds for the directories that are written as strings.
     pub profile: Option<At<String>>,
     pub eab_kid: Option<At<String>>,
@@ -67,7 +69,7 @@ impl Acme {
     pub fn read(section: Section<'_, '_, '_>) -> Self {
         let dir = section.reader.source().dir.clone();
         let text = |item| string(item).map(str::to_owned);
-        let acme = Self {
+        let mut acme = Self {
             email: section.get("email", parsed(value::email)),
             directory: section.get("directory", one_or_more(|item| Directory::read(item, &dir))),
             challenges: section.get(
@@ -84,7 +86,9 @@ impl Acme {
             eab_kid: section.get("eab_kid", text),
             eab_hmac_key: section.get("eab_hmac_key", parsed(mac_key)),
             ca_file: section.get("ca_file", |item| string(item).and_then(|text| value::path(&dir, text))),
+            dns_is_broken: false,
         };
+        acme.dns_is_broken = acme.dns.is_none() && section.mentions("dns");
         section.finish();
         acme
     }
@@ -131,13 +135,13 @@ impl Acme {
 
 impl Acme {
     fn challenges(&self, reader: &Reader<'_>) -> Vec<Challenge> {
-        let has_provider = self.dns.as_ref().is_some_and(|dns| dns.value.provider.is_some());
+        let has_provider = self.dns_is_broken || self.dns.as_ref().is_some_and(|dns| dns.value.provider.is_some());
         let Some(list) = &self.challenges else {
             let usual = [Challenge::TlsAlpn01, Challenge::Http01];
             return usual.into_iter().chain(has_provider.then_some(Challenge::Dns01)).collect();
         };
         if list.value.contains(&Challenge::Dns01) && !has_provider {
-            let help = "set acme.dns = { command = [\"/path\"] } or { provider = \"rfc2136\", … }";
+            let help = "set acme.dns = { provider = \"…\", … } or { command = [\"/path\"] }";
             reader.error_with(list.span.clone(), "`dns-01` needs a provider that sets records in DNS", help);
         }
         list.value.clone()
@@ -235,50 +239,45 @@ fn eab(prefix: &str, kid: &Option<At<String>>, key: &Option<At<Vec<u8>>>, reader
     }
 }
 
-/// The keys of `acme.dns`.
-const DNS_KEYS: [&str; 11] = [
-    "provider",
-    "command",
-    "timeout",
-    "nameservers",
-    "propagation_timeout",
-    "server",
-    "zone",
-    "key_name",
-    "key_secret",
-    "key_secret_file",
-    "key_algorithm",
-];
+/// The keys of `acme.dns` whatever sets the records.
+const DNS_KEYS: &[&str] = &["provider", "command", "nameservers", "propagation_timeout"];
 
-const DNS_HELP: &str = "write it like { command = [\"/path\"] }, or { provider = \"rfc2136\", server = \"192.0.2.1\", \
-                        key_name = \"acme\", key_secret = \"${TSIG_SECRET}\" }";
+const RFC2136_KEYS: &[&str] = &["server", "zone", "key_name", "key_secret", "key_secret_file", "key_algorithm"];
+const ACME_DNS_KEYS: &[&str] = &["api_url", "username", "password", "password_file", "subdomain"];
+const HOSTED_KEYS: &[&str] = &["api_token", "api_token_file", "zone", "api_url"];
+
+const DNS_HELP: &str = "write it like { provider = \"cloudflare\", api_token = \"${DNS_TOKEN}\" }, \
+                        or { command = [\"/path\"] }";
 
 fn dns(item: &Item<'_>, dir: &Path) -> Result<Dns, Problem> {
     let DeValue::Table(table) = item.get_ref() else {
         return Err(Problem::new(format!("expected a table, found {}", kind_of(item.get_ref()))).help(DNS_HELP));
     };
-    if let Some((key, _)) = table.iter().find(|(key, _)| !DNS_KEYS.contains(&key.get_ref().as_ref())) {
-        let problem = Problem::new(format!("unknown key `{}`", key.get_ref())).at(key.span());
-        return Err(problem.help(match closest(key.get_ref(), DNS_KEYS) {
-            Some(likely) => format!("did you mean `{likely}`?"),
-            None => format!("known here: {}", DNS_KEYS.join(", ")),
-        }));
+    let of = Values { table, dir };
+    let named = of.get("provider", string)?;
+    let command = of.get("command", one_or_more(text))?;
+    if named.is_some() && command.is_some() {
+        return Err(Problem::new("`provider` and `command` are two ways to do one thing").help("keep one of them"));
     }
-    let of = Values(table);
-    let provider = match (of.get("provider", string)?, of.get("command", one_or_more(text))?) {
-        (Some(_), Some(_)) => {
-            return Err(Problem::new("`provider` and `command` are two ways to do one thing").help("keep one of them"));
-        }
-        (None, Some(command)) => {
+    let host = DnsHost::ALL.into_iter().find(|host| Some(host.as_str()) == named);
+    of.check_keys(match (named, host) {
+        (Some("rfc2136"), _) => &[DNS_KEYS, RFC2136_KEYS],
+        (Some("acme-dns"), _) => &[DNS_KEYS, ACME_DNS_KEYS],
+        (_, Some(DnsHost::DnSimple)) => &[DNS_KEYS, HOSTED_KEYS, &["account_id"]],
+        (_, Some(DnsHost::Porkbun)) => &[DNS_KEYS, HOSTED_KEYS, &["api_secret", "api_secret_file"]],
+        (_, Some(_)) => &[DNS_KEYS, HOSTED_KEYS],
+        (Some(other), None) => return Err(no_provider(other, table)),
+        (None, None) => &[DNS_KEYS, &["timeout"]],
+    })?;
+    let provider = match (named, host, command) {
+        (_, Some(host), _) => Some(DnsProvider::Hosted(hosted(&of, host)?)),
+        (Some("acme-dns"), ..) => Some(DnsProvider::AcmeDns(acme_dns(&of)?)),
+        (Some(_), ..) => Some(DnsProvider::Rfc2136(rfc2136(&of)?)),
+        (None, _, Some(command)) => {
             let timeout = of.get("timeout", parsed(value::bounded))?.unwrap_or(COMMAND_TIMEOUT);
             Some(DnsProvider::Command { command, timeout })
         }
-        (Some("rfc2136"), None) => Some(DnsProvider::Rfc2136(rfc2136(&of, dir)?)),
-        (Some(other), None) => {
-            let help = "rfc2136 is known; for any other, set `command` to a program that sets the record";
-            return Err(Problem::new(format!("`{other}` is not a DNS provider")).help(help));
-        }
-        (None, None) => None,
+        (None, None, None) => None,
     };
     let nameservers = of.get("nameservers", list(parsed(dns_server)))?.unwrap_or_default();
     if provider.is_none() && nameservers.is_empty() {
@@ -288,38 +287,118 @@ fn dns(item: &Item<'_>, dir: &Path) -> Result<Dns, Problem> {
     Ok(Dns { provider, nameservers, propagation })
 }
 
-fn rfc2136(of: &Values<'_, '_>, dir: &Path) -> Result<Rfc2136, Problem> {
-    let missing = |key: &str| Problem::new(format!("`rfc2136` needs `{key}`")).help(DNS_HELP);
-    let path = |item| string(item).and_then(|text| value::path(dir, text));
-    let key_secret = match (of.get("key_secret", text)?, of.get("key_secret_file", path)?) {
-        (Some(secret), None) => Secret::Text(secret.into()),
-        (None, Some(file)) => Secret::File(file),
-        (None, None) => return Err(missing("key_secret")),
-        (Some(_), Some(_)) => {
-            return Err(Problem::new("`key_secret` and `key_secret_file` are the same thing").help("keep one of them"));
+fn no_provider(name: &str, table: &toml::de::DeTable<'_>) -> Problem {
+    let known = || DnsHost::ALL.iter().map(|host| host.as_str()).chain(["acme-dns", "rfc2136"]);
+    let problem = Problem::new(format!("`{name}` is not a DNS provider"));
+    let problem = problem.help(match closest(name, known()) {
+        Some(likely) => format!("did you mean `{likely}`?"),
+        None => {
+            let known: Vec<_> = known().collect();
+            format!("known: {}; for any other, set `command` to a program that sets the record", known.join(", "))
         }
+    });
+    match table.get("provider") {
+        Some(item) => problem.at(item.span()),
+        None => problem,
+    }
+}
+
+fn hosted(of: &Values<'_, '_>, host: DnsHost) -> Result<HostedDns, Problem> {
+    let account = match host {
+        DnsHost::DnSimple => Some(of.needed("dnsimple", "account_id", text)?),
+        _ => None,
     };
+    if account.as_ref().is_some_and(|account| account.is_empty() || !account.bytes().all(|b| b.is_ascii_alphanumeric()))
+    {
+        return Err(Problem::new("`account_id` is the number of the account").help("write it like \"12345\""));
+    }
+    Ok(HostedDns {
+        host,
+        token: of.needed_secret(host.as_str(), "api_token")?,
+        secret: match host {
+            DnsHost::Porkbun => Some(of.needed_secret("porkbun", "api_secret")?),
+            _ => None,
+        },
+        account,
+        zone: of.get("zone", parsed(value::hostname))?.map(|zone| zone.as_str().to_owned()),
+        url: of.get("api_url", parsed(value::directory_url))?,
+    })
+}
+
+fn acme_dns(of: &Values<'_, '_>) -> Result<AcmeDns, Problem> {
+    const NAME: &str = "acme-dns";
+    Ok(AcmeDns {
+        url: of.needed(NAME, "api_url", parsed(value::directory_url))?,
+        username: of.needed(NAME, "username", text)?,
+        password: of.needed_secret(NAME, "password")?,
+        subdomain: of.needed(NAME, "subdomain", text)?,
+    })
+}
+
+fn rfc2136(of: &Values<'_, '_>) -> Result<Rfc2136, Problem> {
+    const NAME: &str = "rfc2136";
     let algorithms = word(&[
         ("hmac-sha256", TsigAlgorithm::HmacSha256),
         ("hmac-sha384", TsigAlgorithm::HmacSha384),
         ("hmac-sha512", TsigAlgorithm::HmacSha512),
     ]);
     Ok(Rfc2136 {
-        address: of.get("server", parsed(dns_server))?.ok_or_else(|| missing("server"))?,
+        address: of.needed(NAME, "server", parsed(dns_server))?,
         zone: of.get("zone", parsed(value::hostname))?.map(|zone| zone.as_str().to_owned()),
-        key_name: of.get("key_name", text)?.ok_or_else(|| missing("key_name"))?,
-        key_secret,
+        key_name: of.needed(NAME, "key_name", text)?,
+        key_secret: of.needed_secret(NAME, "key_secret")?,
         algorithm: of.get("key_algorithm", algorithms)?.unwrap_or(TsigAlgorithm::HmacSha256),
     })
 }
 
-/// The values of a table whose keys are known to be right.
-struct Values<'t, 'i>(&'t toml::de::DeTable<'i>);
+/// The values of `acme.dns`, one by one.
+struct Values<'t, 'i> {
+    table: &'t toml::de::DeTable<'i>,
+    dir: &'t Path,
+}
 
 impl<'t, 'i> Values<'t, 'i> {
+    fn check_keys(&self, known: &[&[&str]]) -> Result<(), Problem> {
+        let known = known.concat();
+        let Some((key, _)) = self.table.iter().find(|(key, _)| !known.contains(&key.get_ref().as_ref())) else {
+            return Ok(());
+        };
+        let problem = Problem::new(format!("unknown key `{}`", key.get_ref())).at(key.span());
+        Err(problem.help(match closest(key.get_ref(), known.iter().copied()) {
+            Some(likely) => format!("did you mean `{likely}`?"),
+            None => format!("known here: {}", known.join(", ")),
+        }))
+    }
+
     fn get<T>(&self, key: &str, parse: impl FnOnce(&'t Item<'i>) -> Result<T, Problem>) -> Result<Option<T>, Problem> {
-        let Some(item) = self.0.get(key) else { return Ok(None) };
+        let Some(item) = self.table.get(key) else { return Ok(None) };
         parse(item).map(Some).map_err(|problem| problem.at(item.span()))
+    }
+
+    fn needed<T>(
+        &self,
+        provider: &str,
+        key: &str,
+        parse: impl FnOnce(&'t Item<'i>) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let missing = || Problem::new(format!("`{provider}` needs `{key}`"));
+        self.get(key, parse)?.ok_or_else(|| missing().help(format!("set acme.dns.{key}")))
+    }
+
+    /// A secret as it is, or in a file.
+    fn needed_secret(&self, provider: &str, key: &str) -> Result<Secret, Problem> {
+        let file_key = format!("{key}_file");
+        let path = |item| string(item).and_then(|text| value::path(self.dir, text));
+        match (self.get(key, text)?, self.get(&file_key, path)?) {
+            (Some(secret), None) if secret.is_empty() => Err(Problem::new(format!("`{key}` is empty"))),
+            (Some(secret), None) => Ok(Secret::Text(secret.into())),
+            (None, Some(file)) => Ok(Secret::File(file)),
+            (None, None) => Err(Problem::new(format!("`{provider}` needs `{key}`"))
+                .help(format!("set {key} = \"${{…}}\", or {file_key} to the path of a file with it"))),
+            (Some(_), Some(_)) => {
+                Err(Problem::new(format!("`{key}` and `{file_key}` are the same thing")).help("keep one of them"))
+            }
+        }
     }
 }
 

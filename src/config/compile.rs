@@ -1,14 +1,21 @@
 //! Makes the plan from the file: defaults, derived values, and the rules that span several keys.
 
-use std::{net::SocketAddr, num::NonZeroUsize, ops::Range, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     edits::{self, FieldChange, FieldEdit},
     invisible, kind, loops,
     plan::{
         AccessRule, Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression,
-        Encoding, FixedAnswer, Kind, Limits, Listen, Log, Matching, Matrix, Plan, Rewrite, Route, RtcDocuments,
-        RtcTransport, Server, Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream, WellKnown,
+        Encoding, FixedAnswer, Hostname, Kind, Limits, Listen, Log, Matching, Matrix, Plan, Rewrite, Route,
+        RtcDocuments, RtcTransport, Server, Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream,
+        WellKnown,
     },
     raw::{self, Issuer, Raw, RtcService},
     tree::{At, Reader},
@@ -16,7 +23,7 @@ use super::{
 };
 
 const STORAGE: &str = "/var/lib/vestibule";
-const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9180);
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9180);
 
 /// Bound on one dial.
 pub const CONNECT: Duration = Duration::from_secs(5);
@@ -228,7 +235,7 @@ fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<
     }
     let found: Vec<_> = raw.sites.iter().filter(|site| kind_of(&site.root) == Kind::Synapse).collect();
     match found.as_slice() {
-        [site] => Some(public_url(site.host.value.as_str(), "", listen)),
+        [site] => Some(public_url(&site.host.value, "", listen)),
         [] => {
             let help = "add a site with kind = \"synapse\", or set matrix.homeserver";
             if !raw.broken_sites {
@@ -237,7 +244,7 @@ fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<
             None
         }
         several => {
-            let names: Vec<_> = several.iter().map(|site| public_url(site.host.value.as_str(), "", listen)).collect();
+            let names: Vec<_> = several.iter().map(|site| public_url(&site.host.value, "", listen)).collect();
             choose(reader, matrix.span.clone(), "matrix.homeserver", &names);
             None
         }
@@ -279,9 +286,8 @@ fn public_urls(raw: &Raw, kind: Kind, listen: &Listen) -> Vec<String> {
     let mut found = Vec::new();
     for site in &raw.sites {
         let routes = std::iter::once(&site.root).chain(&site.routes).filter(|route| kind_of(route) == kind);
-        found.extend(
-            routes.map(|route| public_url(site.host.value.as_str(), route.prefix.value.trim_end_matches('/'), listen)),
-        );
+        found
+            .extend(routes.map(|route| public_url(&site.host.value, route.prefix.value.trim_end_matches('/'), listen)));
     }
     found
 }
@@ -307,7 +313,8 @@ fn choose(reader: &Reader<'_>, span: Range<usize>, key: &str, choices: &[String]
     reader.error_with(span, format!("`{key}` can be {}", choices.join(" or ")), help);
 }
 
-fn public_url(host: &str, prefix: &str, listen: &Listen) -> String {
+fn public_url(host: &Hostname, prefix: &str, listen: &Listen) -> String {
+    let host = host.authority();
     match listen.public_port {
         443 => format!("https://{host}{prefix}"),
         port => format!("https://{host}:{port}{prefix}"),
@@ -356,22 +363,34 @@ fn one_listener_for_http01(raw: &Raw, listen: &Listen, acme: &Acme, reader: &Rea
 }
 
 /// Warns of a name that no public CA signs.
-fn signable(host: &str, span: Range<usize>, raw: &Raw, reader: &Reader<'_>) {
+fn signable(host: &Hostname, span: Range<usize>, raw: &Raw, reader: &Reader<'_>) {
     // A private CA signs what it likes.
     if raw.acme.names_private_ca() {
         return;
     }
+    let address = host.address();
+    let host = host.as_str();
     let ending = PRIVATE_ENDINGS
         .iter()
         .find(|ending| host.strip_suffix(**ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')));
     let why = match ending {
         _ if host.contains('_') => "it has an underscore".to_owned(),
         Some(ending) => format!("`.{ending}` is not a public domain"),
+        None if address.is_some_and(is_private) => "it is not a public address".to_owned(),
+        None if address.is_some() => return,
         None if !host.contains('.') => "it is not below a public domain".to_owned(),
         None => return,
     };
     let help = "set tls = \"internal\" to sign it with the local CA";
     reader.warn(span, format!("no public CA signs `{host}`: {why}"), help);
+}
+
+/// Whether an address is for use inside a network only.
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback() || ip.is_unicast_link_local(),
+    }
 }
 
 fn site_tls(
@@ -417,10 +436,17 @@ fn site_tls(
     } else if tls == SiteTls::Wildcard && !is_below_a_wildcard(site, raw) {
         let help = "add a site \"*.example.org\" whose name is one label above it";
         reader.error_with(span, "no site is a wildcard for this name", help);
+    } else if tls == SiteTls::Acme && site.host.value.address().is_some() && !proves_addresses(acme) {
+        let help = "add \"http-01\" or \"tls-alpn-01\" to acme.challenges, or set tls = \"internal\"";
+        reader.error_with(span, "an address cannot be proven in DNS", help);
     } else if tls == SiteTls::Acme {
-        signable(site.host.value.as_str(), span, raw, reader);
+        signable(&site.host.value, span, raw, reader);
     }
     tls
+}
+
+fn proves_addresses(acme: &Acme) -> bool {
+    acme.challenges.iter().any(|challenge| matches!(challenge, Challenge::Http01 | Challenge::TlsAlpn01))
 }
 
 fn proves_wildcards(acme: &Acme) -> bool {

@@ -188,10 +188,13 @@ impl Report {
     }
 }
 
+/// Keys whose values are secrets; `api_t` also where the rest of `api_token` is misspelt.
+const SECRET_KEYS: [&str; 5] = ["eab_hmac_key", "key_secret", "api_t", "api_secret", "password"];
+
 /// A line with stars for what nobody else may read, each in its place: the report of a reload goes to the log.
 fn without_secrets(line: &str) -> String {
     let mut hidden: Vec<Range<usize>> = Vec::new();
-    for key in ["eab_hmac_key", "key_secret"].iter().filter_map(|key| line.find(key)) {
+    for key in SECRET_KEYS.iter().filter_map(|key| line.find(key)) {
         if let Some(at) = line[key..].find('=') {
             hidden.push(key + at + 1..line.len());
         }

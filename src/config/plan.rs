@@ -4,6 +4,7 @@
 //! reload see what changed; `Debug` lets tests take a picture.
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
@@ -91,7 +92,7 @@ pub struct Acme {
 }
 
 /// One certificate authority.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Directory {
     /// The directory.
     pub url: String,
@@ -141,6 +142,106 @@ pub enum DnsProvider {
     },
     /// Dynamic updates.
     Rfc2136(Rfc2136),
+    /// The API of a hosted provider.
+    Hosted(HostedDns),
+    /// acme-dns, to which `_acme-challenge` is an alias.
+    AcmeDns(AcmeDns),
+}
+
+/// A hosted provider whose API is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DnsHost {
+    /// bunny.net.
+    Bunny,
+    /// Cloudflare.
+    Cloudflare,
+    /// deSEC.
+    Desec,
+    /// DigitalOcean.
+    DigitalOcean,
+    /// DNSimple.
+    DnSimple,
+    /// Gandi LiveDNS.
+    Gandi,
+    /// Hetzner Cloud DNS.
+    Hetzner,
+    /// IONOS.
+    Ionos,
+    /// Linode (Akamai).
+    Linode,
+    /// Netlify.
+    Netlify,
+    /// Porkbun.
+    Porkbun,
+    /// Vultr.
+    Vultr,
+}
+
+impl DnsHost {
+    /// Every one, in the order of their names.
+    pub const ALL: [Self; 12] = [
+        Self::Bunny,
+        Self::Cloudflare,
+        Self::Desec,
+        Self::DigitalOcean,
+        Self::DnSimple,
+        Self::Gandi,
+        Self::Hetzner,
+        Self::Ionos,
+        Self::Linode,
+        Self::Netlify,
+        Self::Porkbun,
+        Self::Vultr,
+    ];
+
+    /// The name in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bunny => "bunny",
+            Self::Cloudflare => "cloudflare",
+            Self::Desec => "desec",
+            Self::DigitalOcean => "digitalocean",
+            Self::DnSimple => "dnsimple",
+            Self::Gandi => "gandi",
+            Self::Hetzner => "hetzner",
+            Self::Ionos => "ionos",
+            Self::Linode => "linode",
+            Self::Netlify => "netlify",
+            Self::Porkbun => "porkbun",
+            Self::Vultr => "vultr",
+        }
+    }
+}
+
+/// An account at a hosted provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostedDns {
+    /// Which.
+    pub host: DnsHost,
+    /// The key of its API.
+    pub token: Secret,
+    /// A second key, where it has two.
+    pub secret: Option<Secret>,
+    /// The number of the account, where its API names it.
+    pub account: Option<String>,
+    /// The zone; where there is none, the account is asked for it.
+    pub zone: Option<String>,
+    /// Where the API is, if not where it is for everyone.
+    pub url: Option<String>,
+}
+
+/// An account at an acme-dns server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcmeDns {
+    /// Where its API is.
+    pub url: String,
+    /// What the registration has answered.
+    pub username: String,
+    /// The same.
+    pub password: Secret,
+    /// The same.
+    pub subdomain: String,
 }
 
 /// A server that takes dynamic updates (RFC 2136), and the key that signs them (RFC 8945).
@@ -226,7 +327,8 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// A host name, or a wildcard for names one label below another: valid, lower case, without a trailing dot.
+/// A host name, a wildcard for names one label below another, or an IP address: valid, lower case, without a trailing dot
+/// and without brackets.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hostname(pub(super) Arc<str>);
 
@@ -235,6 +337,18 @@ impl Hostname {
     #[must_use]
     pub fn is_wildcard(&self) -> bool {
         self.0.starts_with("*.")
+    }
+
+    /// The address, where it is one.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.0.parse().ok()
+    }
+
+    /// As it stands in a URL and in the `Host` field: an IPv6 address in brackets.
+    #[must_use]
+    pub fn authority(&self) -> Cow<'_, str> {
+        if self.0.contains(':') { format!("[{}]", self.0).into() } else { (&*self.0).into() }
     }
 
     /// The name.

@@ -88,8 +88,17 @@ pub fn address(text: &str) -> Result<SocketAddr, Problem> {
     }
 }
 
-/// The name of a site: a host name, or `*.` before one.
+/// The name of a site: a host name, `*.` before one, or an address.
 pub fn site_name(text: &str) -> Result<Hostname, Problem> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        let address = address.to_canonical();
+        if address.is_unspecified() || address.is_multicast() {
+            let help = "write the address that clients connect to";
+            return Err(Problem::new(format!("`{text}` is no address of one machine")).help(help));
+        }
+        return Ok(Hostname(address.to_string().into()));
+    }
     let Some(parent) = text.strip_prefix("*.") else { return hostname(text) };
     let parent = hostname(parent)?;
     if parent.as_str().contains('.') {
@@ -103,7 +112,7 @@ pub fn site_name(text: &str) -> Result<Hostname, Problem> {
 pub fn hostname(text: &str) -> Result<Hostname, Problem> {
     visible(text)?;
     if text.parse::<IpAddr>().is_ok() || text.starts_with('[') {
-        let help = "write a host name: certificates are issued for names";
+        let help = "write a host name";
         return Err(Problem::new(format!("`{text}` is an address, not a name")).help(help));
     }
     if text.contains('*') {

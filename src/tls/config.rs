@@ -6,7 +6,8 @@ use std::sync::Arc;
 use rustls::{
     ServerConfig, SupportedProtocolVersion,
     crypto::aws_lc_rs,
-    server::{NoServerSessionStorage, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 
@@ -61,6 +62,22 @@ fn resuming(
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
+}
+
+/// The same configuration with one certificate, for a client that names no site.
+pub fn with_certificate(config: &Arc<ServerConfig>, certificate: Arc<CertifiedKey>) -> Arc<ServerConfig> {
+    let mut config = ServerConfig::clone(config);
+    config.cert_resolver = Arc::new(Only(certificate));
+    Arc::new(config)
+}
+
+#[derive(Debug)]
+struct Only(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Only {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
 }
 
 fn server(resolver: Arc<dyn ResolvesServerCert>, min: TlsVersion) -> Result<ServerConfig, TlsError> {

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use rustls::{
     CommonState,
     server::{ResolvesServerCert, UnbufferedServerConnection},
+    sign::CertifiedKey,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -43,8 +44,8 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// How long a refused client may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Says whether a name has a certificate now.
-pub type HasCertificate = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+/// Finds the certificate that a name has now.
+pub type FindCertificate = Arc<dyn Fn(&str) -> Option<Arc<CertifiedKey>> + Send + Sync>;
 
 /// Makes sure, before a CA's handshake goes on, that the resolver has the proof for a name, wherever it was published.
 pub type FindChallenge = Arc<dyn Fn(&str) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -53,7 +54,7 @@ pub type FindChallenge = Arc<dyn Fn(&str) -> BoxFuture<'static, ()> + Send + Syn
 #[derive(Clone)]
 pub struct Acceptor {
     configs: Arc<Configs>,
-    has_certificate: HasCertificate,
+    find_certificate: FindCertificate,
     find_challenge: FindChallenge,
 }
 
@@ -61,6 +62,8 @@ pub struct Acceptor {
 pub struct ClientHello<IO> {
     start: StartHandshake<ReplayStream<IO>>,
     name: Option<String>,
+    /// The client has not said the name: the resolver will not find it in the hello.
+    is_assumed: bool,
     offered: Offered,
 }
 
@@ -111,18 +114,18 @@ pub enum AcceptError {
 }
 
 impl Acceptor {
-    /// An acceptor whose certificates come from `resolver`. `has_certificate` tells a name without one apart from a
-    /// client that could not use the one there is.
+    /// An acceptor whose certificates come from `resolver`. `find_certificate` tells a name without one apart from a
+    /// client that could not use the one there is, and finds that of a site which the client did not name.
     ///
     /// # Errors
     /// The system gives no randomness for the ticket keys.
     pub fn new(
         resolver: Arc<dyn ResolvesServerCert>,
-        has_certificate: HasCertificate,
+        find_certificate: FindCertificate,
         find_challenge: FindChallenge,
         min: TlsVersion,
     ) -> Result<Self, TlsError> {
-        Ok(Self { configs: Arc::new(Configs::new(resolver, min)?), has_certificate, find_challenge })
+        Ok(Self { configs: Arc::new(Configs::new(resolver, min)?), find_certificate, find_challenge })
     }
 
     /// Reads the ClientHello.
@@ -156,7 +159,7 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let ClientHello { start, name, offered } = hello;
+        let ClientHello { start, name, is_assumed, offered } = hello;
         if offered == Offered::AcmeTls {
             (self.find_challenge)(name.as_deref().unwrap_or_default()).await;
             let mut stream =
@@ -164,19 +167,20 @@ impl Acceptor {
             let _ = timeout(FAREWELL, stream.shutdown()).await;
             return Ok(Accepted::AcmeChallenge);
         }
-        if !name.as_deref().is_some_and(|name| (self.has_certificate)(name)) {
+        let Some(certificate) = name.as_deref().and_then(|name| (self.find_certificate)(name)) else {
             let mut io = start.io.io;
             send_record(&mut io, &UNRECOGNIZED_NAME).await;
             return Err(AcceptError::UnknownName(name.unwrap_or_default()));
-        }
+        };
         let config = match (protocols, offered) {
             (Protocols::Http, _) => &self.configs.http,
             (Protocols::Turn, Offered::StunTurn) => &self.configs.turn,
             (Protocols::Turn | Protocols::None, _) => &self.configs.stream,
         };
         let ReplayStream { io, read, .. } = start.io;
-        let connection = UnbufferedServerConnection::new(config.clone())
-            .map_err(|error| AcceptError::Handshake(io::Error::other(error)))?;
+        let config = if is_assumed { config::with_certificate(config, certificate) } else { config.clone() };
+        let connection =
+            UnbufferedServerConnection::new(config).map_err(|error| AcceptError::Handshake(io::Error::other(error)))?;
         let mut stream = Box::new(TlsStream::new(io, connection, read));
         poll_fn(|cx| stream.poll_handshake(cx)).await.map_err(AcceptError::Handshake)?;
         let info = info(stream.state(), name);
@@ -189,6 +193,16 @@ impl<IO> ClientHello<IO> {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+
+    /// The hello as if it had this name, where it has none.
+    #[must_use]
+    pub fn or_named<'a>(self, name: impl FnOnce() -> Option<&'a str>) -> Self {
+        if self.name.is_some() || self.offered == Offered::AcmeTls {
+            return self;
+        }
+        let name = name().map(str::to_owned);
+        Self { is_assumed: name.is_some(), name, ..self }
     }
 
     /// The connection under it.
@@ -219,7 +233,7 @@ async fn read_hello<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> Result<Client
         () if offers(STUN_TURN) => Offered::StunTurn,
         () => Offered::Other,
     };
-    Ok(ClientHello { start, name, offered })
+    Ok(ClientHello { start, name, is_assumed: false, offered })
 }
 
 /// Boxed, so that a connection does not keep the room of its handshake for as long as it lives.

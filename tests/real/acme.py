@@ -109,15 +109,15 @@ def plain_sites(hosts):
 class Edge:
     """An edge that orders certificates. `within` is put before its command."""
 
-    def __init__(self, folder, directory, ports, hosts=HOSTS, ca=None, more="", sites=None, within=()):
+    def __init__(self, folder, directory, ports, hosts=HOSTS, ca=None, more="", sites=None, within=(), listen="127.0.0.1"):
         self.folder, (self.http, self.https), self.within = folder, ports, within
         folder.mkdir(exist_ok=True)
         sites = plain_sites(hosts) if sites is None else sites
         ca_file = f'ca_file = "{ca}"' if ca else ""
         (folder / "vestibule.toml").write_text(f"""
 [listen]
-http = ["127.0.0.1:{self.http}"]
-https = ["127.0.0.1:{self.https}"]
+http = ["{listen}:{self.http}"]
+https = ["{listen}:{self.https}"]
 [storage]
 path = "{folder}/state"
 [admin]

@@ -1,10 +1,13 @@
 //! A provider that is a command: called with `present` or `cleanup`, the name of the record and its value.
 
 use std::{
-    io::{Read as _, Seek as _},
-    process::{Command, Stdio},
+    io::{self, Read as _, Seek as _},
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::DnsError;
 
@@ -50,7 +53,7 @@ pub async fn run(
 fn run_now(command: &[String], action: Action, name: &str, value: &str, limit: Duration) -> Result<(), String> {
     let Some((program, arguments)) = command.split_first() else { return Err("the command is empty".into()) };
     let what = format!("`{program} {}`", action.as_str());
-    let failed = |error: std::io::Error| format!("{what}: {error}");
+    let failed = |error: io::Error| format!("{what}: {error}");
     // A file and not a pipe: nobody reads a pipe while the command is waited for.
     let mut words = tempfile::tempfile().map_err(failed)?;
     let mut child = Command::new(program)
@@ -59,6 +62,8 @@ fn run_now(command: &[String], action: Action, name: &str, value: &str, limit: D
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(words.try_clone().map_err(failed)?)
+        // A group of its own, so that what the command has started ends with it.
+        .process_group(0)
         .spawn()
         .map_err(failed)?;
     let until = Instant::now() + limit;
@@ -66,7 +71,7 @@ fn run_now(command: &[String], action: Action, name: &str, value: &str, limit: D
         match child.try_wait().map_err(failed)? {
             Some(status) => break status,
             None if Instant::now() >= until => {
-                child.kill().and_then(|()| child.wait()).map_err(failed)?;
+                end(&mut child).map_err(failed)?;
                 return Err(format!("{what} did not end within {} s", limit.as_secs()));
             }
             None => std::thread::sleep(LOOK_AGAIN),
@@ -81,6 +86,12 @@ fn run_now(command: &[String], action: Action, name: &str, value: &str, limit: D
     let said: String =
         String::from_utf8_lossy(&said).chars().filter(|c| !c.is_control() || *c == ' ').take(MAX_WORDS).collect();
     Err(format!("{what} failed ({status}): {}", said.trim()))
+}
+
+/// Kills the command and everything that it has started and not put into a group of its own.
+fn end(child: &mut Child) -> io::Result<ExitStatus> {
+    kill_process_group(Pid::from_child(child), Signal::KILL)?;
+    child.wait()
 }
 
 #[cfg(test)]
@@ -106,5 +117,23 @@ mod tests {
         assert!(late.contains("did not end"), "{late}");
         let none = run(vec!["/no/such".into()], Action::Cleanup, "a".into(), "b".into(), minute).await;
         assert!(none.unwrap_err().to_string().contains("/no/such"));
+    }
+    #[tokio::test]
+    async fn what_a_late_command_has_started_ends_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pid, late) = (folder.path().join("pid"), folder.path().join("late"));
+        let script = format!("(sleep 2; echo > {}) & echo $! > {}; wait", late.display(), pid.display());
+        let told = call(&script, Duration::from_millis(500)).await.unwrap_err().to_string();
+        assert!(told.contains("did not end"), "{told}");
+        let pid = std::fs::read_to_string(pid).unwrap();
+        // Whoever inherits it may take a moment to clear a dead process away.
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        for _ in 0..100 {
+            if state().is_empty() || state().contains(") Z ") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it lives on: {}", state());
     }
 }

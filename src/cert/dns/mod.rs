@@ -3,18 +3,25 @@
 //! hand.
 
 mod command;
+mod hosted;
 mod lookup;
 mod persist;
 mod update;
 
-pub use self::persist::{Persisted, persist_name, persist_record};
+pub use self::{
+    hosted::Api,
+    persist::{Persisted, persist_name, persist_record},
+};
 
 use std::{
     net::SocketAddr,
     time::{Duration, SystemTime},
 };
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::OwnedMutexGuard,
+    time::{Instant, sleep},
+};
 use tracing::{info, warn};
 
 use crate::config::plan::{Dns, DnsProvider};
@@ -38,6 +45,14 @@ pub enum DnsError {
         server: SocketAddr,
         /// Which record.
         name: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The API of a provider refused.
+    #[error("{api}: {reason}")]
+    Api {
+        /// Which.
+        api: &'static str,
         /// What it said.
         reason: String,
     },
@@ -70,6 +85,8 @@ pub enum DnsError {
 pub struct Record {
     name: String,
     value: String,
+    /// The turn of a provider that has room for one order's record.
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 /// The name of the record for a host; a wildcard has that of its parent.
@@ -83,31 +100,47 @@ pub fn challenge_name(host: &str) -> String {
 ///
 /// # Errors
 /// The provider fails, or the record does not appear.
-pub async fn present(dns: &Dns, host: &str, value: &str, now: SystemTime) -> Result<Record, DnsError> {
+pub async fn present(dns: &Dns, api: &Api, host: &str, value: &str, now: SystemTime) -> Result<Record, DnsError> {
     let name = resolve_aliases(dns, challenge_name(host)).await;
-    let record = Record { name, value: value.to_owned() };
-    change(dns, command::Action::Present, &record, now).await?;
+    let turn = match &dns.provider {
+        Some(DnsProvider::AcmeDns(_)) => Some(api.turn().await),
+        _ => None,
+    };
+    let record = Record { name, value: value.to_owned(), _turn: turn };
+    change(dns, api, command::Action::Present, &record, now).await?;
     match wait_for(dns, &record).await {
         Ok(()) => Ok(record),
         Err(error) => {
-            remove(dns, &record, now).await;
+            remove(dns, api, &record, now).await;
             Err(error)
         }
     }
 }
 
 /// Removes a record; a failure is told and nothing else, since the order is over.
-pub async fn remove(dns: &Dns, record: &Record, now: SystemTime) {
-    if let Err(error) = change(dns, command::Action::Cleanup, record, now).await {
+pub async fn remove(dns: &Dns, api: &Api, record: &Record, now: SystemTime) {
+    if let Err(error) = change(dns, api, command::Action::Cleanup, record, now).await {
         warn!(record = record.name, error = crate::error::chain(&error), "the record of an order cannot be removed");
     }
 }
 
-async fn change(dns: &Dns, action: command::Action, record: &Record, now: SystemTime) -> Result<(), DnsError> {
+async fn change(
+    dns: &Dns,
+    api: &Api,
+    action: command::Action,
+    record: &Record,
+    now: SystemTime,
+) -> Result<(), DnsError> {
     match dns.provider.as_ref().ok_or(DnsError::NoProvider)? {
         DnsProvider::Command { command, timeout } => {
             command::run(command.clone(), action, record.name.clone(), record.value.clone(), *timeout).await
         }
+        DnsProvider::Hosted(host) => api.change(host, action, &record.name, &record.value).await,
+        DnsProvider::AcmeDns(account) if action == command::Action::Present => {
+            api.update_acme_dns(account, &record.value).await
+        }
+        // It has no call to remove a value, and forgets all but the last two.
+        DnsProvider::AcmeDns(_) => Ok(()),
         DnsProvider::Rfc2136(server) => {
             let zone = match &server.zone {
                 Some(zone) => zone.clone(),

@@ -95,6 +95,9 @@ const STAGING_TIME: Duration = Duration::from_secs(60);
 /// How long the CA is left alone that says 429 or 503 and not for how long.
 const UNNAMED_PAUSE: Duration = Duration::from_secs(60);
 
+/// The profile of certificates for a few days, at Let's Encrypt.
+const SHORT_LIVED: &str = "shortlived";
+
 /// Whose fault it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
@@ -160,6 +163,7 @@ pub struct Issuer {
     pub plan: Acme,
     challenges: Arc<Challenges>,
     clock: Clock,
+    dns_api: dns::Api,
     /// The CAs by their directories, staging sides included.
     cas: HashMap<String, Ca>,
 }
@@ -209,7 +213,9 @@ impl Issuer {
             let ca = || Ca::new(directory, authority, fetch, store.clone(), challenges.clone(), clock.clone());
             cas.entry(url).or_insert_with(ca);
         }
-        Self { plan, challenges: challenges.clone(), clock: clock.clone(), cas }
+        // A directory without settings is reached with the system's roots, as an API is.
+        let dns_api = dns::Api::new(client(&Directory::default()), before.map(|before| &before.dns_api));
+        Self { plan, challenges: challenges.clone(), clock: clock.clone(), dns_api, cas }
     }
 
     /// The first difference between our clock and that of a CA which is worth telling.
@@ -481,7 +487,7 @@ impl Issuer {
             Challenge::TlsAlpn01 => Proof::tls_alpn01(host, authorization.digest().as_ref()),
             Challenge::Dns01 => {
                 let Some(dns) = &self.plan.dns else { return Err(failed("acme.dns is not set".into())) };
-                let record = dns::present(dns, host, &authorization.dns_value(), self.clock.now()).await;
+                let record = dns::present(dns, &self.dns_api, host, &authorization.dns_value(), self.clock.now()).await;
                 return record.map(Shown::Record).map_err(|error| failed(chain(&error)));
             }
             Challenge::DnsPersist01 => return Ok(Shown::Lasting),
@@ -495,7 +501,7 @@ impl Issuer {
         match (shown, &self.plan.dns) {
             (Shown::Published(published), _) => published.withdraw().await,
             (Shown::Record(record), Some(dns)) => {
-                dns::remove(dns, &record, self.clock.now()).await;
+                dns::remove(dns, &self.dns_api, &record, self.clock.now()).await;
                 "the record was in DNS".into()
             }
             (Shown::Record(_) | Shown::Lasting, _) => "the record is in DNS".into(),
@@ -557,7 +563,10 @@ impl Failure {
 fn blame(error: &Error, seen: &LastResponse) -> Cause {
     match error {
         _ if seen.is_limited() || is_problem(error, "rateLimited") => Cause::RateLimit,
-        Error::Api(problem) if problem.status.is_none_or(|status| status < 500) => Cause::Refused,
+        // A problem need not repeat its status (RFC 7807 section 3.1).
+        Error::Api(problem) if problem.status.or_else(|| seen.last_status()).is_none_or(|status| status < 500) => {
+            Cause::Refused
+        }
         _ => Cause::Ca,
     }
 }
@@ -598,11 +607,14 @@ async fn place(
 ) -> Result<Order, Failure> {
     let host = wanted.host;
     let names = [identifier(host)];
+    // Public CAs sign addresses in this profile only: an address changes hands faster than a name.
+    let is_short = host.parse::<IpAddr>().is_ok() && account.profiles().any(|profile| profile.name == SHORT_LIVED);
+    let profile = if is_short { Some(SHORT_LIVED) } else { directory.profile.as_deref() };
     let leaf = wanted.replaces.map(CertificateDer::from);
     let mut replaced = leaf.as_ref().and_then(|leaf| CertificateIdentifier::try_from(leaf).ok());
     loop {
         let mut new = NewOrder::new(&names);
-        if let Some(profile) = &directory.profile {
+        if let Some(profile) = profile {
             new = new.profile(profile);
         }
         if let Some(replaced) = &replaced {
