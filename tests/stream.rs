@@ -275,3 +275,35 @@ async fn limits_hold_and_a_drain_closes() {
     assert!(edge.wait().success());
     assert_eq!(event(&edge, "\"reason\":\"drain\"")["site"], TURN);
 }
+
+/// A relay that answers every binding request.
+async fn relay() -> Origin {
+    Origin::talking(|mut stream, _| async move {
+        let mut request = [0; 20];
+        while stream.read_exact(&mut request).await.is_ok() {
+            let answer = [&[1, 1, 0, 0][..], &request[4..]].concat();
+            if stream.write_all(&answer).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_looks_for_the_relay_inside_tls() {
+    let (relay, (other, _)) = (relay().await, echo().await);
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for (addr, id, verdict) in
+        [(relay.addr(), "rtc.turn", "ok"), (dead, "rtc.turn.down", "fail"), (other.addr(), "rtc.turn.silent", "fail")]
+    {
+        let edge = Edge::start(&site(TURN, "turn", addr));
+        let resolve = format!("*:443:{}", edge.https());
+        let plain = format!("*:80:{}", edge.http());
+        let output = edge.command(&["doctor", "--json", "--resolve", &resolve, "--resolve", &plain]);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap();
+        let found = findings.iter().find(|finding| finding["id"].as_str().unwrap().starts_with("rtc.turn")).unwrap();
+        assert_eq!((found["id"].as_str(), found["verdict"].as_str()), (Some(id), Some(verdict)), "{report:#}");
+    }
+}

@@ -18,7 +18,9 @@ use crate::{
         plan::{Action, Server, SiteTls},
     },
     conn::Fetch,
-    doctor::{self, ClientFactory, Diagnosis, InspectTls, ProbeOptions, ProbeTargets, Progress, Resolve, Service},
+    doctor::{
+        self, ClientFactory, ConnectTls, Diagnosis, InspectTls, ProbeOptions, ProbeTargets, Progress, Resolve, Service,
+    },
 };
 
 /// Bound on a question, from the dial to the head of its answer.
@@ -85,6 +87,7 @@ pub async fn checkup(
         via: via(&roots, QUESTION, map.clone()),
         patient: via(&roots, LONG_POLL, map),
         look: look(roots.clone()),
+        connect_tls: connect_tls(roots.clone()),
         nameserver: lens.nameserver.or_else(doctor::system_nameserver),
         services: services(plan, &roots),
         clock,
@@ -131,6 +134,13 @@ fn look(roots: client::Roots) -> InspectTls {
     Arc::new(move |address, host| {
         let roots = roots.clone();
         Box::pin(async move { client::inspect(address, &host, &roots, HANDSHAKE).await })
+    })
+}
+
+fn connect_tls(roots: client::Roots) -> ConnectTls {
+    Arc::new(move |address, host| {
+        let roots = roots.clone();
+        Box::pin(async move { client::connect_tls(address, &host, &roots).await })
     })
 }
 

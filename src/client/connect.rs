@@ -16,10 +16,11 @@ use hyper_util::{
     rt::TokioIo,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tower::{BoxError, Service, ServiceExt as _};
 
+use super::Roots;
 use crate::{
     config::plan::Server,
     message::{BoxIo, Io},
@@ -96,6 +97,16 @@ impl Connector {
         let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok(Stream::new(tls, h2))
     }
+}
+
+/// Opens a TLS connection for what is not HTTP.
+///
+/// # Errors
+/// The address does not accept, or the handshake fails.
+pub async fn connect_tls(address: SocketAddr, host: &str, roots: &Roots) -> io::Result<BoxIo> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let tcp = TcpStream::connect(address).await?;
+    Ok(Box::new(TlsConnector::from(roots.no_protocol()).connect(name, tcp).await?))
 }
 
 async fn unix(path: &std::path::Path) -> Result<Stream, ConnectError> {

@@ -7,7 +7,7 @@ mod connect;
 mod inspect;
 mod roots;
 
-pub use connect::{ConnectError, Destination, Resolve};
+pub use connect::{ConnectError, Destination, Resolve, connect_tls};
 pub use inspect::inspect;
 pub use roots::{Roots, RootsError};
 

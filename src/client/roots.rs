@@ -83,6 +83,11 @@ impl Roots {
         Arc::new(tls_config(&self.store, &[b"h2", b"http/1.1"]))
     }
 
+    /// The same, without ALPN: for what is not HTTP.
+    pub(super) fn no_protocol(&self) -> Arc<ClientConfig> {
+        Arc::new(tls_config(&self.store, &[]))
+    }
+
     /// The certificates.
     pub(super) const fn store(&self) -> &Arc<RootCertStore> {
         &self.store

@@ -15,7 +15,7 @@ use super::{
     finding::{Check, Finding, Layer},
     homeserver::{media_limit, size},
     rtc::{self, TRANSPORTS},
-    tokens,
+    tokens, turn,
 };
 use crate::{
     config::plan::{Matrix, RTC_GET_TOKEN},
@@ -125,8 +125,12 @@ impl Session<'_> {
         findings.push(self.delays().await);
         findings.push(self.client_address().await);
         let by_service = self.call().await;
-        findings.push(self.call_by_homeserver(sfu, &by_service).await);
+        let (by_homeserver, pass) = self.call_by_homeserver(sfu, &by_service).await;
+        findings.push(by_homeserver);
         findings.extend(by_service.findings);
+        if let Some(Pass { sfu, jwt }) = by_service.pass.or(pass) {
+            findings.extend(turn::allocation(self.context, &sfu, &jwt).await);
+        }
         findings.extend(self.power_levels().await);
         if self.context.wanted.slow {
             findings.push(self.sync().await);
@@ -298,10 +302,10 @@ impl Session<'_> {
         }
         match response {
             Ok(response) if response.status == 200 => {
-                let pass = response.json();
-                let (url, jwt) = (pass["url"].as_str().unwrap_or_default(), pass["jwt"].as_str().unwrap_or_default());
-                let finding = self.enter(&check, url, jwt).await;
-                ServiceCall { findings: vec![finding], livekit_url: Some(url.to_owned()) }
+                let answer = response.json();
+                let url = answer["url"].as_str().unwrap_or_default();
+                let (finding, pass) = self.enter(&check, url, answer["jwt"].as_str().unwrap_or_default()).await;
+                ServiceCall { findings: vec![finding], livekit_url: Some(url.to_owned()), pass }
             }
             Ok(response) => refused(&check, &response).into(),
             Err(error) => check.fail("silent", format!("no response ({error})"), "see lk-jwt-service's log").into(),
@@ -331,19 +335,19 @@ impl Session<'_> {
     }
 
     /// A token for a call by way of the homeserver. What is broken for both ways is named once, by the old one.
-    async fn call_by_homeserver(&self, sfu: Option<String>, old: &ServiceCall) -> Finding {
+    async fn call_by_homeserver(&self, sfu: Option<String>, old: &ServiceCall) -> (Finding, Option<Pass>) {
         let check = Check::new(Layer::Rtc, "rtc.call_by_homeserver", &self.matrix.homeserver);
         let Some(url) = sfu.or_else(|| self.matrix.sfus().next().map(str::to_owned)) else {
-            return check.skip("neither the homeserver nor the configuration names an SFU");
+            return (check.skip("neither the homeserver nor the configuration names an SFU"), None);
         };
         let service = self.matrix.rtc_services().next();
         let direct = service.and_then(|url| self.context.service(crate::config::plan::Kind::LkJwt, url));
         if let Some(down) = direct.and_then(|direct| direct.down) {
-            return check.skip(down);
+            return (check.skip(down), None);
         }
         let room = match self.call_room().await {
             Ok(room) => room,
-            Err(reason) => return check.skip(reason),
+            Err(reason) => return (check.skip(reason), None),
         };
         let body = json!({ "url": url, "room_id": room.id, "slot_id": "m.call#ROOM", "member_id": "vestibule-doctor" });
         let mut response = self.post(RTC_GET_TOKEN[0], &body).await;
@@ -352,23 +356,25 @@ impl Session<'_> {
         }
         let named = self.context.wanted.room.as_deref();
         self.leave(room).await;
-        let finding = match response {
+        let (finding, pass) = match response {
             Ok(response) if response.status == 200 => {
                 self.enter(&check, &url, response.json()["jwt"].as_str().unwrap_or_default()).await
             }
-            Ok(response) => refused_by_homeserver(&check, &response, &url, old.livekit_url.as_deref(), named),
-            Err(error) => check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
+            Ok(response) => (refused_by_homeserver(&check, &response, &url, old.livekit_url.as_deref(), named), None),
+            Err(error) => (check.fail("silent", format!("no response ({error})"), "see Synapse's log"), None),
         };
         let fault =
             |finding: &Finding| finding.fix.as_ref().and_then(|_| finding.id.rsplit('.').next().map(str::to_owned));
         match old.findings.iter().find(|finding| fault(finding).is_some()) {
-            Some(same) if fault(same) == fault(&finding) => check.skip(format!("for the same reason ({})", same.id)),
-            _ => finding,
+            Some(same) if fault(same) == fault(&finding) => {
+                (check.skip(format!("for the same reason ({})", same.id)), None)
+            }
+            _ => (finding, pass),
         }
     }
 
     /// Shows the token to the SFU that it is for.
-    async fn enter(&self, check: &Check, url: &str, jwt: &str) -> Finding {
+    async fn enter(&self, check: &Check, url: &str, jwt: &str) -> (Finding, Option<Pass>) {
         let http = url.replacen("ws", "http", 1);
         let known = rtc::sfus(self.context);
         let url_is_known = known.iter().any(|known| known.trim_end_matches('/') == http.trim_end_matches('/'));
@@ -377,16 +383,17 @@ impl Session<'_> {
                 "clients are sent to {url}, and the edge serves LiveKit at {}",
                 known[0].replacen("http", "ws", 1)
             );
-            return check.fail("url", fact, "set LIVEKIT_URL of lk-jwt-service to that address");
+            return (check.fail("url", fact, "set LIVEKIT_URL of lk-jwt-service to that address"), None);
         }
         let way = match self.context.way(&http) {
             Ok(way) => way,
-            Err(reason) => return check.skip(reason),
+            Err(reason) => return (check.skip(reason), None),
         };
         let validate = format!("{}/rtc/validate?access_token={jwt}", http.trim_end_matches('/'));
-        match ProbeRequest::get(validate).ask(&way).await {
+        let finding = match ProbeRequest::get(validate).ask(&way).await {
             Ok(response) if response.status == 200 => {
-                check.ok(format!("a token for a call is given, and taken at {url}"))
+                let pass = Pass { sfu: http, jwt: jwt.to_owned() };
+                return (check.ok(format!("a token for a call is given, and taken at {url}")), Some(pass));
             }
             Ok(response) if response.status == 401 => {
                 let fact = "LiveKit does not take the tokens of lk-jwt-service";
@@ -396,7 +403,8 @@ impl Session<'_> {
                 check.fail("other", format!("LiveKit answers a token with {}", response.words()), "see LiveKit's log")
             }
             Err(error) => check.fail("silent", format!("LiveKit does not answer ({error})"), "see LiveKit's log"),
-        }
+        };
+        (finding, None)
     }
 
     /// Whether the members of the room that was named may say that they are in a call.
@@ -460,11 +468,19 @@ struct ServiceCall {
     findings: Vec<Finding>,
     /// Its `LIVEKIT_URL`.
     livekit_url: Option<String>,
+    pass: Option<Pass>,
+}
+
+/// A token for a call that the SFU takes.
+struct Pass {
+    /// The SFU by `https`.
+    sfu: String,
+    jwt: String,
 }
 
 impl From<Finding> for ServiceCall {
     fn from(finding: Finding) -> Self {
-        Self { findings: vec![finding], livekit_url: None }
+        Self { findings: vec![finding], livekit_url: None, pass: None }
     }
 }
 
@@ -612,6 +628,7 @@ mod tests {
             resolve: Arc::new(|_, port| Box::pin(async move { Ok(vec![(Ipv4Addr::LOCALHOST, port).into()]) })),
             via: via.clone(),
             patient: via,
+            connect_tls: Arc::new(|_, _| Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) })),
             look: Arc::new(|_, _| Box::pin(async { Ok(PeerCertificate { leaf: "".into(), trust: Ok(()) }) })),
             nameserver: None,
             services: Vec::new(),

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     conn::Fetch,
     error::{ProxyError, chain},
-    message::{self, Body, BodyError, Fields, Request, Response},
+    message::{self, Body, BodyError, Fields, Request, Response, UpgradeHandler},
     telemetry::redact_target,
 };
 
@@ -99,11 +99,26 @@ impl ProbeRequest {
         self.field(header::AUTHORIZATION, format!("Bearer {token}"))
     }
 
+    /// Asks for an upgrade; what comes back speaks on the connection.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    pub async fn upgrade(self, fetch: &Fetch) -> Result<UpgradeHandler, String> {
+        let response = fetch(self.request()?).await.map_err(|error| words(&error))?;
+        response.takeover.ok_or_else(|| format!("it answers {}", response.status.as_u16()))
+    }
+
     /// Asks, and reads the whole answer.
     ///
     /// # Errors
     /// Why there is none, in words.
     pub async fn ask(self, fetch: &Fetch) -> Result<ProbeResponse, String> {
+        let Response { status, fields, body, .. } = fetch(self.request()?).await.map_err(|error| words(&error))?;
+        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+        Ok(ProbeResponse { status, fields, body })
+    }
+
+    fn request(self) -> Result<Request, String> {
         let body = self.announced.map_or_else(|| Body::full(self.body), |bytes| Body::stream(PendingBody(bytes)));
         let mut request = Request::new(body);
         request.method = self.method;
@@ -115,9 +130,7 @@ impl ProbeRequest {
             let value = message::Value::new(value.as_bytes()).map_err(|error| format!("{name}: {error}"))?;
             request.fields.append(name, value);
         }
-        let Response { status, fields, body, .. } = fetch(request).await.map_err(|error| words(&error))?;
-        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
-        Ok(ProbeResponse { status, fields, body })
+        Ok(request)
     }
 }
 

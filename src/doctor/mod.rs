@@ -20,8 +20,10 @@ mod preconditions;
 mod rtc;
 mod services;
 mod srv;
+mod stun;
 mod tls;
 mod tokens;
+mod turn;
 mod well_known;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -41,6 +43,7 @@ use crate::{
         plan::{Kind, Matrix},
     },
     conn::{Fetch, PeerCertificate, TlsFailure},
+    message::BoxIo,
 };
 
 /// Bound on a probe as a whole. Each question in it has a bound of its own, which is that of the client handed in.
@@ -56,6 +59,9 @@ pub type ClientFactory = Arc<dyn Fn(Option<SocketAddr>) -> Fetch + Send + Sync>;
 pub type InspectTls =
     Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, Result<PeerCertificate, TlsFailure>> + Send + Sync>;
 
+/// Opens a TLS connection to an address for a name, for what is not HTTP.
+pub type ConnectTls = Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, io::Result<BoxIo>> + Send + Sync>;
+
 /// How the deployment is reached.
 pub struct ProbeTargets {
     /// Names.
@@ -66,6 +72,8 @@ pub struct ProbeTargets {
     pub patient: ClientFactory,
     /// Certificates.
     pub look: InspectTls,
+    /// Connections that are not HTTP.
+    pub connect_tls: ConnectTls,
     /// Who is asked for SRV records, where anybody is.
     pub nameserver: Option<SocketAddr>,
     /// The services behind the edge.
@@ -146,7 +154,10 @@ pub async fn examine(plan: &Plan, reach: &ProbeTargets, wanted: &ProbeOptions, p
 
 impl ProbeContext<'_> {
     fn probes(&self) -> Vec<Probe<'_>> {
-        let mut probes = vec![Probe::new(Layer::Tls, "http", tls::redirects(self))];
+        let mut probes = vec![
+            Probe::new(Layer::Tls, "http", tls::redirects(self)),
+            Probe::new(Layer::Rtc, "rtc.turn", turn::probe(self)),
+        ];
         let Some(matrix) = &self.plan.matrix else {
             let nothing = Check::new(Layer::Homeserver, "homeserver", "[matrix]");
             let findings = vec![nothing.skip("the configuration names no homeserver")];

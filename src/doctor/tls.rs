@@ -287,6 +287,9 @@ async fn redirect(context: &ProbeContext<'_>, site: &Site) -> Finding {
             }
             check.warn("closed", fact, fix)
         }
+        Ok(response) if site.stream.is_some() && response.status == 404 => {
+            check.ok("port 80 answers the CA, and nobody else: what is served is not HTTP")
+        }
         Ok(response) => {
             let to = response.field(header::LOCATION);
             let home = response.status.is_redirection() && authority(to) == authority(&origin(context.plan, host));

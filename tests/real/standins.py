@@ -59,7 +59,9 @@ class Service:
                 self.send_response_only(status)
                 for name, value in headers:
                     self.send_header(name, value)
-                if not any(name.lower() == "content-length" for name, _ in headers):
+                # What follows an upgrade is the other protocol's.
+                self.close_connection = self.close_connection or status == 101
+                if status != 101 and not any(name.lower() == "content-length" for name, _ in headers):
                     self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if self.command != "HEAD":
@@ -106,10 +108,13 @@ def matrix_error(status, errcode, error, headers=()):
 
 
 class LiveKit(Service):
-    """`old`: before 1.9.10. `deaf`: Upgrade is lost on the way to it. `debug`: run with --dev. `secret`: its own."""
+    """`old`: before 1.9.10. `deaf`: Upgrade is lost on the way to it. `debug`: run with --dev. `secret`: its own. `relay`: the URL,
+    name and password of the relay that it tells to who joins."""
 
     old = deaf = debug = False
     secret = SECRET
+    relay = None
+
     # CORS by reflection, as rs/cors does.
     def answer(self, request):
         path, _, query = request.path.partition("?")
@@ -135,8 +140,60 @@ class LiveKit(Service):
         if path in ("/rtc/validate", "/rtc/v1/validate"):
             return text(200, b"success") if claims else text(401, b"permissions denied")
         if path in ("/rtc", "/rtc/v1") and "upgrade" in request.headers and not self.deaf:
-            return text(401, b"permissions denied")
+            return self.join(request) if claims else text(401, b"permissions denied")
         return text(404, b"404 page not found\n")
+
+    def join(self, request):
+        """An upgrade, and SignalResponse.join with ice_servers in one frame."""
+        key = request.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+        field = lambda number, content: bytes([number << 3 | 2, len(content)]) + content
+        server = b"".join(field(1 + n, part.encode()) for n, part in enumerate(self.relay or ()))
+        message = field(1, field(5, server) if self.relay else b"")
+        headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept)]
+        return 101, headers, bytes([0x82, len(message)]) + message
+
+
+class Relay:
+    """TURN as LiveKit speaks it behind a proxy that ends TLS: bindings, and allocations for one name and password.
+    `silent`: it takes connections and says nothing."""
+
+    silent = False
+
+    def __init__(self, name="user", password="pass"):
+        self.name, self.password = name, password
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=(self.socket.accept()[0],), daemon=True).start()
+
+    def _serve(self, connection):
+        with connection, contextlib.suppress(OSError, struct.error):
+            stream = connection.makefile("rb")
+            while len(head := stream.read(20)) == 20:
+                kind, length = struct.unpack(">HH", head[:4])
+                answer = self._answer(kind, head, stream.read(length))
+                if not self.silent:
+                    connection.sendall(answer)
+
+    def _answer(self, kind, head, body):
+        attribute = lambda kind, value: struct.pack(">HH", kind, len(value)) + value + bytes(-len(value) % 4)
+        message = lambda kind, body=b"": struct.pack(">HH", kind, len(body)) + head[4:] + body
+        if kind == 1:
+            return message(0x0101)
+        challenge = attribute(9, b"\0\0\x04\x01Unauthorized") + attribute(0x14, b"livekit") + attribute(0x15, b"nonce")
+        # MESSAGE-INTEGRITY is the last one here.
+        signed, tag = head + body[:-24], body[-20:]
+        key = hashlib.md5(f"{self.name}:livekit:{self.password}".encode()).digest()
+        good = len(body) > 24 and hmac.compare_digest(hmac.new(key, signed, hashlib.sha1).digest(), tag)
+        return message(0x0103) if good else message(0x0113, challenge)
+
+    def stop(self):
+        self.socket.close()
 
 
 def digest(*parts):
@@ -272,7 +329,10 @@ class Web(Service):
 
 
 class Meddler(Service):
-    """A proxy that makes paths prettier before it passes them on, as some do."""
+    """A proxy that makes paths prettier before it passes them on, as some do. `version`: what the homeserver behind it then says
+    that it is, with paths left alone."""
+
+    version = None
 
     def __init__(self, port, **keywords):
         self.behind = port
@@ -281,7 +341,9 @@ class Meddler(Service):
     def answer(self, request):
         connection = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
         path, question, query = request.path.partition("?")
-        path = urllib.parse.quote(urllib.parse.unquote(path).replace("//", "/").replace("/./", "/"))
+        if self.version and path == "/_matrix/federation/v1/version":
+            return 200, [("Content-Type", "application/json")], json.dumps({"server": {"name": "Synapse", "version": self.version}}).encode()
+        path = path if self.version else urllib.parse.quote(urllib.parse.unquote(path).replace("//", "/").replace("/./", "/"))
         headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
         connection.request(request.command, path + question + query, request.body or None, headers)
         answer = connection.getresponse()

@@ -18,7 +18,7 @@ import uuid
 import pytest
 
 from conftest import BINARY, ONE_HOST, ROOT, Edge, Synapse, free_port, wait_for
-from standins import SECRET, Authority, LiveKit, LkJwt, Meddler, NameServer, Web, closed_port
+from standins import KEY, SECRET, Authority, LiveKit, LkJwt, Meddler, NameServer, Relay, Web, closed_port
 
 # lk-jwt-service as an application service; its stand-ins take this port one after the other.
 JWT_PORT, TOKENS = free_port(), ("an_as_token_of_the_tests", "an_hs_token_of_the_tests")
@@ -351,11 +351,16 @@ def test_row_18_a_url_is_a_promise(tmp_path, synapses, served, url, expected, wa
         deployment.stop()
 
 
-@pytest.mark.parametrize("fault", ["unreachable", "hs_token", "url", "membership"])
+@pytest.mark.parametrize("fault", ["unreachable", "hs_token", "url", "other", "membership"])
 def test_row_18_what_is_wrong_between_the_homeserver_and_the_service(deploy, fault):
-    deployment = deploy(FEATURES + registration(closed_port()) if fault == "unreachable" else HEALTHY)
+    other = LkJwt("wss://other.example.org", lambda: "http://127.0.0.1:1", lambda: "http://127.0.0.1:1")
+    other.tokens = TOKENS
+    leads_to = {"unreachable": closed_port(), "other": other.port}.get(fault, JWT_PORT)
+    deployment = deploy(FEATURES + registration(leads_to))
     expected, jwt = [f"rtc.call_by_homeserver.{fault}"], deployment.jwt
     match fault:
+        case "other":
+            expected = ["rtc.call_by_homeserver.url"]
         case "hs_token":
             jwt.tokens = (TOKENS[0], "another")
         case "url":
@@ -365,6 +370,9 @@ def test_row_18_what_is_wrong_between_the_homeserver_and_the_service(deploy, fau
             jwt.tokens, expected = ("another", TOKENS[1]), ["rtc.call.not_joined", "rtc.call_by_homeserver.membership"]
     findings = deployment.doctor("--token", deployment.user()[1])
     names(findings, *expected)
+    other.stop()
+    if fault == "other":
+        assert "Synapse asks another one" in fact(findings, expected[0])
     if fault == "url":
         said = fact(findings, expected[0])
         assert f'"{jwt.url}"' in said and f'"{jwt.url[:-1]}"' in said and "slash" in said
@@ -411,6 +419,62 @@ def test_row_18_a_service_that_is_too_old_or_does_not_say(deploy, tmp_path):
         findings = deployment.doctor("--compose", compose)
         names(findings, *expected, warns=warns)
         assert ("GHSA-rq24-fh66-rq7x" in json.dumps(findings)) == bool(expected)
+
+
+@pytest.mark.parametrize("version, settings, named", [
+    ("1.150.0", OFF, ["homeserver.release.untested", "rtc.tokens.msc4512"]),
+    ("1.162.0", HEALTHY, ["homeserver.release.untested"]),
+])
+def test_row_18_a_synapse_that_is_too_old_or_older_than_the_tested_one(deploy, synapses, version, settings, named):
+    old = Meddler(synapses(settings).port)
+    old.version = version
+    findings = deploy(settings, upstream=f'"http://127.0.0.1:{old.port}"').doctor()
+    old.stop()
+    names(findings, warns=named)
+    told = {finding["id"]: finding["fact"] + finding["fix"] for finding in findings if finding["id"] in named}
+    assert all(version in text for text in told.values())
+    assert "1.161.0" in told.get("rtc.tokens.msc4512", "1.161.0"), "which Synapse has it is told"
+
+
+@pytest.mark.parametrize("file, old, new, expected, warns", [
+    (None, "", "", [], []),
+    ("compose", '"matrix-rtc: ${LIVEKIT_SECRET:?}"', '"other: ${LIVEKIT_SECRET:?}"', ["files.secret.key"], []),
+    ("compose", '"matrix-rtc: ${LIVEKIT_SECRET:?}"', '"matrix-rtc: another"', ["files.secret.differs"], []),
+    ("compose", "LIVEKIT_URL: SFU", "LIVEKIT_URL: SFU/", ["files.compose.livekit_url", "files.url.differs"], []),
+    ("homeserver", "url: SFU ", "url: SFU/ ", ["files.homeserver.sfu_differs", "files.url.differs"], []),
+    ("livekit", "api_key: matrix-rtc", "api_key: other", ["files.webhook.differs"], []),
+    ("compose", "HOMESERVERS: example.org", "HOMESERVERS: '*'", [], ["files.compose.full_access_wide"]),
+    ("compose", "HOMESERVERS: example.org", "HOMESERVERS: example.org, other.org", [], ["files.compose.full_access_wide"]),
+    ("compose", "livekit-server:v1.13.9", "livekit-server:v1.9.9", ["files.compose.livekit_old"], []),
+    ("compose", "livekit-server:v1.13.9", "livekit-server:v1.13.5", [], ["files.compose.untested"]),
+    ("compose", "synapse:v1.163.2", "synapse:v1.160.0", [], ["files.compose.synapse_old"]),
+])
+def test_row_18_the_three_files_do_not_fit_together(deploy, tmp_path, file, old, new, expected, warns):
+    deployment = deploy()
+    sfu, service = deployment.jwt.url, deployment.edge.url("jwt.matrixrtc.example.org")
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        udp.bind(("127.0.0.1", 0))
+        changes = {
+            "compose": {"LIVEKIT_URL: wss://matrixrtc.example.org": f"LIVEKIT_URL: {sfu}"},
+            "homeserver": {"url: wss://matrixrtc.example.org ": f"url: {sfu} ", "https://jwt.matrixrtc.example.org": service},
+            "livekit": {"tcp_port: 7881": f"tcp_port: {tcp.getsockname()[1]}", "udp_port: 7882": f"udp_port: {udp.getsockname()[1]}"},
+        }
+        arguments = []
+        for kind, name in [("compose", "compose"), ("homeserver", "homeserver-lines"), ("livekit", "livekit")]:
+            fault = {old.replace("SFU", sfu): new.replace("SFU", sfu)} if kind == file else {}
+            rewrite(ROOT / f"config/{name}.yaml", tmp_path / f"{kind}.yaml", {**changes[kind], **fault})
+            arguments += [f"--{kind}", tmp_path / f"{kind}.yaml"]
+        (tmp_path / ".env").write_text("LIVEKIT_SECRET=a secret of the tests\n")
+        findings = deployment.doctor(*arguments)
+    names(findings, *expected, warns=warns)
+    together = {"files.secret", "files.url", "files.webhook"}
+    broken = {id.rsplit(".", 1)[0] for id in expected}
+    assert together - broken <= set(ids(findings, "ok"))
+    assert "a secret of the tests" not in json.dumps(findings)
+    if "files.url.differs" in expected:
+        assert f'"{sfu}/"' in fact(findings, "files.url.differs") and f'"{sfu}"' in fact(findings, "files.url.differs")
 
 
 # 3 and 12: the service that lets clients into calls
@@ -513,6 +577,22 @@ def test_row_7_livekit_tells_the_address_of_its_container(deploy, tmp_path):
         findings = deploy().doctor("--livekit", file)
     names(findings, warns=["files.livekit.address"])
     assert next(f for f in findings if f["id"] == "files.livekit.address")["subject"].endswith("livekit.yaml:3")
+
+
+@pytest.mark.parametrize("fault", ["none", "down", "silent", "unknown", "refused"])
+def test_row_7_media_through_443_alone(deploy, fault):
+    relay = Relay()
+    relay.silent = fault == "silent"
+    port = closed_port() if fault == "down" else relay.port
+    site = f'[sites."turn.example.org"]\nkind = "turn"\nupstream = "tcp://127.0.0.1:{port}"\n'
+    deployment = deploy(apex=APEX + site)
+    told = "other.example.org" if fault == "unknown" else "turn.example.org"
+    deployment.livekit.relay = (f"turns:{told}:443?transport=tcp", "user", "wrong" if fault == "refused" else "pass")
+    findings = deployment.doctor("--token", deployment.user()[1])
+    relay.stop()
+    names(findings, *{"none": [], "down": ["rtc.turn.down"], "silent": ["rtc.turn.silent"]}.get(fault, [f"rtc.turn.allocation.{fault}"]))
+    assert ("rtc.turn" in ids(findings, "ok")) == (fault not in ("down", "silent"))
+    assert ("rtc.turn.allocation" in ids(findings, "ok")) == (fault == "none")
 
 
 # 8: members that never leave
@@ -714,16 +794,15 @@ def test_the_files_of_this_repository_are_fine(deploy):
 # What `init` writes
 
 
-@pytest.mark.parametrize("layout", [[], ["--one-host"]], ids=["three-names", "one-host"])
+@pytest.mark.parametrize("layout", [[], ["--one-host"], ["--no-turn"]], ids=["three-names", "one-host", "no-turn"])
 def test_what_init_writes_is_all_ok_when_it_runs(tmp_path, layout):
     """The files are used as they are written but for what is this machine's: ports, addresses, the CA, and SQLite."""
-    folder = tmp_path / "deployment"
+    folder, turns = tmp_path / "deployment", "--no-turn" not in layout
     subprocess.run([BINARY, "init", "example.org", "--dir", folder, *layout], check=True, capture_output=True)
     with contextlib.ExitStack() as stack:
-        livekit = LiveKit()
-        stack.callback(livekit.stop)
+        sfu = sfu_with(tmp_path, folder, stack)
         url = next(line.split(": ", 1)[1] for line in (folder / "compose.yaml").read_text().splitlines() if "LIVEKIT_URL:" in line)
-        jwt = LkJwt(url.split("#")[0].strip(), lambda: f"http://127.0.0.1:{port}", lambda: f"http://127.0.0.1:{livekit.port}")
+        jwt = LkJwt(url.split("#")[0].strip(), lambda: f"http://127.0.0.1:{port}", lambda: f"http://127.0.0.1:{sfu['livekit:7880']}")
         stack.callback(jwt.stop)
         registration = folder / "rtc-registration.yaml"
         jwt.tokens = tuple(re.search(f"^{name}: (.+)$", registration.read_text(), re.MULTILINE)[1] for name in ("as_token", "hs_token"))
@@ -733,12 +812,16 @@ def test_what_init_writes_is_all_ok_when_it_runs(tmp_path, layout):
         assert "/etc/synapse/rtc-registration.yaml" in lines
         lines = lines.replace("/etc/synapse/rtc-registration.yaml", str(tmp_path / "registration.yaml"))
         port = synapse_with(tmp_path, lines, stack)
-        http, https = edge_with(tmp_path, folder, {"synapse:8008": port, "lk-jwt-service:8080": jwt.port, "livekit:7880": livekit.port}, stack)
+        if not turns:
+            del sfu["livekit:5349"]
+        http, https = edge_with(tmp_path, folder, {"synapse:8008": port, "lk-jwt-service:8080": jwt.port, **sfu}, stack)
         tcp, udp = stack.enter_context(socket.socket()), stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
         tcp.bind(("127.0.0.1", 0))
         tcp.listen()
         udp.bind(("127.0.0.1", 0))
+        # The relay's port is that of the site, which here is another one.
         ports = {"tcp_port: 7881": f"tcp_port: {tcp.getsockname()[1]}", "udp_port: 7882": f"udp_port: {udp.getsockname()[1]}"}
+        ports |= {"tls_port: 5349": f"tls_port: {sfu['livekit:5349']}"} if turns else {}
         rewrite(folder / "livekit.yaml", tmp_path / "livekit.yaml", ports)
         command = [BINARY, "doctor", "--json", "--config", tmp_path / "vestibule.toml", "--user", "admin"]
         command += ["--resolve", f"*:443:127.0.0.1:{https}", "--resolve", f"*:80:127.0.0.1:{http}"]
@@ -748,8 +831,39 @@ def test_what_init_writes_is_all_ok_when_it_runs(tmp_path, layout):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     findings = json.loads(done.stdout)["findings"]
     names(findings)
-    for wanted in ("rtc.call", "rtc.call_by_homeserver", "rtc.tokens", "rtc.transports", "files.livekit", "files.homeserver", "files.compose", "homeserver.client_address"):
+    for wanted in ("rtc.call", "rtc.call_by_homeserver", "rtc.tokens", "rtc.transports", "files.livekit", "files.homeserver",
+                   "files.compose", "homeserver.client_address", *(["rtc.turn", "rtc.turn.allocation"] if turns else [])):
         assert wanted in ids(findings, "ok"), wanted
+
+
+def sfu_with(folder, deployment, stack):
+    """LiveKit with the file of `init`, a real one where $LIVEKIT_SERVER names its program; the ports of its signalling and relay."""
+    if "LIVEKIT_SERVER" not in os.environ:
+        livekit, relay = LiveKit(), Relay()
+        livekit.relay = ("turns:turn.example.org:443?transport=tcp", relay.name, relay.password)
+        stack.callback(livekit.stop)
+        stack.callback(relay.stop)
+        return {"livekit:7880": livekit.port, "livekit:5349": relay.port}
+    signalling, relay = free_port(), free_port()
+    # No STUN server can be asked from here, so the address of this machine is named.
+    own = {"port: 7880": f"port: {signalling}", "tcp_port: 7881": f"tcp_port: {free_port()}", "udp_port: 7882": f"udp_port: {free_port()}",
+           "use_external_ip: true": "use_external_ip: false\n  node_ip: 127.0.0.1"}
+    if "tls_port" in (deployment / "livekit.yaml").read_text():
+        own["tls_port: 5349"] = f"tls_port: {relay}"
+    rewrite(deployment / "livekit.yaml", folder / "livekit-server.yaml", own)
+    out = stack.enter_context(open(folder / "livekit.out", "w"))
+    environment = {**os.environ, "LIVEKIT_KEYS": f"{KEY}: {SECRET}"}
+    arguments = [os.environ["LIVEKIT_SERVER"], "--config", folder / "livekit-server.yaml"]
+    server = subprocess.Popen(arguments, stdout=out, stderr=out, env=environment)
+    stack.callback(server.wait, 20)
+    stack.callback(server.kill)
+
+    def answers():
+        assert server.poll() is None, (folder / "livekit.out").read_text()[-4000:]
+        return urllib.request.urlopen(f"http://127.0.0.1:{signalling}/", timeout=5).status == 200
+
+    wait_for("LiveKit", answers)
+    return {"livekit:7880": signalling, "livekit:5349": relay}
 
 
 def rewrite(source, target, changes):

@@ -7,13 +7,17 @@ use anyhow::Context as _;
 
 use super::{
     Args, Outcome,
-    render::{Deployment, Layout, REGISTRATION, REGISTRATION_GROUP, render},
+    render::{
+        Deployment, INTERNAL_ADDRESS, Layout, NETWORK, REGISTRATION, REGISTRATION_GROUP, Turn, relay, render, turn_site,
+    },
+    resolution::lead_to_one_machine,
     share_registration, validate, write,
 };
 use crate::{
     cli::print,
     config::{
         self, Plan,
+        plan::StreamKind,
         versions::{Component, LIVEKIT, LK_JWT, SYNAPSE},
     },
 };
@@ -41,6 +45,11 @@ pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
         let is_mounted = matrix.sfus().any(|url| url.trim_start_matches("wss://").contains('/'));
         deployment.layout = if is_mounted { Layout::OneHost } else { deployment.layout };
         addresses = (deployment.sfu_url(), deployment.jwt_url());
+        let site = plan.sites.iter().find(|site| site.stream.as_ref().is_some_and(|one| one.kind == StreamKind::Turn));
+        deployment.turn = match (site, deployment.turn) {
+            (Some(site), Some(turn)) => Some(Turn { host: site.host.as_str().to_owned(), ..turn }),
+            (_, turn) => turn.filter(|turn| lead_to_one_machine(&deployment.homeserver, &turn.host)),
+        };
         if let Some(transport) = matrix.rtc_transports.first() {
             addresses.0 = transport.url.clone().unwrap_or(addresses.0);
             addresses.1 = transport.service.clone().unwrap_or(addresses.1);
@@ -61,21 +70,32 @@ pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
         let _ = writeln!(text, "Written into {}: {}", dir.display(), names.join(", "));
     }
     text += &share_registration(dir);
-    for name in [has("compose.yaml"), has("homeserver-lines.yaml")].into_iter().flatten() {
+    let there =
+        ["vestibule.toml", "compose.yaml", "homeserver-lines.yaml", "livekit.yaml"].map(|name| (name, has(name)));
+    for (kind, name) in there.into_iter().filter_map(|(kind, name)| Some((kind, name?))) {
         if files.iter().any(|file| file.name == name) {
             continue;
         }
         let path = dir.join(name);
         let there = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let changes = if name == "homeserver-lines.yaml" {
-            homeserver_changes(&there, &addresses.0, &addresses.1)
-        } else {
-            compose_changes(&there, &deployment.server_name)
+        let changes = match kind {
+            "vestibule.toml" => vestibule_changes(&there, &deployment),
+            "compose.yaml" => compose_changes(&there, &deployment),
+            "livekit.yaml" => livekit_changes(&there, &deployment),
+            _ => homeserver_changes(&there, &addresses.0, &addresses.1),
         };
         let _ = match changes.as_str() {
             "" => writeln!(text, "\n{name} has everything."),
             changes => writeln!(text, "\nIn {name}, which stays as it is, put into their places:\n\n{changes}"),
         };
+    }
+    if deployment.turn.is_none() && !args.no_turn {
+        let Turn { host, .. } = Turn::in_compose(&args.server_name);
+        let _ = writeln!(
+            text,
+            "\nMedia for callers who reach nothing but port 443 needs a site of its own: once {host} leads to this machine,\n\
+             this command prints it as well."
+        );
     }
     text += "\nThe order in which this costs nobody a call: config/calls.md in the source of vestibule.\n";
     print(text)
@@ -101,16 +121,31 @@ fn says(text: &str, what: &str) -> bool {
     lines(text).any(|line| line.contains(what))
 }
 
+/// What vestibule.toml lacks: everything of calls is there, or it is no deployment with calls; but the relay may be missing.
+fn vestibule_changes(there: &str, deployment: &Deployment) -> String {
+    let missing = deployment.turn.as_ref().filter(|turn| !says(there, &turn.host));
+    missing.map(|turn| turn_site(turn, &deployment.addresses.livekit).trim_start().to_owned()).unwrap_or_default()
+}
+
+/// What livekit.yaml lacks, as YAML.
+fn livekit_changes(there: &str, deployment: &Deployment) -> String {
+    let missing = deployment.turn.as_ref().filter(|_| !says(there, "external_tls"));
+    missing
+        .map(|turn| format!("rtc:\n{INTERNAL_ADDRESS}{}", relay(turn, &deployment.addresses.bind)))
+        .unwrap_or_default()
+}
+
 /// What compose.yaml lacks, as YAML.
-fn compose_changes(there: &str, server_name: &str) -> String {
+fn compose_changes(there: &str, deployment: &Deployment) -> String {
+    let server_name = &deployment.server_name;
     let mut jwt = image(there, &LK_JWT);
     if !says(there, "group_add") {
         let _ = writeln!(jwt, "    group_add: [\"{REGISTRATION_GROUP}\"]");
     }
     let variables = [
         ("LIVEKIT_AS_REGISTRATION_FILE", format!("/etc/{REGISTRATION}")),
-        ("LIVEKIT_HS_SERVER_NAME", server_name.to_owned()),
-        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", server_name.to_owned()),
+        ("LIVEKIT_HS_SERVER_NAME", server_name.clone()),
+        ("LIVEKIT_FULL_ACCESS_HOMESERVERS", server_name.clone()),
     ];
     let variables: Vec<_> = variables.iter().filter(|(name, _)| !says(there, name)).collect();
     if !variables.is_empty() {
@@ -125,8 +160,15 @@ fn compose_changes(there: &str, server_name: &str) -> String {
     };
     jwt += &mount(format!("/etc/{REGISTRATION}"));
     let synapse = image(there, &SYNAPSE) + &mount(format!("/etc/synapse/{REGISTRATION}"));
-    let services = [("synapse", synapse), ("lk-jwt-service", jwt), ("livekit", image(there, &LIVEKIT))];
-    services.iter().filter(|(_, lines)| !lines.is_empty()).map(|(name, lines)| format!("  {name}:\n{lines}")).collect()
+    let (mut edge, mut livekit, mut networks) = (String::new(), image(there, &LIVEKIT), String::new());
+    if let Some(Turn { host, address }) = deployment.turn.as_ref().filter(|_| !says(there, "ipv4_address")) {
+        edge = format!("    networks:\n      web:\n        aliases:\n          - {host}\n");
+        let _ = write!(livekit, "    networks:\n      web:\n        ipv4_address: {address}\n");
+        networks = format!("networks:\n  web:\n    ipam:\n      config: [{{ subnet: {NETWORK} }}]\n");
+    }
+    let services = [("vestibule", edge), ("synapse", synapse), ("lk-jwt-service", jwt), ("livekit", livekit)];
+    let services = services.iter().filter(|(_, lines)| !lines.is_empty());
+    services.map(|(name, lines)| format!("  {name}:\n{lines}")).chain([networks]).collect()
 }
 
 /// The line of an image, if the file has an older one or another.
@@ -164,7 +206,7 @@ fn homeserver_changes(there: &str, sfu: &str, service: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::render::{Addresses, Secrets, compose, homeserver_lines},
+        super::render::{Addresses, Secrets, compose, homeserver_lines, livekit, vestibule_toml},
         *,
     };
 
@@ -173,6 +215,7 @@ mod tests {
             server_name: "example.org".into(),
             homeserver: "matrix.example.org".into(),
             layout: Layout::ThreeHosts,
+            turn: Some(Turn::in_compose("example.org")),
             email: None,
             addresses: Addresses::default(),
             secrets: Secrets::generate().unwrap(),
@@ -182,16 +225,32 @@ mod tests {
     #[test]
     fn what_init_writes_today_lacks_nothing() {
         let deployment = deployment();
-        assert_eq!(compose_changes(&compose(&deployment), "example.org"), "");
+        assert_eq!(compose_changes(&compose(&deployment), &deployment), "");
+        assert_eq!(livekit_changes(&livekit(&deployment), &deployment), "");
+        assert_eq!(vestibule_changes(&vestibule_toml(&deployment), &deployment), "");
         let (sfu, service) = (deployment.sfu_url(), deployment.jwt_url());
         assert_eq!(homeserver_changes(&homeserver_lines(&deployment), &sfu, &service), "");
+    }
+
+    #[test]
+    fn a_deployment_from_before_the_relay_is_told_what_it_needs() {
+        let with = deployment();
+        let without = Deployment { turn: None, ..deployment() };
+        assert_eq!(
+            compose_changes(&compose(&without), &with),
+            "  vestibule:\n    networks:\n      web:\n        aliases:\n          - turn.example.org\n  livekit:\n    networks:\n      web:\n        ipv4_address: 172.29.83.10\nnetworks:\n  web:\n    ipam:\n      config: [{ subnet: 172.29.83.0/24 }]\n"
+        );
+        let lines = livekit_changes(&livekit(&without), &with);
+        assert!(lines.starts_with("rtc:\n  # And") && lines.contains("domain: turn.example.org"), "{lines}");
+        assert!(vestibule_changes(&vestibule_toml(&without), &with).contains("[sites.\"turn.example.org\"]"));
+        assert_eq!(vestibule_changes(&vestibule_toml(&without), &without), "");
     }
 
     #[test]
     fn what_an_older_deployment_lacks_is_named() {
         let june = "services:\n  synapse:\n    image: ghcr.io/element-hq/synapse:v1.163.2\n  lk-jwt-service:\n    image: ghcr.io/element-hq/lk-jwt-service:0.6.0\n    environment:\n      LIVEKIT_FULL_ACCESS_HOMESERVERS: example.org\n  livekit:\n    image: livekit/livekit-server:v1.13.5 # LIVEKIT_HS_SERVER_NAME\n";
         assert_eq!(
-            compose_changes(june, "example.org"),
+            compose_changes(june, &Deployment { turn: None, ..deployment() }),
             "  synapse:\n    volumes:\n      - ./rtc-registration.yaml:/etc/synapse/rtc-registration.yaml:ro\n  lk-jwt-service:\n    image: ghcr.io/element-hq/lk-jwt-service:0.10.0\n    group_add: [\"991\"]\n    environment:\n      LIVEKIT_AS_REGISTRATION_FILE: /etc/rtc-registration.yaml\n      LIVEKIT_HS_SERVER_NAME: example.org\n    volumes:\n      - ./rtc-registration.yaml:/etc/rtc-registration.yaml:ro\n  livekit:\n    image: livekit/livekit-server:v1.13.9\n"
         );
         let lines = "experimental_features:\n  msc4143_enabled: true\n";

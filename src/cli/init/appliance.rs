@@ -1,16 +1,22 @@
 //! The configuration of the appliance: the same files as for compose, with everything on the loopback of one container.
 //! They are written anew at every start; the secrets are those of the first.
 
-use std::{fs, io, path::Path, process::ExitCode};
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 
 use super::{
     Outcome,
     render::{
-        Addresses, Deployment, File, LIVEKIT_KEY, REGISTRATION, Secrets, env, homeserver_lines, livekit, registration,
-        vestibule_toml,
+        Addresses, Deployment, File, LIVEKIT_KEY, REGISTRATION, Secrets, Turn, env, homeserver_lines, livekit,
+        registration, vestibule_toml,
     },
+    resolution::lead_to_one_machine,
     validate, write_new,
 };
 
@@ -24,6 +30,23 @@ pub fn addresses() -> Addresses {
         bind: "127.0.0.1".into(),
         registration: format!("/data/config/{REGISTRATION}"),
     }
+}
+
+/// An address outside, of which it is only asked which of our own leads there. Nothing is sent (RFC 5737).
+const OUTSIDE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+
+/// The relay, once its name leads where that of the homeserver does: before that no certificate for it can be had, and an
+/// appliance from before the relay may never get that name.
+pub fn turn(server_name: &str, homeserver: &str) -> Option<Turn> {
+    let host = Turn::in_compose(server_name).host;
+    if lead_to_one_machine(homeserver, &host) { Some(Turn { host, address: own_address()? }) } else { None }
+}
+
+/// The address of this container, under which LiveKit is there for its own relay.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(OUTSIDE).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
 }
 
 /// The secrets of the first start, or new ones that the next start will find. A deployment from before calls came by way of
@@ -150,6 +173,7 @@ mod tests {
             server_name: "example.org".into(),
             homeserver: "matrix.example.org".into(),
             layout: Layout::ThreeHosts,
+            turn: Some(Turn { host: "turn.example.org".into(), address: [172, 17, 0, 2].into() }),
             email: None,
             addresses: addresses(),
             secrets,
@@ -167,7 +191,9 @@ mod tests {
         assert!(text(REGISTRATION).contains("proxy_url: http://127.0.0.1:8080\n"));
         assert!(text("lk-jwt.env").contains("LIVEKIT_HS_SERVER_NAME=example.org\nLIVEKIT_AS_TOKEN=aaaa"));
         assert!(text("lk-jwt.env").contains("LIVEKIT_URL=wss://matrixrtc.example.org\n"));
-        assert_eq!(text("hosts").split_whitespace().count(), 5);
+        assert_eq!(text("hosts").split_whitespace().count(), 6);
+        assert!(text("vestibule.toml").contains("upstream = \"tcp://127.0.0.1:5349\""));
+        assert!(text("livekit.yaml").contains("allow_restricted_peer_cidrs: [\"172.17.0.2/32\"]"));
         for file in &files {
             assert_eq!(file.text.contains("llll"), file.mode == 0o600, "{}", file.name);
             assert_eq!(file.text.contains("aaaa"), ["lk-jwt.env", REGISTRATION].contains(&file.name), "{}", file.name);

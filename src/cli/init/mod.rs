@@ -4,6 +4,7 @@
 mod add;
 mod appliance;
 mod render;
+mod resolution;
 
 use std::{
     fs::{self, OpenOptions},
@@ -14,7 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 
-pub use self::render::{Addresses, Deployment, File, Layout, Secrets, render};
+pub use self::render::{Addresses, Deployment, File, Layout, Secrets, Turn, render};
 use self::render::{REGISTRATION, REGISTRATION_GROUP};
 use super::{Outcome, print, warn};
 use crate::config::{self, plan::Hostname};
@@ -37,6 +38,9 @@ pub struct Args {
     /// Serve calls under /livekit on the homeserver's host name instead of on two separate host names
     #[arg(long)]
     one_host: bool,
+    /// Omit media through port 443, which callers need whose firewall blocks everything else
+    #[arg(long)]
+    no_turn: bool,
     /// Add a part to an existing deployment: write missing files, print the changes needed in existing files
     #[arg(long, value_name = "PART", value_enum, conflicts_with = "appliance")]
     add: Option<Part>,
@@ -64,10 +68,16 @@ pub(super) fn run(args: &Args) -> Outcome {
     } else {
         (Addresses::default(), Secrets::generate()?)
     };
+    let turn = if args.appliance {
+        appliance::turn(&args.server_name, &homeserver).filter(|_| !args.no_turn)
+    } else {
+        (!args.no_turn).then(|| Turn::in_compose(&args.server_name))
+    };
     let deployment = Deployment {
         server_name: args.server_name.clone(),
         homeserver,
         layout,
+        turn,
         email: args.email.clone(),
         addresses,
         secrets,
@@ -182,6 +192,7 @@ fn next_steps(dir: &Path, deployment: &Deployment, files: &[File]) -> String {
     let records: String =
         hosts.iter().map(|host| format!("  {:width$}  A     ADDRESS\n", format!("{host}."))).collect();
     let version = env!("CARGO_PKG_VERSION");
+    let turn = if deployment.turn.is_some() { ", and media where all else is blocked" } else { "" };
     format!(
         "Written into {dir}: {names}
 
@@ -190,7 +201,7 @@ IPv6 in the containers as well:
 {records}
 Ports to open, and to forward if a router stands before the machine:
   80/tcp    certificates, and the redirect to https
-  443/tcp   everything of Matrix, and the signalling of calls
+  443/tcp   everything of Matrix, the signalling of calls{turn}
   7881/tcp  media of calls where UDP is blocked; straight to LiveKit
   7882/udp  media of calls; straight to LiveKit
 

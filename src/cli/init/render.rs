@@ -1,7 +1,10 @@
 //! The files of a deployment as text: a pure function of names, addresses and secrets. The examples under `config/` are
 //! its output for example.org; a test keeps them in step.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use crate::config::{SCHEMA_URL, versions};
 
@@ -14,12 +17,39 @@ pub struct Deployment {
     pub homeserver: String,
     /// Where calls are.
     pub layout: Layout,
+    /// The relay for callers who reach nothing but port 443.
+    pub turn: Option<Turn>,
     /// The contact of the ACME account.
     pub email: Option<String>,
     /// Where the services are for each other.
     pub addresses: Addresses,
     /// What nobody else may know.
     pub secrets: Secrets,
+}
+
+/// LiveKit's relay, behind a site of kind `turn`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// Its public name.
+    pub host: String,
+    /// LiveKit's own address: the only private one that the relay may reach.
+    pub address: IpAddr,
+}
+
+/// The network of the containers, and LiveKit's address in it. Fixed, since the relay is told of it; of a range that
+/// neither Docker's defaults nor home routers use.
+pub const NETWORK: &str = "172.29.83.0/24";
+const LIVEKIT_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 29, 83, 10);
+
+/// The port of the relay; TLS has ended before it.
+const TURN_PORT: u16 = 5349;
+
+impl Turn {
+    /// `turn.SERVER_NAME`, with the address that compose gives LiveKit.
+    #[must_use]
+    pub fn in_compose(server_name: &str) -> Self {
+        Self { host: format!("turn.{server_name}"), address: LIVEKIT_ADDRESS.into() }
+    }
 }
 
 /// Which names the call services have.
@@ -138,6 +168,7 @@ impl Deployment {
         if self.layout == Layout::ThreeHosts {
             hosts.extend([self.jwt_host(), self.sfu_host()]);
         }
+        hosts.extend(self.turn.iter().map(|turn| turn.host.clone()));
         hosts
     }
 
@@ -231,6 +262,9 @@ upstream = "http://{livekit}"
             );
         }
     }
+    if let Some(turn) = &deployment.turn {
+        text += &turn_site(turn, livekit);
+    }
     if homeserver != server_name {
         text += &format!(
             r#"
@@ -243,12 +277,30 @@ upstream = "http://{livekit}"
     text
 }
 
+/// The site that leads to LiveKit's relay, on the host of its signalling.
+#[must_use]
+pub fn turn_site(Turn { host, .. }: &Turn, livekit: &str) -> String {
+    let livekit = livekit.rsplit_once(':').map_or(livekit, |(host, _)| host);
+    format!(
+        r#"
+# Media for callers whose firewall lets nothing out but 443: not HTTP, but TURN inside TLS, for LiveKit's relay.
+[sites."{host}"]
+kind     = "turn"
+upstream = "tcp://{livekit}:{TURN_PORT}"
+"#
+    )
+}
+
 /// The stack, with every secret taken from `.env`.
 #[must_use]
 pub fn compose(deployment: &Deployment) -> String {
-    let volumes = r#"networks:
-  web:
-  data:
+    let web = match &deployment.turn {
+        Some(_) => format!(
+            "  web:\n    ipam:\n      # LiveKit has a fixed address in it.\n      config: [{{ subnet: {NETWORK} }}]\n"
+        ),
+        None => "  web:\n".into(),
+    };
+    let rest = r#"  data:
     internal: true
 
 volumes:
@@ -256,7 +308,8 @@ volumes:
   synapse:
   postgres:
 "#;
-    [edge_service(deployment), homeserver_services(deployment), call_services(deployment), volumes.into()].concat()
+    let networks = ["networks:\n", &web, rest].concat();
+    [edge_service(deployment), homeserver_services(deployment), call_services(deployment), networks].concat()
 }
 
 fn edge_service(deployment: &Deployment) -> String {
@@ -337,6 +390,12 @@ fn homeserver_services(deployment: &Deployment) -> String {
 fn call_services(deployment: &Deployment) -> String {
     let server_name = &deployment.server_name;
     let (sfu_url, synapse) = (deployment.sfu_url(), &deployment.addresses.synapse);
+    let network = match &deployment.turn {
+        Some(Turn { address, .. }) => format!(
+            "\n      web:\n        # As livekit.yaml has it: the relay may reach this address and no other private one.\n        ipv4_address: {address}"
+        ),
+        None => " [web]".into(),
+    };
     format!(
         r#"  lk-jwt-service:
     image: {LK_JWT}
@@ -376,7 +435,7 @@ fn call_services(deployment: &Deployment) -> String {
       test: [CMD, wget, --quiet, --spider, "http://127.0.0.1:7880/"]
       interval: 30s
       start_period: 30s
-    networks: [web]
+    networks:{network}
 
 "#
     )
@@ -411,6 +470,10 @@ proxy_url: http://{lk_jwt}
 pub fn livekit(deployment: &Deployment) -> String {
     let Addresses { lk_jwt, livekit, bind, .. } = &deployment.addresses;
     let port = port(livekit);
+    let (internal, turn) = match &deployment.turn {
+        Some(turn) => (INTERNAL_ADDRESS, relay(turn, bind)),
+        None => ("", String::new()),
+    };
     format!(
         r#"port: {port}
 bind_addresses: ["{bind}"]
@@ -419,16 +482,39 @@ rtc:
   udp_port: 7882
   # LiveKit has to tell clients the public address; behind the bridge of Docker it would tell its own.
   use_external_ip: true
-room:
+{internal}room:
   # Or anybody with a token opens rooms, and LIVEKIT_FULL_ACCESS_HOMESERVERS means nothing.
   auto_create: false
 webhook:
   # Lets lk-jwt-service end the membership of whoever drops out. The name of the key, not its secret.
   api_key: {LIVEKIT_KEY}
   urls: ["http://{lk_jwt}/sfu_webhook"]
-logging:
+{turn}logging:
   level: info
 "#
+    )
+}
+
+/// Without it the relay would have to send to the public address from inside, which many routers do not turn around.
+pub const INTERNAL_ADDRESS: &str = "  # And its own as well: that is how its relay (below) finds it.
+  advertise_internal_ip: true
+";
+
+/// LiveKit's relay, to which the edge forwards what is inside TLS on 443.
+#[must_use]
+pub fn relay(turn: &Turn, bind: &str) -> String {
+    let Turn { host, address } = turn;
+    format!(
+        r#"turn:
+  enabled: true
+  domain: {host}
+  tls_port: {TURN_PORT}
+  external_tls: true                # the edge ends TLS
+  bind_addresses: ["{bind}"]
+  # LiveKit itself and nothing else: with a network here, whoever has a token reaches every container in it.
+  allow_restricted_peer_cidrs: ["{address}/{}"]
+"#,
+        if address.is_ipv4() { 32 } else { 128 }
     )
 }
 
@@ -496,6 +582,7 @@ mod tests {
             server_name: "example.org".into(),
             homeserver: homeserver.into(),
             layout,
+            turn: Some(Turn::in_compose("example.org")),
             email: Some("admin@example.org".into()),
             addresses: Addresses::default(),
             secrets: Secrets {
@@ -543,6 +630,26 @@ mod tests {
                 hosts.sort();
                 assert_eq!(sites, hosts);
             }
+        }
+    }
+
+    #[test]
+    fn the_relay_reaches_one_private_address_or_is_left_out() {
+        let with = deployment(Layout::OneHost, "matrix.example.org");
+        let without = Deployment { turn: None, ..with.clone() };
+        let of = |deployment: &Deployment, name: &str| {
+            render(deployment).into_iter().find(|file| file.name == name).unwrap().text
+        };
+        assert!(of(&with, "livekit.yaml").contains("allow_restricted_peer_cidrs: [\"172.29.83.10/32\"]"));
+        assert!(of(&with, "compose.yaml").contains("ipv4_address: 172.29.83.10"));
+        assert!(of(&with, "compose.yaml").contains("- turn.example.org"));
+        assert!(of(&with, "vestibule.toml").contains("upstream = \"tcp://livekit:5349\""));
+        for name in ["vestibule.toml", "compose.yaml", "livekit.yaml"] {
+            let text = of(&without, name);
+            assert!(
+                !["turn", "ipv4_address", "advertise_internal_ip"].iter().any(|word| text.contains(word)),
+                "{text}"
+            );
         }
     }
 

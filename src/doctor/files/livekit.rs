@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::Path};
 
-use super::{FileUnderTest, parse, yaml::Node};
+use super::{FileUnderTest, parse, turn, yaml::Node};
 use crate::doctor::dns::is_public;
 
 /// LiveKit warns of a shorter one.
@@ -34,6 +34,7 @@ pub fn media_ports(path: &Path) -> Result<MediaPorts, String> {
 pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
     secrets(file, root);
     address(file, root);
+    turn::assess(file, root);
     let room = root.at(&["room"]).map_or(1, |room| room.line);
     let creates = root.at(&["room", "auto_create"]);
     if creates.and_then(|creates| creates.text()) != Some("false") {

@@ -4,6 +4,7 @@ mod compose;
 mod homeserver;
 mod livekit;
 mod together;
+mod turn;
 mod yaml;
 
 use std::{
@@ -199,6 +200,35 @@ upstream = "http://livekit:7880"
         let container =
             "rtc: {node_ip: 172.18.0.4}\nroom: {auto_create: false}\nwebhook: {urls: [http://jwt:8080/sfu_webhook]}\n";
         expect(&assessed("files.livekit", livekit::assess, container), &[("files.livekit.node_ip", "f:1")]);
+    }
+
+    #[test]
+    fn the_relay_and_its_site_fit_together() {
+        let site = "[sites.\"turn.example.org\"]\nkind = \"turn\"\nupstream = \"tcp://livekit:5349\"\n";
+        let good = include_str!("../../../config/livekit.yaml");
+        for (site, old, new, wanted) in [
+            (site, "", "", vec![]),
+            ("", "172.29.83.10/32", "172.29.83.0/24", vec![("turn_peers", Verdict::Fail)]),
+            (site, "172.29.83.10/32", "172.29.83.0/24", vec![("turn_peers", Verdict::Fail)]),
+            (
+                site,
+                "[\"172.29.83.10/32\"]",
+                "[\"172.29.83.10/32\", \"fd00::/64\"]",
+                vec![("turn_peers", Verdict::Fail)],
+            ),
+            (site, "  allow_restricted_peer_cidrs", "  # ", vec![("turn_peers", Verdict::Warn)]),
+            (site, "enabled: true", "enabled: false", vec![("turn", Verdict::Fail)]),
+            (site, "domain: turn.", "domain: other.", vec![("turn", Verdict::Fail)]),
+            (site, "external_tls: true", "external_tls: false", vec![("turn", Verdict::Fail)]),
+            (site, "tls_port: 5349", "tls_port: 5350", vec![("turn", Verdict::Fail)]),
+        ] {
+            let (plan, _) = crate::config::parse("t", &(PLAN.to_owned() + site), ".".into(), &|_| None).unwrap();
+            let root = Node::parse(&good.replace(old, new)).unwrap();
+            let mut file = FileUnderTest { plan: &plan, id: "files.livekit", path: "f".into(), found: Vec::new() };
+            livekit::assess(&mut file, &root);
+            let found = file.found.iter().map(|one| (one.id.trim_start_matches("files.livekit."), one.verdict));
+            assert_eq!(found.collect::<Vec<_>>(), wanted, "{site} {new}");
+        }
     }
 
     #[test]
