@@ -161,7 +161,13 @@ class Guide:
         jwt = stack["services"]["lk-jwt-service"]
         jwt["image"] = LK_JWT
         del jwt["environment"]["LK_JWT_PORT"]
-        jwt["environment"]["LIVEKIT_FULL_ACCESS_HOMESERVERS"] = jwt["environment"].pop("LIVEKIT_LOCAL_HOMESERVERS")
+        del jwt["environment"]["LIVEKIT_LOCAL_HOMESERVERS"]
+        ours = yaml.safe_load((ROOT / "config/compose.yaml").read_text())["services"]
+        names = ["LIVEKIT_AS_REGISTRATION_FILE", "LIVEKIT_HS_SERVER_NAME", "LIVEKIT_FULL_ACCESS_HOMESERVERS"]
+        jwt["environment"].update({name: ours["lk-jwt-service"]["environment"][name] for name in names})
+        jwt["group_add"] = ours["lk-jwt-service"]["group_add"]
+        jwt["volumes"] += ours["lk-jwt-service"]["volumes"]
+        stack["services"]["synapse"]["volumes"].append(next(v for v in ours["synapse"]["volumes"] if "rtc-registration" in v))
         stack["services"]["livekit"]["image"] = LIVEKIT
         path.write_text(yaml.safe_dump(stack))
         shutil.copy(ROOT / "config/livekit.yaml", self.folder / "livekit-config.yaml")
@@ -228,8 +234,10 @@ def test_the_page_moves_the_guides_stack_without_an_order(guide):
     file = guide.folder / "vestibule/vestibule.toml"
     file.write_text(file.read_text() + '\n[sites."example.org"]\n')
     assert "valid" in guide.sh(commands("4. **Read")[0]).stdout
+    registration, restart = commands("5. **Correct")[:2]
+    guide.sh(registration)
     guide.mend()
-    guide.sh(commands("5. **Correct")[0])
+    guide.sh(restart)
     wait_for("Synapse with its new settings", lambda: client.get("/health").status_code == 200, 90)
     assert by_caddy(client)
 
