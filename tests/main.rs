@@ -10,6 +10,7 @@ mod cli;
 mod compression;
 mod config;
 mod errors;
+mod files;
 mod forwarding;
 mod http2;
 mod import_caddy;

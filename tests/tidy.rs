@@ -27,6 +27,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tokio_rustls", &["tls/", "client/", "upstream/connect.rs"]),
     ("hyper", &["client/", "admin/", "cli/demo/"]),
     ("hyper_util", &["client/", "admin/", "cli/demo/"]),
+    ("tower_http", &["layer/files.rs"]),
     ("tower", &["client/", "admin/"]),
     ("instant_acme", &["cert/issue/"]),
     ("toml", &["config/"]),

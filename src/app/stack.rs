@@ -15,7 +15,7 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use http::{Method, StatusCode, Uri, Version, header, uri::Scheme};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, header, uri::Scheme};
 use ipnet::IpNet;
 use tracing::warn;
 
@@ -35,6 +35,7 @@ use crate::{
         compress::{AcceptedEncodings, Compress},
         conditions, cors,
         edit_fields::{self, FieldEdits, ReadyEdits, Values},
+        files::Files,
         forwarded::{Client, forwarded_scheme},
         hop, limit, loop_detection, redirect,
         request_id::{RequestId, X_REQUEST_ID},
@@ -108,6 +109,7 @@ enum Action {
     Redirect(String),
     RedirectTo(Template, StatusCode),
     Respond(Fixed),
+    Files(Files),
     Deny,
     NotFound,
 }
@@ -253,6 +255,10 @@ impl Generation {
                 let location = edit_fields::fill(to, &context.values(&request));
                 redirected(redirect::location(&location, *status)?, path).map(Dispatch::Local)
             }
+            Action::Files(files) => {
+                let path = inner.into_owned();
+                Ok(self.files(request, route, files.clone(), path))
+            }
             Action::Deny => Err(Kind::Denied.into()),
             Action::Redirect(origin) => redirected(redirect::to(origin, request.target())?, path).map(Dispatch::Local),
             Action::Respond(fixed) => Ok(Dispatch::Local(fixed.answer())),
@@ -387,6 +393,16 @@ impl Generation {
         Ok(Dispatch::Upstream { answer, back: ResponseContext { asked, preflight } })
     }
 
+    /// Answers with a file, of which a variant that is compressed already is as good as ours.
+    fn files(&self, mut request: Request, route: &Route, files: Files, path: String) -> Dispatch {
+        let accepted =
+            request.fields.list(header::ACCEPT_ENCODING).and_then(|list| HeaderValue::from_bytes(&list).ok());
+        let method = request.method.clone();
+        let asked = route.compress.then(|| self.compress.request(&method, &mut request.fields));
+        let answer = Box::pin(files.answer(request, path, accepted));
+        Dispatch::Upstream { answer, back: ResponseContext { asked, preflight: false } }
+    }
+
     /// Walks back with what a service has answered.
     fn back(
         &self,
@@ -464,6 +480,7 @@ impl Route {
                 plan::Action::Proxy(upstream) => Action::Proxy(Upstream::new(upstream, env)),
                 plan::Action::Redirect(origin) => Action::Redirect(origin.clone()),
                 plan::Action::RedirectTo { to, status } => Action::RedirectTo(to.clone(), *status),
+                plan::Action::Files(files) => Action::Files(Files::new(files)),
                 plan::Action::Deny => Action::Deny,
                 plan::Action::Respond(fixed) => Action::Respond(Fixed::new(fixed)),
                 plan::Action::NotFound => Action::NotFound,

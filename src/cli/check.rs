@@ -212,6 +212,7 @@ fn does(route: &Route) -> String {
         Action::Redirect(origin) => format!("redirect to {origin}"),
         Action::Respond(answer) => format!("answers {}", answer.status.as_u16()),
         Action::RedirectTo { to, status } => format!("redirect to {to} with {}", status.as_u16()),
+        Action::Files(files) => format!("files of {}{stripped}", files.root.display()),
         Action::Deny => "denied, 403".into(),
         Action::NotFound => "404".into(),
     }

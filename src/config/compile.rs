@@ -13,7 +13,7 @@ use super::{
     invisible, kind, loops,
     plan::{
         AccessRule, Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression,
-        Encoding, FixedAnswer, Hostname, Kind, Limits, Listen, Log, Matching, Matrix, Plan, Rewrite, Route,
+        Encoding, Files, FixedAnswer, Hostname, Kind, Limits, Listen, Log, Matching, Matrix, Plan, Rewrite, Route,
         RtcDocuments, RtcTransport, Server, Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream,
         WellKnown,
     },
@@ -485,10 +485,14 @@ fn routes(
         }
     }
     let root = &site.root;
-    let says_nothing = root.upstream.is_none() && root.redirect.is_none() && root.redirect_to.is_none() && !root.broken;
+    let says_nothing = root.upstream.is_none()
+        && root.redirect.is_none()
+        && root.redirect_to.is_none()
+        && root.files.is_none()
+        && !root.broken;
     match (says_nothing, kind_of(root)) {
         (true, Kind::Http) if !well_known && site.routes.is_empty() => {
-            let help = "set upstream = \"http://…\" or redirect = \"https://…\"";
+            let help = "set upstream = \"http://…\", redirect = \"https://…\" or files = \"/path\"";
             reader.error_with(site.host.span.clone(), format!("the site `{}` serves nothing", site.host.value), help);
         }
         (true, Kind::Http) => {}
@@ -537,6 +541,9 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
         reader.error_with(from.span.clone(), "`admin_from` is for sites of kind `synapse`", help);
     }
     let proxies = matches!(action, Action::Proxy(_));
+    if let (Some(spa), false) = (&raw.spa, matches!(action, Action::Files(_))) {
+        reader.error_with(spa.span.clone(), "`spa` is for `files`", "leave it out, or set files = \"/path\"");
+    }
     let max_body = match &raw.max_body {
         Some(limit) => vec![BodyRule { path: BodyPath::Any, limit: limit.value }],
         None => kind::max_body(kind),
@@ -664,7 +671,7 @@ fn action(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Action> {
     if raw.broken {
         return None;
     }
-    if let Some(action) = redirect_or_deny(raw, kind, reader) {
+    if let Some(action) = other_action(raw, kind, reader) {
         return action;
     }
     match (&raw.upstream, &raw.redirect, &raw.respond) {
@@ -698,20 +705,30 @@ fn action(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Action> {
     }
 }
 
-/// The action of a route with `deny` or with a redirect that is more than an origin; `None` where it has neither.
-fn redirect_or_deny(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Option<Action>> {
+/// The action of a route with `deny`, `files` or a redirect that is more than an origin; `None` where it has none of them.
+fn other_action(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Option<Action>> {
     let denies = raw.deny.as_ref().filter(|deny| deny.value);
-    let action = match (denies, &raw.redirect_to) {
-        (None, None) => return None,
-        (Some(_), None) => Action::Deny,
-        (_, Some(redirect)) => Action::RedirectTo { to: redirect.value.to.clone(), status: redirect.value.status },
+    let action = match (denies, &raw.redirect_to, &raw.files) {
+        (None, None, None) => return None,
+        (Some(_), ..) => Action::Deny,
+        (None, Some(redirect), _) => {
+            Action::RedirectTo { to: redirect.value.to.clone(), status: redirect.value.status }
+        }
+        (None, None, Some(root)) => {
+            let spa = raw.spa.as_ref().is_some_and(|spa| spa.value);
+            Action::Files(Files { root: root.value.clone(), spa })
+        }
     };
-    let others = usize::from(raw.upstream.is_some())
-        + usize::from(raw.redirect.is_some())
-        + usize::from(raw.respond.is_some())
-        + usize::from(denies.is_some() && raw.redirect_to.is_some());
-    if others > 0 || (raw.kind.is_some() && kind != Kind::Http) {
-        let help = "keep one of upstream, redirect, respond and deny";
+    let set = [
+        raw.upstream.is_some(),
+        raw.redirect.is_some(),
+        raw.respond.is_some(),
+        denies.is_some(),
+        raw.redirect_to.is_some(),
+        raw.files.is_some(),
+    ];
+    if set.iter().filter(|is_set| **is_set).count() > 1 || (raw.kind.is_some() && kind != Kind::Http) {
+        let help = "keep one of upstream, redirect, respond, files and deny";
         reader.error_with(raw.prefix.span.clone(), format!("`{}` can do only one thing", raw.prefix.value), help);
         return Some(None);
     }

@@ -635,10 +635,21 @@ pub enum Action {
     },
     /// A fixed answer.
     Respond(FixedAnswer),
+    /// Files of a folder.
+    Files(Files),
     /// 403 for everything.
     Deny,
     /// 404 for everything.
     NotFound,
+}
+
+/// `files = …` of a site or route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// The folder.
+    pub root: PathBuf,
+    /// Whether a path without a file gets the `index.html` of the folder.
+    pub spa: bool,
 }
 
 /// `respond = …` of a route.

@@ -167,6 +167,8 @@ pub struct Route {
     pub redirect: Option<At<String>>,
     pub redirect_to: Option<At<matching::RedirectTo>>,
     pub deny: Option<At<bool>>,
+    pub files: Option<At<PathBuf>>,
+    pub spa: Option<At<bool>>,
     pub conditions: Conditions,
     pub add_prefix: Option<At<String>>,
     pub rewrite: Option<At<String>>,
@@ -193,6 +195,8 @@ impl Route {
             redirect: None,
             redirect_to: None,
             deny: None,
+            files: None,
+            spa: None,
             conditions: Conditions::default(),
             add_prefix: None,
             rewrite: None,
@@ -464,7 +468,7 @@ fn sites(section: &Section<'_, '_, '_>) -> (Vec<Site>, bool) {
 }
 
 /// The keys of a site and of a route, any of which shows that a table is one.
-const SITE_KEYS: [&str; 23] = [
+const SITE_KEYS: [&str; 25] = [
     "kind",
     "upstream",
     "redirect",
@@ -488,6 +492,8 @@ const SITE_KEYS: [&str; 23] = [
     "security_fields",
     "cors",
     "path",
+    "files",
+    "spa",
 ];
 
 /// A site under its host name; or, where the name is without quotes, the sites that were meant: TOML reads
@@ -653,14 +659,15 @@ fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {
         fields: section.get("fields", matching::field_conditions).map(|at| at.value).unwrap_or_default(),
         from: section.get("from", one_or_more(parsed(value::network))).map(|at| at.value).unwrap_or_default(),
     };
-    // A condition that was not understood must not become a route for everyone.
+    // A condition that was not understood must not become a route for everyone. (`files` and `fields` are alike, so that a
+    // key which is nearly one of them says nothing.)
     route.broken |= [
         ("methods", route.conditions.methods.is_empty()),
         ("fields", route.conditions.fields.is_empty()),
         ("from", route.conditions.from.is_empty()),
     ]
     .into_iter()
-    .any(|(key, is_empty)| is_empty && section.mentions(key));
+    .any(|(key, is_empty)| is_empty && section.item(key).is_some());
     section.finish();
     route
 }
@@ -673,11 +680,14 @@ fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
         Some(item) if matching::is_redirect_to(item) => (None, section.get("redirect", matching::redirect_to)),
         _ => (section.get("redirect", parsed(value::origin)), None),
     };
+    let dir = section.reader.source().dir.clone();
+    let files = section.get("files", |item| string(item).and_then(|text| value::path(&dir, text)));
     let edits =
         |key, message| section.get(key, |item| edits::parse(item, message)).map(|at| at.value).unwrap_or_default();
     let broken = (section.mentions("kind") && kind.is_none())
         || (section.mentions("upstream") && upstream.is_none())
-        || (section.mentions("redirect") && redirect.is_none() && redirect_to.is_none());
+        || (section.mentions("redirect") && redirect.is_none() && redirect_to.is_none())
+        || (section.item("files").is_some() && files.is_none());
     Route {
         prefix,
         kind,
@@ -685,6 +695,8 @@ fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
         redirect,
         redirect_to,
         deny: None,
+        files,
+        spa: section.get("spa", boolean),
         conditions: Conditions::default(),
         add_prefix: None,
         rewrite: None,

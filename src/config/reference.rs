@@ -338,6 +338,18 @@ const SITE: &[Key] = &[
         "Redirect (308) to this origin; path and query are kept. On a `synapse` site, only `/` is redirected. Or to a URL or a path with `{path}`, `{query}`, `{uri}` and `{host}`; `{ to, status }` selects 301, 302, 303, 307 or 308.",
     ),
     key(
+        "files",
+        Text,
+        "none",
+        "A folder whose files are served: the `index.html` of a folder, ranges, `ETag` and `Last-Modified`, and `.br`, `.zst` and `.gz` beside a file in its place. Hidden files (but those of `.well-known`) and links that lead out of the folder are 404. The path is that of the request: with `strip_prefix`, without the prefix.",
+    ),
+    key(
+        "spa",
+        Switch,
+        "false",
+        "With `files`: a path without a file gets `index.html`, for applications that have their own paths.",
+    ),
+    key(
         "routes",
         Routes,
         "none",
@@ -408,6 +420,8 @@ const ROUTE: &[Key] = &[
         "none",
         "Only requests with all of these fields: `{ \"X-Name\" = \"value\" }`, `*` for any bytes, or `true` for any value.",
     ),
+    key("files", Text, "none", "As for a site."),
+    key("spa", Switch, "false", "As for a site."),
     key("from", OneOrMore, "all", "Only clients in one of these networks."),
     key(
         "deny",
@@ -559,6 +573,7 @@ pub fn right_form(section: &str, key: &str, found: &DeValue<'_>) -> Option<Strin
             ("federation", _) => "\"matrix.example.org:443\"".into(),
             ("methods", _) => "[\"GET\"]".into(),
             ("path", _) => "\"/health\"".into(),
+            ("files", _) => "\"/srv/www\"".into(),
             ("servers", _) => "[\"http://synapse:8008\"]".into(),
             (_, Text) => "\"…\"".into(),
             (_, TextList | OneOrMore | Directory | Transports) => "[\"10.0.0.0/8\"]".into(),

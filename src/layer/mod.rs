@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   request_id > access_log > rescue > response_head >            (every request)
-//!     respond | redirect > access > limit >                       (by site and route)
+//!     respond | redirect | files > access > limit >                       (by site and route)
 //!       loop_detection > rtc_transports > compress > hop > forwarded > upstream
 //! ```
 
@@ -14,6 +14,7 @@ pub mod compress;
 pub mod conditions;
 pub mod cors;
 pub mod edit_fields;
+pub mod files;
 pub mod forwarded;
 pub mod hop;
 pub mod limit;

@@ -64,7 +64,7 @@ fn site_table(site: &Site) -> String {
             }
             text += &format!("upstream = {}\n", upstream(server));
         }
-        Some(other) => text += &format!("{}\n", action(other)),
+        Some(other) => text += &format!("{}\n", action(other).join("\n")),
         None => {}
     }
     for (key, value) in [("tls", &site.tls), ("max_body", &site.max_body)] {
@@ -111,7 +111,7 @@ fn keys(route: &Route) -> Vec<String> {
             route.fields.iter().map(|(name, value)| format!("{} = {}", quote(name), quote(value))).collect();
         keys.push(format!("fields = {{ {} }}", pairs.join(", ")));
     }
-    keys.push(action(&route.action));
+    keys.extend(action(&route.action));
     if route.strip {
         keys.push("strip_prefix = true".into());
     }
@@ -154,10 +154,13 @@ fn edits(edits: &[Edit]) -> String {
     format!("{{ {} }}", parts.join(", "))
 }
 
-fn action(action: &Action) -> String {
-    match action {
+/// The keys of what a route does.
+fn action(action: &Action) -> Vec<String> {
+    let one = match action {
         Action::Proxy(Kind::Http, server) => format!("upstream = {}", upstream(server)),
-        Action::Proxy(kind, server) => format!("kind = {}, upstream = {}", quote(kind.as_str()), upstream(server)),
+        Action::Proxy(kind, server) => {
+            return vec![format!("kind = {}", quote(kind.as_str())), format!("upstream = {}", upstream(server))];
+        }
         Action::Redirect { to, status } => match (status, to.strip_suffix("{uri}")) {
             (308, Some(origin)) if origin.matches('/').count() == 2 && !origin.contains('{') => {
                 format!("redirect = {}", quote(origin))
@@ -165,6 +168,8 @@ fn action(action: &Action) -> String {
             (308, _) => format!("redirect = {{ to = {} }}", quote(to)),
             _ => format!("redirect = {{ to = {}, status = {status} }}", quote(to)),
         },
+        Action::Files { root, spa: true } => return vec![format!("files = {}", quote(root)), "spa = true".into()],
+        Action::Files { root, spa: false } => format!("files = {}", quote(root)),
         Action::Deny => "deny = true".into(),
         Action::Nothing => "respond = { status = 404 }".into(),
         Action::Respond { status: 200, content_type: None, body } => format!("respond = {}", quote(body)),
@@ -174,7 +179,8 @@ fn action(action: &Action) -> String {
             let body = if body.is_empty() { String::new() } else { format!(", body = {}", quote(body)) };
             format!("respond = {{ status = {status}{content_type}{body} }}")
         }
-    }
+    };
+    vec![one]
 }
 
 fn upstream(upstream: &Upstream) -> String {

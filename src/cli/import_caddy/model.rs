@@ -131,6 +131,13 @@ pub enum Action {
         /// The body.
         body: String,
     },
+    /// It gets a file of this folder, or with `spa` its index.
+    Files {
+        /// The folder.
+        root: String,
+        /// `spa`.
+        spa: bool,
+    },
     /// It is refused.
     Deny,
     /// Nothing answers it.

@@ -39,6 +39,10 @@ pub struct Changes {
     pub response: Vec<Edit>,
     /// The bound on bodies, as TOML.
     pub max_body: Option<String>,
+    /// `root`, until it is that of a rule.
+    pub root: Option<String>,
+    /// `try_files` leads to the index, until that is said by a rule.
+    pub spa: bool,
     /// Why nobody may come: the line and what could not be carried.
     pub closed: Option<(usize, String)>,
 }
@@ -56,6 +60,8 @@ enum What {
     Request(Edit),
     Response(Edit),
     MaxBody(Option<String>),
+    Root(String),
+    Spa,
     Close(usize, String),
 }
 
@@ -116,7 +122,7 @@ impl<'r> Reader<'r> {
             }
             let (matcher, args) = conditions::of(line, named);
             match order::name(line) {
-                "header" | "request_header" | "request_body" | "basic_auth" | "forward_auth" => {
+                "header" | "request_header" | "request_body" | "basic_auth" | "forward_auth" | "root" | "try_files" => {
                     self.change(line, &matcher, args, &mut state, within);
                 }
                 "uri" | "rewrite" => {
@@ -145,8 +151,8 @@ impl<'r> Reader<'r> {
     /// Directives that end no request and are of no use without others.
     fn other(&mut self, line: &Directive, name: &str) {
         match name {
-            // Compression is there by itself; `root` and `try_files` are of use to `file_server` only.
-            "encode" | "log_skip" | "log_name" | "log_append" | "root" | "try_files" | "vars" | "tls" | "bind" => {}
+            // Compression is there by itself.
+            "encode" | "log_skip" | "log_name" | "log_append" | "vars" | "tls" | "bind" => {}
             "log" => {}
             other => self.lost(line, format!("`{other}`")),
         }
@@ -260,8 +266,20 @@ impl<'r> Reader<'r> {
         state: &mut State,
         within: &Conditions,
     ) {
+        // `root /srv` has no matcher.
+        let (all, is_root) = (Matcher::default(), line.name == "root" && line.args.len() == 1);
+        let (matcher, args) = if is_root { (&all, line.args.as_slice()) } else { (matcher, args) };
         let Some((when, unless)) = self.scope(line, matcher, state, within) else { return };
         let found = match order::name(line) {
+            "root" => args.first().map(|path| What::Root(path.text.clone())).into_iter().collect(),
+            "try_files" => match terminal::tries(args) {
+                Some(true) => vec![What::Spa],
+                Some(false) => Vec::new(),
+                None => {
+                    self.lost(line, "`try_files`: a file, the index of a folder, or index.html for everything else");
+                    Vec::new()
+                }
+            },
             "header" => fields::response(line, args, self.remarks).into_iter().map(What::Response).collect(),
             "request_header" => fields::request(line, args, self.remarks).into_iter().map(What::Request).collect(),
             "request_body" => max_size(line).map(What::MaxBody).into_iter().collect(),
@@ -372,7 +390,20 @@ impl<'r> Reader<'r> {
             }
             None => action.clone(),
         };
-        let changes = Changes { closed: None, ..changes };
+        let action = match action {
+            Action::Files { root, .. } => {
+                match changes.root.clone().or(Some(root)).filter(|root| root.starts_with('/')) {
+                    Some(root) => Action::Files { root, spa: changes.spa },
+                    None => {
+                        let text = "`file_server` of the folder that Caddy was started in: write files = \"/path\"; it is 404 here";
+                        self.remarks.push(Remark::lost(line, text));
+                        Action::Nothing
+                    }
+                }
+            }
+            other => other,
+        };
+        let changes = Changes { closed: None, root: None, spa: false, ..changes };
         let mut rule = Rule { when, action, base: state.base.clone(), changes, line };
         if let Action::Proxy(_, upstream) = &mut rule.action {
             rule.changes.request.append(&mut upstream.request_fields);
@@ -418,6 +449,8 @@ impl Changes {
             What::Request(edit) => put(&mut self.request, edit),
             What::Response(edit) => put(&mut self.response, edit),
             What::MaxBody(size) => self.max_body.clone_from(size),
+            What::Root(root) => self.root = Some(root.clone()),
+            What::Spa => self.spa = true,
             What::Close(line, text) => self.closed = Some((*line, text.clone())),
         }
     }

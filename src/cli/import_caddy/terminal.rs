@@ -37,9 +37,43 @@ pub fn read(line: &Directive, args: &[Token], host: &str, plain: bool, remarks: 
         "reverse_proxy" => proxy::read(line, args, remarks)
             .map(|upstream| Action::Proxy(Kind::Http, upstream))
             .or(Some(Action::Nothing)),
-        "file_server" => lost("`file_server`: files are not served, it is 404 here; put a web server behind an upstream".into()),
+        "file_server" => Some(files(line, args, remarks)),
         "php_fastcgi" => lost("`php_fastcgi`: FastCGI is not spoken, it is 404 here; put nginx or Caddy before PHP, and that behind an upstream".into()),
         other => lost(format!("`{other}`: it is 404 here")),
+    }
+}
+
+/// `file_server`; its folder is known later, unless it is said here.
+fn files(line: &Directive, args: &[Token], remarks: &mut Vec<Remark>) -> Action {
+    let mut root = String::new();
+    let mut lost = |line: usize, text: &str| remarks.push(Remark::lost(line, format!("`{text}` of `file_server`")));
+    if args.iter().any(|token| token.text == "browse") {
+        lost(line.line, "browse");
+    }
+    for inner in line.block.iter().flatten() {
+        let first = inner.args.first().map_or("", |token| token.text.as_str());
+        match (inner.name.as_str(), first) {
+            ("root", path) => path.clone_into(&mut root),
+            // Hidden files are, and precompressed ones are looked for.
+            ("precompressed" | "disable_canonical_uris", _) | ("index", "index.html") => {}
+            ("hide", _) if inner.args.iter().all(|token| token.text.starts_with('.')) => {}
+            (other, _) => lost(inner.line, other),
+        }
+    }
+    Action::Files { root, spa: false }
+}
+
+/// Whether `try_files` ends with the index of the folder; `None` where it does something else.
+pub fn tries(args: &[Token]) -> Option<bool> {
+    let own = ["{path}", "{path}/", "{path}/index.html", "{http.request.uri.path}", "{uri}"];
+    let words: Vec<&str> = args.iter().map(|token| token.text.as_str()).collect();
+    let (last, before) = words.split_last()?;
+    let is_own = before.iter().all(|word| own.contains(word));
+    match *last {
+        _ if !is_own => None,
+        "/index.html" | "index.html" => Some(true),
+        "=404" => Some(false),
+        last => own.contains(&last).then_some(false),
     }
 }
 

@@ -19,10 +19,9 @@ pub fn write(rules: Vec<Rule>, site: &mut Site, remarks: &mut Vec<Remark>) {
     site.response_fields = common(&mut routes, |route| &mut route.response_fields).unwrap_or_default();
     site.hsts = take_hsts(&mut site.response_fields);
     let takes_all = |route: &Route| route.prefix == "/" && route.is_plain() && route.has_no_changes();
-    if routes
-        .last()
-        .is_some_and(|last| takes_all(last) && matches!(last.action, Action::Proxy(..) | Action::Redirect { .. }))
-    {
+    if routes.last().is_some_and(|last| {
+        takes_all(last) && matches!(last.action, Action::Proxy(..) | Action::Redirect { .. } | Action::Files { .. })
+    }) {
         site.root = routes.pop().map(|last| last.action);
     }
     site.routes = routes;
@@ -131,10 +130,14 @@ fn route(rule: Rule, remarks: &mut Vec<Remark>) -> Option<Route> {
         remarks.push(Remark::lost(rule.line, format!("`{pattern}`: no path of ours is written so; it is left out")));
         return None;
     }
-    if !matches!(route.action, Action::Proxy(..)) {
+    if !matches!(route.action, Action::Proxy(..) | Action::Files { .. }) {
         return Some(route);
     }
-    if !changed_path(&mut route, &pattern, &rule.base) {
+    let is_proxy = matches!(route.action, Action::Proxy(..));
+    let is_changed = changed_path(&mut route, &pattern, &rule.base);
+    // The path of a file is that of the request, or without a prefix.
+    if !is_changed || !(is_proxy || (route.add_prefix.is_none() && route.rewrite.is_none())) {
+        (route.strip, route.add_prefix, route.rewrite) = (false, None, None);
         let text = format!("`{pattern}`: its path is changed in a way that we do not have; it is CLOSED here");
         remarks.push(Remark::lost(rule.line, text));
         route.action = Action::Deny;
