@@ -847,7 +847,7 @@ def sfu_with(folder, deployment, stack):
     signalling, relay = free_port(), free_port()
     # No STUN server can be asked from here, so the address of this machine is named.
     own = {"port: 7880": f"port: {signalling}", "tcp_port: 7881": f"tcp_port: {free_port()}", "udp_port: 7882": f"udp_port: {free_port()}",
-           "use_external_ip: true": "use_external_ip: false\n  node_ip: 127.0.0.1"}
+           "use_external_ip: true": "use_external_ip: false\n  node_ip: 127.0.0.1", "api_key: matrix-rtc": f"api_key: {KEY}"}
     if "tls_port" in (deployment / "livekit.yaml").read_text():
         own["tls_port: 5349"] = f"tls_port: {relay}"
     rewrite(deployment / "livekit.yaml", folder / "livekit-server.yaml", own)
