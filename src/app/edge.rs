@@ -126,14 +126,7 @@ impl Edge {
         let (drain, stop) = (Drain::new(plan.listen.threads.get()), CancellationToken::new());
         let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
         let store = cert::Store::new(plan.storage.clone());
-        let keeps = |site: &Site| matches!(site.tls, SiteTls::Acme | SiteTls::Internal);
-        if plan.sites.iter().any(keeps)
-            && let Err(error) = store.run(cert::Store::probe).await
-        {
-            let reason = std::error::Error::source(&error).map(ToString::to_string);
-            error!(%error, reason, "the storage is not writable: no certificate will be ordered");
-        }
-        let certificates = Arc::new(cert::Manager::new(store, clock.clone(), background.clone(), stop.clone()));
+        let certificates = Arc::new(cert::Manager::new(store.clone(), clock.clone(), background.clone(), stop.clone()));
         let sockets = SocketLimits::of_process(plan.limits.connections);
         let env = upstream::Env {
             workers: plan.listen.threads.get(),
@@ -175,7 +168,23 @@ impl Edge {
             .unused(&used)
             .for_each(|addr| warn!(%addr, "an inherited socket matches no address of `listen` and is ignored"));
         edge.watch_upstreams();
+        edge.follow_up(store);
         Ok(edge)
+    }
+
+    /// Does what no request has to wait for, now that requests are answered.
+    fn follow_up(&self, store: cert::Store) {
+        let roots = self.env.roots.clone();
+        self.background.spawn_blocking(move || roots.load());
+        let keeps = |site: &Site| matches!(site.tls, SiteTls::Acme | SiteTls::Internal);
+        if self.plan.sites.iter().any(keeps) {
+            self.background.spawn(async move {
+                if let Err(error) = store.run(cert::Store::probe).await {
+                    let reason = std::error::Error::source(&error).map(ToString::to_string);
+                    error!(%error, reason, "the storage is not writable: no certificate will be ordered");
+                }
+            });
+        }
     }
 
     /// The addresses that are listened on, ports filled in.

@@ -11,7 +11,10 @@ pub use connect::{ConnectError, Destination, Resolve, connect_tls};
 pub use inspect::inspect;
 pub use roots::{Roots, RootsError};
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -86,9 +89,18 @@ impl Builder {
         Self { http2: false, ..self }
     }
 
-    /// The client, as modules take it. It may be used from one runtime only, whose tasks drive its connections.
+    /// The client, as modules take it. It may be used from one runtime only, whose tasks drive its connections. The roots
+    /// are loaded with its first request.
     #[must_use]
     pub fn build(self) -> Fetch {
+        let service = LazyLock::new(move || self.service());
+        Arc::new(move |request| {
+            let service = LazyLock::force(&service).clone();
+            Box::pin(async move { service.oneshot(request).await.map_err(proxy_error) })
+        })
+    }
+
+    fn service(self) -> BoxCloneSyncService<Request, Response, BoxError> {
         let pool = |tls| {
             legacy::Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
@@ -104,11 +116,7 @@ impl Builder {
             .concurrency_limit(CONCURRENCY)
             .timeout(self.deadline)
             .service_fn(move |request| client.clone().send(request));
-        let service = BoxCloneSyncService::new(service);
-        Arc::new(move |request| {
-            let service = service.clone();
-            Box::pin(async move { service.oneshot(request).await.map_err(proxy_error) })
-        })
+        BoxCloneSyncService::new(service)
     }
 }
 

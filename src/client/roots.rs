@@ -1,6 +1,9 @@
 //! Trust anchors: the certificate authorities that a TLS server is verified against.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -10,9 +13,12 @@ use rustls::{
     },
 };
 
-/// A set of trust anchors. Cheap to clone.
+/// A set of trust anchors. Cheap to clone, and to make: the files of the system, which are a hundred and more, are read when
+/// something is first verified against them, and not while the process starts.
 #[derive(Clone)]
-pub struct Roots {
+pub struct Roots(Arc<LazyLock<Loaded, Box<dyn FnOnce() -> Loaded + Send>>>);
+
+struct Loaded {
     store: Arc<RootCertStore>,
     http1: Arc<ClientConfig>,
 }
@@ -38,13 +44,13 @@ impl Roots {
     /// No trust anchor: for servers without TLS.
     #[must_use]
     pub fn none() -> Self {
-        Self::of(RootCertStore::empty())
+        Self::of(RootCertStore::empty)
     }
 
     /// The roots of the system, or those of Mozilla where it has none (a minimal image).
     #[must_use]
     pub fn system() -> Self {
-        Self::of(system_store())
+        Self::of(system_store)
     }
 
     /// The roots of the system, the certificates of a PEM file and those of a PEM text.
@@ -52,14 +58,17 @@ impl Roots {
     /// # Errors
     /// The file cannot be read, or one of both has something that is no authority.
     pub fn with(file: Option<&Path>, text: Option<&str>) -> Result<Self, RootsError> {
-        let mut store = system_store();
+        let mut store = RootCertStore::empty();
         if let Some(path) = file {
             add(&mut store, CertificateDer::pem_file_iter(path), &path.display().to_string())?;
         }
         if let Some(text) = text {
             add(&mut store, Ok(CertificateDer::pem_slice_iter(text.as_bytes())), "the given text")?;
         }
-        Ok(Self::of(store))
+        Ok(Self::of(move || {
+            store.roots.append(&mut system_store().roots);
+            store
+        }))
     }
 
     /// Only the certificates of a PEM text.
@@ -69,18 +78,23 @@ impl Roots {
     pub fn only(pem: &[u8]) -> Result<Self, RootsError> {
         let mut store = RootCertStore::empty();
         add(&mut store, Ok(CertificateDer::pem_slice_iter(pem)), "the given text")?;
-        Ok(Self::of(store))
+        Ok(Self::of(move || store))
     }
 
     /// A TLS configuration that verifies against these roots and offers HTTP/1.1; sessions are resumed within it.
     #[must_use]
-    pub const fn http1(&self) -> &Arc<ClientConfig> {
-        &self.http1
+    pub fn http1(&self) -> &Arc<ClientConfig> {
+        &self.0.http1
+    }
+
+    /// Reads the files, if that is still to be done.
+    pub fn load(&self) {
+        LazyLock::force(&self.0);
     }
 
     /// The same, with HTTP/2 preferred.
     pub(super) fn http2(&self) -> Arc<ClientConfig> {
-        Arc::new(tls_config(&self.store, &[b"h2", b"http/1.1"]))
+        Arc::new(tls_config(&self.0.store, &[b"h2", b"http/1.1"]))
     }
 
     /// The same, without ALPN: for what is not HTTP.
@@ -89,13 +103,15 @@ impl Roots {
     }
 
     /// The certificates.
-    pub(super) const fn store(&self) -> &Arc<RootCertStore> {
-        &self.store
+    pub(super) fn store(&self) -> &Arc<RootCertStore> {
+        &self.0.store
     }
 
-    fn of(store: RootCertStore) -> Self {
-        let store = Arc::new(store);
-        Self { http1: Arc::new(tls_config(&store, &[b"http/1.1"])), store }
+    fn of(load: impl FnOnce() -> RootCertStore + Send + 'static) -> Self {
+        Self(Arc::new(LazyLock::new(Box::new(|| {
+            let store = Arc::new(load());
+            Loaded { http1: Arc::new(tls_config(&store, &[b"http/1.1"])), store }
+        }))))
     }
 }
 

@@ -110,6 +110,8 @@ def main():
     tools = ROOT / "target" / "tools" / "venv" / "bin"
     subjects = [("vestibule", vestibule, sys.argv[1] if len(sys.argv) > 1 else ROOT / "target" / "debug" / "vestibule"),
                 ("Caddy", caddy, tools / "caddy"), ("nginx", nginx, shutil.which("nginx"))]
+    # What is not on this machine has no column.
+    subjects = [subject for subject in subjects if subject[2] and pathlib.Path(subject[2]).exists()]
     service = subprocess.Popen([sys.executable, ROOT / "tests" / "real" / "restart_load.py"], stdout=subprocess.PIPE, text=True)
     behind = int(service.stdout.readline())
     print("| at the moment of the signal | " + " | ".join(name for name, _, _ in subjects) + " |")

@@ -158,7 +158,7 @@ class CallServices:
 class Edge:
     """The built program."""
 
-    def __init__(self, folder, sites, listen="", ports=None, within=(), environment=None, pass_fds=(), addresses=("127.0.0.1",)):
+    def __init__(self, folder, sites, listen="", ports=None, within=(), environment=None, pass_fds=(), addresses=("127.0.0.1",), binary=BINARY):
         self.http, self.https = ports or (free_port(), free_port())
         self.folder = folder
         config = folder / "vestibule.toml"
@@ -177,7 +177,7 @@ listen = "unix:{folder}/admin.sock"
 {sites}
 """)
         self.err = folder / "edge.err"
-        self.process = subprocess.Popen([*within, BINARY, "run", "--config", config], stderr=open(self.err, "w"),
+        self.process = subprocess.Popen([*within, binary, "run", "--config", config], stderr=open(self.err, "w"),
                                         env={**os.environ, **(environment or {})}, pass_fds=pass_fds)
         wait_for("the edge", lambda: self.process.poll() is None and '"started"' in self.err.read_text(), 20)
         self.root = folder / "root.pem"

@@ -133,10 +133,11 @@ class Load:
         self.start(self.every(1 / self.counts["fresh"], self.visit))
 
     async def stop(self):
-        tasks = list(self.tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Again where `wait_for` has lost a cancellation to an answer that came at the same moment.
+        while tasks := list(self.tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=1)
         for writer in self.kept:
             writer.transport.abort()
 
@@ -276,8 +277,9 @@ class Load:
                 writer.transport.pause_reading()
                 while self.is_up.is_set():
                     await asyncio.sleep(0.1)
-                # It cannot know of the restart: another one takes its place.
+                # It cannot know of the restart: another one takes its place, sooner or later.
                 await self.is_up.wait()
+                await asyncio.sleep(4 * at / self.counts["idle"])
                 self.kept.remove(writer)
                 writer.transport.abort()
                 continue
@@ -285,6 +287,9 @@ class Load:
                 pass
             self.kept.remove(writer)
             writer.transport.abort()
+            # Nobody is in a hurry who has nothing to ask.
+            await self.is_up.wait()
+            await asyncio.sleep(4 * at / self.counts["idle"])
 
     async def upload(self):
         """Whether it got its answer."""
