@@ -463,6 +463,7 @@ fn stream_env(plan: &plan::Plan, env: &upstream::Env, metrics: &Metrics) -> stre
 impl Route {
     fn new(plan: &plan::Route, site: &plan::Site, env: &upstream::Env) -> Self {
         let edits = |site: &[FieldEdit], own: &[FieldEdit]| FieldEdits::new([site, own].concat());
+        let env = upstream::Env { body_stall: plan.body_stall.unwrap_or(env.body_stall), ..env.clone() };
         Self {
             conditions: plan.conditions.clone(),
             rewrite: plan.rewrite.clone(),
@@ -477,7 +478,7 @@ impl Route {
             transports: plan.rtc_transports.clone().map(|ours| Arc::new(RtcTransports::new(ours))),
             root_redirect: plan.root_redirect.clone(),
             action: match &plan.action {
-                plan::Action::Proxy(upstream) => Action::Proxy(Upstream::new(upstream, env)),
+                plan::Action::Proxy(upstream) => Action::Proxy(Upstream::new(upstream, &env)),
                 plan::Action::Redirect(origin) => Action::Redirect(origin.clone()),
                 plan::Action::RedirectTo { to, status } => Action::RedirectTo(to.clone(), *status),
                 plan::Action::Files(files) => Action::Files(Files::new(files)),

@@ -576,6 +576,7 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
         strip_prefix,
         compress: raw.compress.as_ref().is_none_or(|compress| compress.value),
         max_body,
+        body_stall: raw.body_stall.as_ref().map(|at| at.value.filter(|limit| !limit.is_zero())),
         rtc_transports: transports.filter(|_| kind == Kind::Synapse && proxies).cloned(),
         root_redirect,
     })

@@ -537,6 +537,8 @@ pub struct Route {
     pub compress: bool,
     /// Bounds on request bodies, first match wins; none means no bound.
     pub max_body: Vec<BodyRule>,
+    /// How long a body may stand still between the service and us, where that is not [`Timeouts::body_stall`].
+    pub body_stall: Option<Option<Duration>>,
     /// What `/_matrix/…/rtc/transports` answers with where Synapse has nothing to say; `None` passes.
     pub rtc_transports: Option<Arc<RtcDocuments>>,
     /// Where a browser that asks for `/` is sent (308 to this origin), on a route that otherwise goes upstream.

@@ -179,6 +179,7 @@ pub struct Route {
     pub respond: Option<At<Respond>>,
     pub strip_prefix: Option<At<bool>>,
     pub max_body: Bound<u64>,
+    pub body_stall: Bound<Duration>,
     pub compress: Option<At<bool>>,
     pub admin_from: Option<At<Vec<IpNet>>>,
     /// Whether a key of the route is invalid or misspelled, so that what is missing may only be broken.
@@ -207,6 +208,7 @@ impl Route {
             respond: None,
             strip_prefix: None,
             max_body: None,
+            body_stall: None,
             compress: None,
             admin_from: None,
             broken: false,
@@ -468,7 +470,7 @@ fn sites(section: &Section<'_, '_, '_>) -> (Vec<Site>, bool) {
 }
 
 /// The keys of a site and of a route, any of which shows that a table is one.
-const SITE_KEYS: [&str; 25] = [
+const SITE_KEYS: [&str; 26] = [
     "kind",
     "upstream",
     "redirect",
@@ -477,6 +479,7 @@ const SITE_KEYS: [&str; 25] = [
     "tls",
     "compress",
     "max_body",
+    "body_stall",
     "hsts",
     "admin_from",
     "strip_prefix",
@@ -707,6 +710,7 @@ fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
         respond: None,
         strip_prefix: None,
         max_body: section.get("max_body", parsed(value::size)),
+        body_stall: section.get("body_stall", parsed(value::duration)),
         compress: section.get("compress", boolean),
         admin_from: None,
         broken,

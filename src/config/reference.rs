@@ -369,6 +369,12 @@ const SITE: &[Key] = &[
     ),
     key("compress", Switch, "true", "Whether responses may be compressed."),
     key("max_body", Size, "by kind", "Largest request body; over it, 413."),
+    key(
+        "body_stall",
+        Span,
+        "`timeouts.body_stall`",
+        "A body that the service sends or takes, without progress. `off` for event streams with long silences.",
+    ),
     key("hsts", Switch, "false", "Whether `Strict-Transport-Security` is sent (a year, this host)."),
     key(
         "request_fields",
@@ -436,6 +442,7 @@ const ROUTE: &[Key] = &[
     key("cors", Switch, "that of the site", "As for a site."),
     key("respond", Respond, "none", "A fixed response: a text, or `{ status, content_type, body }`."),
     key("max_body", Size, "by kind", "As for a site."),
+    key("body_stall", Span, "`timeouts.body_stall`", "As for a site."),
     key("compress", Switch, "true", "As for a site."),
 ];
 
