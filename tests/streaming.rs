@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     sync::Notify,
 };
@@ -337,4 +337,78 @@ async fn a_reader_that_stalls_is_cut_and_its_upstream_with_it() {
         assert!(Instant::now() < until, "the stalled download goes on");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// An event, half a second of silence, and another one.
+async fn events() -> Origin {
+    Origin::talking(|mut stream: TcpStream, _| async move {
+        origin::read_request(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        // Fails where the edge has left.
+        let _ = stream.write_all(b"data: 2\n\n").await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_route_says_how_long_a_body_may_stand_still() {
+    let upstream = events().await;
+    let (site, url) = (HOST, upstream.url());
+    let edge = Edge::start(&format!(
+        "[timeouts]\nbody_stall = \"200ms\"\n[sites.\"{site}\"]\nupstream = \"{url}\"\n\
+         [sites.\"{site}\".routes]\n\"/events\" = {{ upstream = \"{url}\", body_stall = \"off\" }}\n\
+         \"/patient\" = {{ upstream = \"{url}\", body_stall = \"30s\" }}\n"
+    ));
+    for (path, events) in [("/events", 2), ("/patient", 2), ("/", 1)] {
+        let mut client = Client::tls(&edge, HOST).await;
+        let seen = client_reads_all(&mut client, path).await;
+        assert_eq!(seen.matches("data:").count(), events, "{path}: {seen}");
+    }
+    let edge = Edge::start(&format!("[sites.\"{site}\"]\nupstream = \"{url}\"\nbody_stall = \"200ms\"\n"));
+    let mut client = Client::tls(&edge, HOST).await;
+    assert_eq!(client_reads_all(&mut client, "/").await.matches("data:").count(), 1);
+}
+
+async fn client_reads_all(client: &mut Client<impl AsyncRead + AsyncWrite + Unpin>, path: &str) -> String {
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")).await;
+    let mut seen = Vec::new();
+    // A cut answer ends without close_notify.
+    let _ = client.io.read_to_end(&mut seen).await;
+    String::from_utf8(seen).unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_an_unread_upload_is_noticed() {
+    let gone = Arc::new(Notify::new());
+    let told = gone.clone();
+    let upstream = Origin::talking(move |mut stream, _| {
+        let told = told.clone();
+        async move {
+            let mut head = [0; 64];
+            stream.read_exact(&mut head).await.unwrap();
+            // Takes nothing more, and hears nothing but the end.
+            let until = Instant::now() + Duration::from_secs(20);
+            while Instant::now() < until && stream.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            told.notify_one();
+        }
+    })
+    .await;
+    let edge = edge(&upstream).await;
+    let mut client = Client::tls(&edge, HOST).await;
+    client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 500000000\r\n\r\n")).await;
+    // Until everything on the way to the service is full.
+    let filling = async {
+        loop {
+            client.send(vec![b'x'; 65_536]).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(3), filling).await.is_err());
+    client.io.get_ref().0.set_zero_linger().unwrap();
+    drop(client);
+    let began = Instant::now();
+    tokio::time::timeout(Duration::from_secs(10), gone.notified()).await.expect("the service hears of it");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }

@@ -120,7 +120,7 @@ impl Connection<'_> {
                 let stream = hello.name().and_then(|name| road.stream(name));
                 drop(road);
                 if let Some(stream) = stream {
-                    return forward(hello, client, &stream, &acceptor, deadline).await.map_err(refused);
+                    return forward(hello, client, &stream, &acceptor, deadline, drain).await;
                 }
                 let accepted = closable(drain, acceptor.accept(hello, Protocols::Http, deadline)).await?;
                 if let Accepted::Client(io, tls) = accepted.map_err(refused)? {
@@ -201,7 +201,8 @@ async fn forward(
     stream: &Forwarder,
     acceptor: &Acceptor,
     deadline: Option<Instant>,
-) -> Result<(), AcceptError> {
+    drain: &Drain,
+) -> Result<(), ConnError> {
     let local = hello.get_ref().get_ref().local_addr().ok();
     let peer = stream::Peer { client, local };
     let mut record = stream.record(client);
@@ -211,15 +212,19 @@ async fn forward(
         return Ok(());
     }
     let protocols = if stream.is_turn() { Protocols::Turn } else { Protocols::None };
-    match acceptor.accept(hello, protocols, deadline).await {
-        Ok(Accepted::Client(io, tls)) => {
+    match closable(drain, acceptor.accept(hello, protocols, deadline)).await {
+        Ok(Ok(Accepted::Client(io, tls))) => {
             record.tls(tls.version);
             stream.forward(*io, Bytes::new(), peer, record).await;
         }
-        Ok(Accepted::AcmeChallenge) => record.discard(),
-        Err(error) => {
+        Ok(Ok(Accepted::AcmeChallenge)) => record.discard(),
+        Ok(Err(error)) => {
             record.end(stream::End::HandshakeFailed, Some(&error));
-            return Err(error);
+            return Err(ConnError::Tls(client.ip(), error));
+        }
+        Err(closing) => {
+            record.discard();
+            return Err(closing);
         }
     }
     Ok(())

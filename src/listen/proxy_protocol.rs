@@ -17,6 +17,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use crate::message::{ClientIo, Transferred};
+
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Longest line of version 1, its CRLF included (section 2.1).
@@ -172,6 +174,16 @@ impl<IO> Prefixed<IO> {
     /// The stream itself.
     pub const fn get_ref(&self) -> &IO {
         &self.io
+    }
+}
+
+impl<IO: ClientIo> ClientIo for Prefixed<IO> {
+    fn transferred(&self) -> Transferred {
+        self.io.transferred()
+    }
+
+    fn has_left(&self) -> bool {
+        self.io.has_left()
     }
 }
 

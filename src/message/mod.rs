@@ -6,7 +6,7 @@ mod upgrade;
 
 pub use body::{Body, BodyError};
 pub use fields::{CDN_LOOP, Fields, InvalidValue, Items, Value};
-pub use upgrade::{BoxIo, Io, UpgradeHandler};
+pub use upgrade::{BoxIo, ClientIo, Io, Transferred, UpgradeHandler};
 
 use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 

@@ -1,14 +1,63 @@
 //! What becomes of a byte stream once HTTP is done with it.
 
-use std::fmt;
+use std::{
+    fmt,
+    future::Future as _,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 
 /// A byte stream with its type forgotten.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// The byte stream of a client.
+pub trait ClientIo: Io {
+    /// What has moved so far, as the socket counts it. A layer above the socket holds back what is not a whole record, so
+    /// that a slow client moves for a long time before anything can be read or written here.
+    fn transferred(&self) -> Transferred {
+        Transferred::default()
+    }
+
+    /// Whether the client has closed its side, as far as the socket tells without being read: what it has sent before may
+    /// stand in the way.
+    fn has_left(&self) -> bool {
+        false
+    }
+}
+
+impl ClientIo for tokio::net::TcpStream {
+    fn has_left(&self) -> bool {
+        let readiness = pin!(self.ready(Interest::READABLE));
+        let readiness = readiness.poll(&mut Context::from_waker(Waker::noop()));
+        matches!(readiness, Poll::Ready(Ok(readiness)) if readiness.is_read_closed())
+    }
+}
+
+impl ClientIo for tokio::io::DuplexStream {}
+
+impl<T: ClientIo> ClientIo for Box<T> {
+    fn transferred(&self) -> Transferred {
+        (**self).transferred()
+    }
+
+    fn has_left(&self) -> bool {
+        (**self).has_left()
+    }
+}
+
+/// Bytes of a socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transferred {
+    /// Taken by the socket.
+    pub sent: u64,
+    /// Read from it.
+    pub received: u64,
+}
 
 /// A boxed byte stream.
 pub type BoxIo = Box<dyn Io>;

@@ -27,7 +27,7 @@ use crate::{
     conn::{Alpn, ConnInfo, Interim},
     drain::Drain,
     error::ProxyError,
-    message::{Io, Request, Response, Value},
+    message::{ClientIo, Request, Response, Value},
     wire::HeadLimits,
 };
 
@@ -98,7 +98,7 @@ impl Settings {
 /// Serves a connection until it ends: by the client, by a limit, or by `drain`, once nothing of it is waited for.
 ///
 /// A tunnel that grows out of the connection runs inside this future (HTTP/1.1) or on `tasks` (HTTP/2).
-pub async fn serve_connection<IO: Io, H: Handler>(
+pub async fn serve_connection<IO: ClientIo, H: Handler>(
     io: IO,
     conn: Arc<ConnInfo>,
     handler: H,

@@ -20,6 +20,8 @@ use rustls::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::message::{ClientIo, Transferred};
+
 /// What a record carries at most (RFC 8446 section 5.1), and what its encryption may add to it (section 5.2).
 const RECORD: usize = 16 * 1024;
 const RECORD_OVERHEAD: usize = 5 + 256;
@@ -54,13 +56,24 @@ pub struct TlsStream<IO> {
     /// The peer has said that it sends no more.
     peer_ended: bool,
     ended: bool,
+    transferred: Transferred,
+}
+
+impl<IO: ClientIo> ClientIo for TlsStream<IO> {
+    fn transferred(&self) -> Transferred {
+        self.transferred
+    }
+
+    fn has_left(&self) -> bool {
+        self.io.has_left()
+    }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     /// A connection of which `received` has arrived.
     pub fn new(io: IO, tls: UnbufferedServerConnection, received: Vec<u8>) -> Self {
         let (opened, sealed) = (BytesMut::new(), BytesMut::new());
-        Self { io, tls, received, opened, sealed, peer_ended: false, ended: false }
+        Self { io, tls, received, opened, sealed, peer_ended: false, ended: false, transferred: Transferred::default() }
     }
 
     /// What the handshake has settled.
@@ -155,6 +168,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sealed.advance(n);
+            self.transferred.sent += n as u64;
         }
         if self.sealed.capacity() > 0 {
             self.sealed = BytesMut::new();
@@ -255,6 +269,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
                         "peer closed connection without sending TLS close_notify",
                     )));
                 }
+                this.transferred.received += (all - have) as u64;
                 scratch[..have].copy_from_slice(&this.received);
                 let used = this.open(cx, &mut scratch[..all], Some(&mut *buf))?;
                 this.received = if used == all { Vec::new() } else { scratch[used..all].to_vec() };
@@ -292,7 +307,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
             while this.sealed.is_empty() && !rest.is_empty() {
                 match Pin::new(&mut this.io).poll_write(cx, rest) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    Poll::Ready(Ok(n)) => rest = &rest[n..],
+                    Poll::Ready(Ok(n)) => {
+                        this.transferred.sent += n as u64;
+                        rest = &rest[n..];
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => break,
                 }
@@ -463,6 +481,35 @@ mod tests {
         let mut rest = vec![0; 300_000 - room.len()];
         server.read_exact(&mut rest).await.unwrap();
         assert!(room.iter().chain(&rest).all(|byte| *byte == 7));
+    }
+
+    #[tokio::test]
+    async fn what_the_socket_takes_counts_before_all_has_left() {
+        let (client, mut server) = pair(&TLS13, 1_000).await;
+        // What is encrypted at once; the pipe takes a kilobyte of it.
+        server.write_all(&[7; PIECE]).await.unwrap();
+        let (mut pipe, _) = client.into_inner();
+        for _ in 0..20 {
+            let sent = server.transferred().sent;
+            pipe.read_exact(&mut [0; 1_000]).await.unwrap();
+            let written = poll_fn(|cx| Poll::Ready(Pin::new(&mut server).poll_write(cx, b"more"))).await;
+            assert!(written.is_pending() && server.transferred().sent == sent + 1_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_of_a_record_counts_before_it_is_whole() {
+        let (client, mut server) = pair(&TLS13, 1_000).await;
+        let (mut pipe, _) = client.into_inner();
+        let header = [23, 3, 3, 0x40, 0];
+        for part in [&header[..], &[0; 1_000], &[0; 1_000]] {
+            let received = server.transferred().received;
+            pipe.write_all(part).await.unwrap();
+            let mut room = [0; 10];
+            let mut buf = ReadBuf::new(&mut room);
+            let read = poll_fn(|cx| Poll::Ready(Pin::new(&mut server).poll_read(cx, &mut buf))).await;
+            assert!(read.is_pending() && server.transferred().received == received + part.len() as u64);
+        }
     }
 
     #[tokio::test]

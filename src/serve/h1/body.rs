@@ -13,7 +13,7 @@ use super::stream::{ReadError, Shared};
 use crate::{
     clock::IdleTimer,
     message::BodyError,
-    message::Io,
+    message::ClientIo,
     wire::{BodyFrame, Framing},
 };
 
@@ -23,20 +23,22 @@ pub struct Incoming<IO> {
     left: Option<u64>,
     done: bool,
     stall: IdleTimer,
+    /// What the socket had received when this body last was waited for.
+    received: u64,
 }
 
-impl<IO: Io> Incoming<IO> {
+impl<IO: ClientIo> Incoming<IO> {
     /// The body that begins where the stream stands.
     pub fn new(stream: Shared<IO>, framing: Framing, stall: Option<Duration>) -> Self {
         let left = match framing {
             Framing::Length(n) => Some(n),
             _ => None,
         };
-        Self { stream, left, done: left == Some(0), stall: IdleTimer::new(stall) }
+        Self { stream, left, done: left == Some(0), stall: IdleTimer::new(stall), received: 0 }
     }
 }
 
-impl<IO: Io> HttpBody for Incoming<IO> {
+impl<IO: ClientIo> HttpBody for Incoming<IO> {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -45,7 +47,13 @@ impl<IO: Io> HttpBody for Incoming<IO> {
         if this.done {
             return Poll::Ready(None);
         }
-        let polled = this.stream.lock().poll_body(cx);
+        let (polled, received) = {
+            let mut stream = this.stream.lock();
+            (stream.poll_body(cx), stream.transferred().received)
+        };
+        if std::mem::replace(&mut this.received, received) != received {
+            this.stall.moved();
+        }
         let piece = match polled {
             Poll::Ready(piece) => piece,
             Poll::Pending if this.stall.poll(cx).is_ready() => {

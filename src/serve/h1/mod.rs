@@ -30,7 +30,7 @@ use crate::{
     conn::{ConnInfo, Interim},
     drain::{Drain, InFlight, Kind as Work, Phase, PhaseWatch},
     error::{Kind, ProxyError},
-    message::{Body, Io, Request, Response, UpgradeHandler},
+    message::{Body, ClientIo, Request, Response, UpgradeHandler},
     wire::{self, Framing, RequestHead, WireError},
 };
 
@@ -41,7 +41,7 @@ pub struct Upgrade<IO> {
     takeover: UpgradeHandler,
 }
 
-impl<IO: Io> Upgrade<IO> {
+impl<IO: ClientIo> Upgrade<IO> {
     /// Runs the tunnel to its end.
     pub async fn run(self) {
         self.takeover.run(Box::new(self.io), self.early).await;
@@ -56,7 +56,7 @@ enum Next<IO> {
 }
 
 /// Serves requests until the connection ends or becomes a tunnel.
-pub async fn serve<IO: Io, H: Handler>(
+pub async fn serve<IO: ClientIo, H: Handler>(
     io: IO,
     conn: Arc<ConnInfo>,
     handler: H,
@@ -94,7 +94,7 @@ type Head = Result<RequestHead, Refused>;
 /// Why a request is refused, and its target as far as it could be read.
 type Refused = (ProxyError, Option<String>);
 
-impl<IO: Io, H: Handler> Server<IO, H> {
+impl<IO: ClientIo, H: Handler> Server<IO, H> {
     /// Waits for a request and reads its head; `None` when the connection ends without one. Until `grace`, the first
     /// request of a new connection is waited for even when the process closes.
     async fn next_head(

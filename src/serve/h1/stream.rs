@@ -14,17 +14,20 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
-    time::{Instant, sleep, timeout},
+    time::{Instant, Sleep, sleep, timeout},
 };
 
 use crate::{
-    message::Io,
+    message::{ClientIo, Transferred},
     wire::{BodyDecoder, BodyFrame, Framing, HeadLimits, RequestHead, WireError, head_len, parse_request},
 };
 
 /// What is read at once while no body is awaited. Heads are a few hundred bytes; the buffer belongs to the thread, so
 /// that a connection which waits owns none.
 const SCRATCH: usize = 16 * 1024;
+
+/// How often a client is looked for of which nothing more is read. The socket wakes nobody for that.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How much of a body is read at once: four TLS records at first, and twice as much after each read that filled most of
 /// its room. Who sends slowly never costs more than the least, and 256 KiB at a time cost an upload of 50 MiB a seventh
@@ -63,9 +66,11 @@ pub struct Stream<IO> {
     unsent: Vec<u8>,
     /// The client has closed its side, or the connection is broken.
     ended: bool,
+    /// Looks for a client that has left while nothing more is read of it.
+    look: Option<Pin<Box<Sleep>>>,
 }
 
-impl<IO: Io> Stream<IO> {
+impl<IO: ClientIo> Stream<IO> {
     /// A stream of which nothing has been read.
     pub fn new(io: IO) -> Self {
         Self {
@@ -76,7 +81,13 @@ impl<IO: Io> Stream<IO> {
             owes_continue: false,
             unsent: Vec::new(),
             ended: false,
+            look: None,
         }
+    }
+
+    /// What has moved on the socket.
+    pub fn transferred(&self) -> Transferred {
+        self.io.as_ref().map(ClientIo::transferred).unwrap_or_default()
     }
 
     /// Whether no byte has been read ahead.
@@ -175,7 +186,20 @@ impl<IO: Io> Stream<IO> {
                 }
             }
         }
-        Poll::Pending
+        self.poll_left(cx)
+    }
+
+    /// Ready when a client has left of which nothing more is read, because a service takes nothing of its upload.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.io.as_ref().is_none_or(ClientIo::has_left) {
+                self.ended = true;
+                return Poll::Ready(());
+            }
+            let look = self.look.get_or_insert_with(|| Box::pin(sleep(LOOK)));
+            ready!(look.as_mut().poll(cx));
+            look.as_mut().reset(Instant::now() + LOOK);
+        }
     }
 
     /// Whether the rest of the body is here already or can be, without another byte from the client.
@@ -305,7 +329,7 @@ impl<IO> Clone for Shared<IO> {
     }
 }
 
-impl<IO: Io> Shared<IO> {
+impl<IO: ClientIo> Shared<IO> {
     /// Shares a stream.
     pub fn new(stream: Stream<IO>) -> Self {
         Self(Arc::new(Mutex::new(stream)))

@@ -21,7 +21,7 @@ use crate::{
     clock::IdleTimer,
     conn::InterimSink,
     drain::InFlight,
-    message::{Body, BodyError, Fields, Io, Response, Value},
+    message::{Body, BodyError, ClientIo, Fields, Response, Value},
     serve::{Date, Settings},
     wire::{self, Framing},
 };
@@ -70,7 +70,7 @@ impl ResponseWriter {
     ///
     /// # Errors
     /// The client left or reads nothing, or the body was cut short.
-    pub fn write<'a, 'b, IO: Io>(
+    pub fn write<'a, 'b, IO: ClientIo>(
         self,
         before: Vec<u8>,
         mut body: Body,
@@ -80,7 +80,7 @@ impl ResponseWriter {
     ) -> impl Future<Output = Result<(), Truncated>> + use<'a, 'b, IO> {
         let head = if before.is_empty() { self.head } else { [before, self.head].concat() };
         let stall = IdleTimer::new(settings.body_stall);
-        let mut out = Outgoing { stream, stall, work, small: head, data: Bytes::new(), tail: b"" };
+        let mut out = Outgoing { stream, stall, sent: 0, work, small: head, data: Bytes::new(), tail: b"" };
         let (framing, passes_trailers) = (self.framing, self.trailers);
         async move {
             let mut left = match framing {
@@ -120,6 +120,8 @@ impl ResponseWriter {
 struct Outgoing<'a, 'b, IO> {
     stream: &'a Shared<IO>,
     stall: IdleTimer,
+    /// What the socket had taken when the client last was too slow.
+    sent: u64,
     work: Option<&'a mut InFlight<'b>>,
     /// The head, or the line that opens a chunk.
     small: Vec<u8>,
@@ -127,7 +129,7 @@ struct Outgoing<'a, 'b, IO> {
     tail: &'static [u8],
 }
 
-impl<IO: Io> Outgoing<'_, '_, IO> {
+impl<IO: ClientIo> Outgoing<'_, '_, IO> {
     /// The next frame of the body. Before it is waited for, all that we have goes out, and while it is waited for, the
     /// client is watched.
     async fn next(&mut self, mut body: Pin<&mut Body>) -> Result<Option<Result<Frame<Bytes>, BodyError>>, Truncated> {
@@ -204,6 +206,11 @@ impl<IO: Io> Outgoing<'_, '_, IO> {
 
     /// The client takes nothing. Ready when that has gone on for too long.
     fn poll_stall<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Truncated>> {
+        let sent = self.stream.lock().transferred().sent;
+        if std::mem::replace(&mut self.sent, sent) != sent {
+            // Of what was encrypted before, a part has left.
+            self.moved();
+        }
         if let Some(work) = &mut self.work {
             work.stalls();
         }
@@ -222,9 +229,9 @@ impl<IO: Io> Outgoing<'_, '_, IO> {
 ///
 /// # Errors
 /// The client left, or reads nothing.
-pub async fn all<IO: Io>(stream: &Shared<IO>, bytes: &[u8], stall: Option<Duration>) -> Result<(), Truncated> {
+pub async fn all<IO: ClientIo>(stream: &Shared<IO>, bytes: &[u8], stall: Option<Duration>) -> Result<(), Truncated> {
     let stall = IdleTimer::new(stall);
-    let mut out = Outgoing { stream, stall, work: None, small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
+    let mut out = Outgoing { stream, stall, sent: 0, work: None, small: bytes.to_vec(), data: Bytes::new(), tail: b"" };
     out.finish().await
 }
 
@@ -277,7 +284,7 @@ impl InterimQueue {
     }
 
     /// Writes as much as the stream takes now. More is queued only once the client has taken that.
-    pub fn write<IO: Io>(self: &Arc<Self>, cx: &mut Context<'_>, stream: &mut Stream<IO>) {
+    pub fn write<IO: ClientIo>(self: &Arc<Self>, cx: &mut Context<'_>, stream: &mut Stream<IO>) {
         if stream.poll_unsent(cx).is_ready() {
             let mut queue = self.queue();
             if !queue.is_empty() {

@@ -29,11 +29,11 @@ use tokio::{
 use tokio_util::{io::poll_read_buf, task::TaskTracker};
 
 use self::{exchange::Exchange, shared::Shared};
-use super::{FIRST_REQUEST, Handler, Settings};
+use super::{Handler, Settings};
 use crate::{
     conn::ConnInfo,
     drain::{Drain, Phase},
-    message::Io,
+    message::ClientIo,
     wire::h2::{
         FRAME_HEADER, FrameHeader,
         connection::Incoming,
@@ -47,7 +47,7 @@ thread_local! {
 }
 
 /// Serves a connection to its end.
-pub async fn serve<IO: Io, H: Handler>(
+pub async fn serve<IO: ClientIo, H: Handler>(
     io: IO,
     conn: Arc<ConnInfo>,
     handler: H,
@@ -65,20 +65,11 @@ pub async fn serve<IO: Io, H: Handler>(
     let exchange = Exchange { conn, handler, settings, tasks, shared: shared.clone(), drain: &drain };
     let mut driver = ConnectionDriver::new(io, shared.clone());
     let (mut watch, mut seen) = (drain.watch(), Phase::Serving);
-    let (grace, mut timer) = (Instant::now() + FIRST_REQUEST, None);
     poll_fn(|cx| {
         let phase = watch.poll(cx);
-        if seen == Phase::Serving && phase > seen {
-            seen = Phase::Draining;
-            shared.lock().shut_down();
-        }
-        // The first request of a new connection may be on its way.
-        if seen < Phase::Closing
-            && phase == Phase::Closing
-            && timer.get_or_insert_with(|| Box::pin(sleep_until(grace))).as_mut().poll(cx).is_ready()
-        {
-            seen = Phase::Closing;
-            shared.lock().close();
+        if std::mem::replace(&mut seen, phase) != phase {
+            let mut connection = shared.lock();
+            if phase == Phase::Closing { connection.close() } else { connection.shut_down() }
         }
         driver.poll(cx, |incoming| exchange.answer(incoming))
     })
@@ -94,6 +85,8 @@ struct ConnectionDriver<IO, F> {
     timer: Option<Pin<Box<Sleep>>>,
     /// Read, and not yet understood.
     input: BytesMut,
+    /// What the socket had received when this was last looked at.
+    received: u64,
     /// The whole frames in `input` had to wait for this turn.
     is_behind: bool,
     /// The last turn was spent.
@@ -140,10 +133,10 @@ impl<IO, F> Drop for ConnectionDriver<IO, F> {
     }
 }
 
-impl<IO: Io, F: Future<Output = ()>> ConnectionDriver<IO, F> {
+impl<IO: ClientIo, F: Future<Output = ()>> ConnectionDriver<IO, F> {
     fn new(io: IO, shared: Arc<Shared>) -> Self {
         let (exchanges, input) = (FuturesUnordered::new(), BytesMut::new());
-        Self { io, shared, exchanges, timer: None, input, is_behind: false, rest: None }
+        Self { io, shared, exchanges, timer: None, input, received: 0, is_behind: false, rest: None }
     }
 
     /// One turn, or several where a deadline has passed meanwhile. Ready when the connection is over.
@@ -227,6 +220,10 @@ impl<IO: Io, F: Future<Output = ()>> ConnectionDriver<IO, F> {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(Ok(0) | Err(_)) => connection.lose(),
                 Poll::Pending => {
+                    let received = self.io.transferred().received;
+                    if std::mem::replace(&mut self.received, received) != received {
+                        connection.note_partial(&self.input);
+                    }
                     drop(connection);
                     self.give_back_input();
                     return Read::Waits;
@@ -265,7 +262,8 @@ impl<IO: Io, F: Future<Output = ()>> ConnectionDriver<IO, F> {
     /// the task.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> bool {
         let mut connection = self.shared.lock();
-        let (mut may_go_on, mut moved) = (false, false);
+        let (mut may_go_on, before) = (false, self.io.transferred().sent);
+        let mut moved = false;
         while !connection.output().is_empty() {
             match Pin::new(&mut self.io).poll_write(cx, connection.output()) {
                 Poll::Ready(Ok(n @ 1..)) => {
@@ -277,7 +275,7 @@ impl<IO: Io, F: Future<Output = ()>> ConnectionDriver<IO, F> {
                     return true;
                 }
                 Poll::Pending => {
-                    connection.note_socket(moved, true);
+                    connection.note_socket(moved || self.io.transferred().sent != before, true);
                     return may_go_on;
                 }
             }
@@ -288,7 +286,7 @@ impl<IO: Io, F: Future<Output = ()>> ConnectionDriver<IO, F> {
                 connection.lose();
                 return true;
             }
-            Poll::Pending => connection.note_socket(moved, true),
+            Poll::Pending => connection.note_socket(moved || self.io.transferred().sent != before, true),
         }
         may_go_on
     }

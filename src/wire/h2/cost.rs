@@ -144,9 +144,9 @@ impl Budget {
     /// A frame that moves nothing: PING, PRIORITY, WINDOW_UPDATE, empty DATA, and every HEADERS until it is answered.
     /// DATA that carries something costs its window instead.
     pub const FRAME: i64 = 1;
-    /// A stream above the limit, which we have to reset.
+    /// A stream that we have to reset before it was begun: above the limit, or malformed.
     pub const REFUSED: i64 = 2;
-    /// A request that was begun and is aborted: by RST_STREAM (CVE-2023-44487), or by an error that makes us reset it
+    /// A request that a service has begun to work on, and that is aborted: by RST_STREAM (CVE-2023-44487), or by an error that makes us reset it
     /// (CVE-2025-8671). A service worked for nothing. 300 in a row are the streams of a browser that leaves a page.
     pub const ABORTED: i64 = 6;
 

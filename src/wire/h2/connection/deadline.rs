@@ -73,6 +73,10 @@ impl<W: Waiter> Connection<W> {
         self.arm_after(self.limits.keep_alive);
     }
 
+    pub(super) fn arm_first_request(&mut self) {
+        self.clocks.arm(self.clocks.began + FIRST_REQUEST);
+    }
+
     pub(super) fn arm_head(&mut self) {
         self.arm_after(self.limits.header);
     }
@@ -188,7 +192,8 @@ impl<W: Waiter> Connection<W> {
         }
         if let Some(since) = self.clocks.announced
             && self.shutdown == Shutdown::Announced
-            && self.clocks.is_due(since, Some(GOAWAY_GRACE), now)
+            && (self.clocks.is_due(since, Some(GOAWAY_GRACE), now)
+                || self.clocks.is_closing && self.clocks.is_due(self.clocks.began, Some(FIRST_REQUEST), now))
         {
             self.decide();
         }

@@ -126,6 +126,14 @@ impl<W: Waiter> Connection<W> {
         Ok(())
     }
 
+    /// A part of a frame has come that cannot be read yet: of its record of TLS, the rest is missing. `input` is what has
+    /// been read of the frame.
+    pub fn note_partial(&mut self, input: &[u8]) {
+        if self.end.is_none() && self.framing.has_preface {
+            self.begin_partial(FrameHeader::parse_first(input), input.is_empty());
+        }
+    }
+
     /// A frame has come in part. DATA moves with each byte; anything else has to be whole in time.
     fn begin_partial(&mut self, header: Option<FrameHeader>, is_empty: bool) {
         match header {
@@ -147,12 +155,18 @@ impl<W: Waiter> Connection<W> {
         self.budget.spend(cost, self.now).map_err(|_exhausted| Fault::Connection(Reason::ENHANCE_YOUR_CALM))
     }
 
+    /// What the peer pays for the end of a stream: much where a service has begun to work for it, and does so in vain.
+    fn cost_of_reset(&self, id: u32) -> i64 {
+        let in_vain = |stream: &Stream<W>| stream.is_begun && stream.send != SendState::Done;
+        if self.streams.get(&id).is_some_and(in_vain) { Budget::ABORTED } else { Budget::FRAME }
+    }
+
     fn settle(&mut self, understood: Understood) -> Result<(), Reason> {
         match understood {
             Ok(()) => Ok(()),
             Err(Fault::Connection(reason)) => Err(reason),
             Err(Fault::Stream(id, reason)) => {
-                let cost = if self.streams.contains_key(&id) { Budget::ABORTED } else { Budget::REFUSED };
+                let cost = self.cost_of_reset(id).max(Budget::REFUSED);
                 self.reset_stream(id, reason);
                 self.charge(cost).map_err(|_exhausted| Reason::ENHANCE_YOUR_CALM)
             }
@@ -296,9 +310,9 @@ impl<W: Waiter> Connection<W> {
         if self.is_idle(header.stream) {
             return broken(Reason::PROTOCOL_ERROR);
         }
-        let is_unanswered = self.streams.get(&header.stream).is_some_and(|stream| stream.send != SendState::Done);
+        let cost = self.cost_of_reset(header.stream);
         self.remove(header.stream);
-        self.charge(if is_unanswered { Budget::ABORTED } else { Budget::FRAME })
+        self.charge(cost)
     }
 
     fn settings(&mut self, header: FrameHeader, payload: &[u8]) -> Understood {

@@ -233,7 +233,9 @@ impl<W: Waiter> Connection<W> {
     pub fn close(&mut self) {
         self.shut_down();
         self.clocks.is_closing = true;
-        if !self.is_young() {
+        if self.is_young() {
+            self.arm_first_request();
+        } else {
             self.decide();
         }
     }
