@@ -99,7 +99,7 @@ impl Roots {
 
     /// The same, without ALPN: for what is not HTTP.
     pub(super) fn no_protocol(&self) -> Arc<ClientConfig> {
-        Arc::new(tls_config(&self.store, &[]))
+        Arc::new(tls_config(&self.0.store, &[]))
     }
 
     /// The certificates.
