@@ -135,7 +135,12 @@ directory = {json.dumps(directory)}
         self.err = self.folder / f"edge.err.{time.monotonic_ns()}"
         command = [*self.within, BINARY, "run", "--config", self.folder / "vestibule.toml"]
         self.process = subprocess.Popen(command, stderr=open(self.err, "w"))
-        wait_for("the edge", lambda: self.process.poll() is None and '"started"' in self.err.read_text(), 20)
+        try:
+            wait_for("the edge", lambda: self.process.poll() is None and '"started"' in self.err.read_text(), 20)
+        except AssertionError:
+            # Nobody will stop it, and its ports would be taken for free ones.
+            self.kill()
+            raise
 
     def served(self, host):
         """The certificate for a name, or nothing."""

@@ -284,10 +284,6 @@ def stack(request, tmp_path_factory):
 # Tests that are known to be red, or were not seen green since the code beneath them changed, each with what is open.
 # They run and are shown (`-rxX`); one that passes reliably leaves this list.
 NOT_YET_GREEN = {
-    "test_acme.py": "one test was red in the last complete run and its name was lost",
-    "test_acme_dns.py": "one test was red in the last complete run and its name was lost",
-    "test_acme_faults.py": "one test was red in the last complete run and its name was lost",
-    "test_acme_pace.py": "one test was red in the last complete run and its name was lost",
     "test_real_calls.py": "not run since its last changes",
 }
 
