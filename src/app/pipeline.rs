@@ -120,7 +120,8 @@ impl Connection<'_> {
                 let stream = hello.name().and_then(|name| road.stream(name));
                 drop(road);
                 if let Some(stream) = stream {
-                    return forward(hello, client, &stream, &acceptor, deadline, drain).await;
+                    // Boxed, so that a connection of HTTP has no room for it.
+                    return Box::pin(forward(hello, client, &stream, &acceptor, deadline, drain)).await;
                 }
                 let accepted = closable(drain, acceptor.accept(hello, Protocols::Http, deadline)).await?;
                 if let Accepted::Client(io, tls) = accepted.map_err(refused)? {
