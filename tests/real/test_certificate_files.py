@@ -74,6 +74,14 @@ def test_a_key_that_does_not_fit_is_told(tmp_path):
 
 
 def test_a_site_that_none_of_several_covers_is_told(tmp_path):
-    certificate, key = leaf("b.example.org")
-    status, said = check(tmp_path, certificate + pem(CA), key, tls=False)
-    assert HOST in said and "no certificate of tls.certificates is for" in said, said
+    pairs = []
+    for host in ["b.example.org", "c.example.org"]:
+        certificate, key = leaf(host)
+        (tmp_path / f"{host}.pem").write_text(certificate + pem(CA))
+        (tmp_path / f"{host}.key").write_text(key)
+        pairs.append(f'{{ cert = "{host}.pem", key = "{host}.key" }}')
+    (tmp_path / "vestibule.toml").write_text(
+        f'tls.certificates = [{", ".join(pairs)}]\n[sites."{HOST}"]\nupstream = "http://127.0.0.1:1"\n')
+    done = subprocess.run([BINARY, "check", "--config", tmp_path / "vestibule.toml"], capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert f"no certificate of tls.certificates is for {HOST}" in said and "1 warning" in said, said
