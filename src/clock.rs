@@ -1,4 +1,4 @@
-//! Time: of day, as a value that is handed in so that a test can move it, and patience with what does not move.
+//! Time: of day, as a value that is handed in so that a test can move it, and limits on what does not move.
 //!
 //! Certificates are judged by the calendar; everything that only measures a span uses `tokio::time::Instant` instead.
 
@@ -64,7 +64,7 @@ pub struct IdleTimer {
 }
 
 impl IdleTimer {
-    /// Patience for so long; `None` never runs out.
+    /// A timer of this length; `None` never ends.
     #[must_use]
     pub const fn new(limit: Option<Duration>) -> Self {
         Self { limit, timer: None, until: None }
@@ -107,32 +107,32 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    async fn wait(patience: &mut IdleTimer) -> Duration {
+    async fn wait(timer: &mut IdleTimer) -> Duration {
         let began = Instant::now();
-        poll_fn(|cx| patience.poll(cx)).await;
+        poll_fn(|cx| timer.poll(cx)).await;
         began.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_timer_that_rings_early_is_set_on() {
-        let mut patience = IdleTimer::new(Some(LIMIT));
+        let mut timer = IdleTimer::new(Some(LIMIT));
         for _ in 0..3 {
-            let some = tokio::time::timeout(LIMIT - Duration::from_secs(1), poll_fn(|cx| patience.poll(cx))).await;
+            let some = tokio::time::timeout(LIMIT - Duration::from_secs(1), poll_fn(|cx| timer.poll(cx))).await;
             assert!(some.is_err(), "it ran out although something moved");
-            patience.moved();
+            timer.moved();
         }
-        let took = wait(&mut patience).await;
+        let took = wait(&mut timer).await;
         assert!((LIMIT..LIMIT + Duration::from_millis(5)).contains(&took), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_shorter_wait_does_not_wait_for_the_timer_of_a_longer_one() {
-        let mut patience = IdleTimer::new(Some(LIMIT));
-        assert!(poll_fn(|cx| Poll::Ready(patience.poll(cx))).await.is_pending());
-        patience.begin(Some(LIMIT / 2));
-        let took = wait(&mut patience).await;
+        let mut timer = IdleTimer::new(Some(LIMIT));
+        assert!(poll_fn(|cx| Poll::Ready(timer.poll(cx))).await.is_pending());
+        timer.begin(Some(LIMIT / 2));
+        let took = wait(&mut timer).await;
         assert!((LIMIT / 2..LIMIT / 2 + Duration::from_millis(5)).contains(&took), "{took:?}");
-        patience.begin(None);
-        assert!(poll_fn(|cx| Poll::Ready(patience.poll(cx))).await.is_pending());
+        timer.begin(None);
+        assert!(poll_fn(|cx| Poll::Ready(timer.poll(cx))).await.is_pending());
     }
 }

@@ -1,4 +1,4 @@
-//! vestibule: the front door of a self-hosted Matrix homeserver with Element Call.
+//! vestibule: the TLS reverse proxy of a self-hosted Matrix homeserver with Element Call.
 //!
 //! ```text
 //!   composition   cli ── app            knows every room; holds the order of things

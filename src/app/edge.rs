@@ -85,7 +85,7 @@ pub enum StartError {
         #[source]
         source: BoxError,
     },
-    /// The operator's door cannot be opened.
+    /// The admin server cannot listen.
     #[error("cannot open the admin address {place}")]
     Admin {
         /// As it is configured.

@@ -1,6 +1,6 @@
 //! The program as a whole: starts the rooms, hands them to each other, and keeps them in step with the configuration.
 //!
-//! One control thread (the first) looks after certificates, the operator's door, signals and reloads; the workers do
+//! One control thread (the first) looks after certificates, the admin server, signals and reloads; the workers do
 //! nothing but serve.
 
 mod checkup;

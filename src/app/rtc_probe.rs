@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(300);
 const SOON: Duration = Duration::from_secs(2);
 
 /// How long an answer may take. A refusal for want of a token is immediate; a homeserver that hangs says nothing.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A homeserver to be asked, and where its answer goes.
 pub struct Probe {
@@ -55,6 +55,6 @@ impl Probe {
     async fn ask(&self) -> Option<bool> {
         let host = Value::new(self.host.as_bytes()).ok()?;
         let send = |request: Request| self.upstream.send(request, RequestObservers::default());
-        timeout(PATIENCE, self.endpoint.probe(host, send)).await.ok()?
+        timeout(PROBE_LIMIT, self.endpoint.probe(host, send)).await.ok()?
     }
 }

@@ -540,7 +540,7 @@ impl RequestContext<'_> {
     }
 }
 
-/// The door of the road: what a connection calls for each of its requests.
+/// What a connection calls for each of its requests.
 #[derive(Clone)]
 pub struct EdgeService {
     current: Arc<ArcSwap<Generation>>,

@@ -86,7 +86,7 @@ impl ServerCertVerifier for RecordingVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let trust =
-            self.inner.verify_server_cert(leaf, chain, name, ocsp, now).map(drop).map_err(|error| distrust(&error));
+            self.inner.verify_server_cert(leaf, chain, name, ocsp, now).map(drop).map_err(|error| verify_error(&error));
         let shown = PeerCertificate { leaf: Bytes::copy_from_slice(leaf), trust };
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
         Ok(ServerCertVerified::assertion())
@@ -115,7 +115,7 @@ impl ServerCertVerifier for RecordingVerifier {
     }
 }
 
-fn distrust(error: &Error) -> VerifyError {
+fn verify_error(error: &Error) -> VerifyError {
     match error {
         Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             VerifyError::Expired

@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// Bound on a probe as a whole. Each question in it has a bound of its own, which is that of the client handed in.
-const PATIENCE: Duration = Duration::from_secs(45);
+const PROBE_LIMIT: Duration = Duration::from_secs(45);
 
 /// A name and a port to addresses.
 pub type Resolve = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
@@ -230,7 +230,7 @@ struct Probe<'a> {
 
 impl<'a> Probe<'a> {
     fn new(layer: Layer, name: &'static str, run: impl Future<Output = Vec<Finding>> + Send + 'a) -> Self {
-        Self { check: Check::new(layer, name, "probe"), name, limit: PATIENCE, run: Box::pin(run) }
+        Self { check: Check::new(layer, name, "probe"), name, limit: PROBE_LIMIT, run: Box::pin(run) }
     }
 }
 

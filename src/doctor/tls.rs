@@ -143,7 +143,7 @@ fn address_shows(
                 format!("something in front of the edge answers, with a certificate {}", describe(shown)),
                 "a CDN or proxy in front must pass WebSockets, long requests and the client's address",
             ),
-            (Err(distrust), _) => distrusted(&check, distrust, shown),
+            (Err(error), _) => untrusted(&check, error, shown),
             (Ok(()), _) => trusted(&check, shown, reach),
         },
     }
@@ -169,14 +169,14 @@ fn edge_shows(
         }
         Ok(shown) => match &shown.trust {
             Ok(()) => trusted(&check, shown, reach),
-            Err(distrust) => distrusted(&check, distrust, shown),
+            Err(error) => untrusted(&check, error, shown),
         },
     }
 }
 
-fn distrusted(check: &Check, distrust: &VerifyError, shown: &PeerCertificate) -> Finding {
+fn untrusted(check: &Check, error: &VerifyError, shown: &PeerCertificate) -> Finding {
     let is = describe(shown);
-    match distrust {
+    match error {
         VerifyError::Expired => check.fail(
             "expired",
             format!("the certificate has ended: {is}"),

@@ -44,7 +44,7 @@ pub struct Outgoing {
     framing: Framing,
     websocket: bool,
     expects_continue: bool,
-    onlookers: RequestObservers,
+    observers: RequestObservers,
 }
 
 /// The answer.
@@ -60,7 +60,7 @@ pub struct SendError {
 
 impl Outgoing {
     /// A request that is ready to go.
-    pub fn new(request: Request, onlookers: RequestObservers) -> Self {
+    pub fn new(request: Request, observers: RequestObservers) -> Self {
         let Request { method, uri, version: client, mut fields, body } = request;
         let framing = match body.size_hint().exact() {
             Some(0) if fields.contains(header::CONTENT_LENGTH) => Framing::Length(0),
@@ -78,13 +78,13 @@ impl Outgoing {
         }
         let websocket = fields.contains(header::UPGRADE);
         let expects_continue = !body.is_empty() && wire::expects_continue(&fields);
-        Self { method, uri, client, fields, body: Some(body), framing, websocket, expects_continue, onlookers }
+        Self { method, uri, client, fields, body: Some(body), framing, websocket, expects_continue, observers }
     }
 
     /// Where the time of a dial is noted.
     pub fn phases(&self) -> &Phases {
         static NOBODY_ASKS: Phases = Phases::new();
-        self.onlookers.phases.as_deref().unwrap_or(&NOBODY_ASKS)
+        self.observers.phases.as_deref().unwrap_or(&NOBODY_ASKS)
     }
 
     /// Whether it asks for a WebSocket.
@@ -94,7 +94,7 @@ impl Outgoing {
 
     /// The client that it is sent for.
     pub const fn client_ip(&self) -> Option<IpAddr> {
-        self.onlookers.client
+        self.observers.client
     }
 
     fn head(&self) -> Vec<u8> {
@@ -119,7 +119,7 @@ pub fn exchange<'a>(
     lease: Lease,
 ) -> impl Future<Output = Result<ReceivedResponse, SendError>> + Send + 'a {
     let upload = Upload::new(outgoing.head(), outgoing.framing, outgoing.expects_continue, env.body_stall);
-    link.patience.begin(plan.response_timeout);
+    link.idle_timer.begin(plan.response_timeout);
     let mut exchange = Exchange { link, upload, scanned: 0, saw_bytes: false, heads: 0 };
     // A block and not an async fn, which would keep the connection twice; see [`Upstream::send`](super::Upstream::send).
     async move {
@@ -134,7 +134,7 @@ pub fn exchange<'a>(
         };
         Ok(ReceivedResponse(match head.status {
             StatusCode::SWITCHING_PROTOCOLS => {
-                upgraded(head, exchange.link, env, lease, outgoing.onlookers.phases.clone())
+                upgraded(head, exchange.link, env, lease, outgoing.observers.phases.clone())
             }
             _ => exchange.respond(head, env, lease),
         }))
@@ -160,7 +160,7 @@ impl Exchange {
             Poll::Ready(Err(UploadError::Refused) | Ok(())) | Poll::Pending => {}
         }
         if self.upload.has_moved() {
-            self.link.patience.moved();
+            self.link.idle_timer.moved();
         }
         loop {
             match head_len(&self.link.read, &mut self.scanned) {
@@ -181,7 +181,7 @@ impl Exchange {
                     Poll::Ready(end) => return Poll::Ready(Err(hung_up(end.err()))),
                     Poll::Pending => {
                         self.link.read.give_back();
-                        return self.link.patience.poll(cx).map(|()| Err(Kind::ResponseTimeout.into()));
+                        return self.link.idle_timer.poll(cx).map(|()| Err(Kind::ResponseTimeout.into()));
                     }
                 },
                 Err(error) => return Poll::Ready(Err(ProxyError::new(Kind::BadResponse, error))),
@@ -204,7 +204,7 @@ impl Exchange {
             101 if websocket::is_accepted(&outgoing.fields, outgoing.client, &head.fields) => return Ok(Some(head)),
             101 => return Err(nonsense("an upgrade without the proof that it answers this request")),
             102..=199 => {
-                if let Some(interim) = &outgoing.onlookers.interim {
+                if let Some(interim) = &outgoing.observers.interim {
                     wire::strip_hop(&mut head.fields);
                     head.fields.remove(header::CONTENT_LENGTH);
                     head.fields.remove(header::ALT_SVC);

@@ -74,7 +74,7 @@ pub struct UpstreamConnection {
     /// Bytes of a response that have not been taken yet.
     pub read: ReadBuffer,
     /// With the answer that is awaited. It stays with the connection, so that its timer is made once.
-    pub patience: IdleTimer,
+    pub idle_timer: IdleTimer,
     /// Its place among the sockets of the process.
     pub permit: Permit,
 }
@@ -82,7 +82,7 @@ pub struct UpstreamConnection {
 impl UpstreamConnection {
     /// A fresh connection.
     pub fn new(socket: Socket, permit: Permit) -> Self {
-        Self { socket, read: ReadBuffer::new(), patience: IdleTimer::new(None), permit }
+        Self { socket, read: ReadBuffer::new(), idle_timer: IdleTimer::new(None), permit }
     }
 
     /// Whether the other side has neither closed nor said anything that nobody asked for. Costs no system call unless

@@ -169,10 +169,10 @@ impl Upstream {
     pub fn send(
         &self,
         request: Request,
-        onlookers: RequestObservers,
+        observers: RequestObservers,
     ) -> BoxFuture<'static, Result<Response, ProxyError>> {
         let upstream = self.clone();
-        let mut outgoing = Outgoing::new(request, onlookers);
+        let mut outgoing = Outgoing::new(request, observers);
         // A block, whose captures stay where they are: the future of an async fn keeps its arguments twice. Boxed here,
         // it is under the KiB up to which glibc's allocator is quick, and so are the futures of those who wait for it.
         Box::pin(async move {

@@ -1,4 +1,4 @@
-//! Connections that wait for their next request: one shelf per worker, since a socket belongs to the reactor of the
+//! Connections that wait for their next request: one queue per worker, since a socket belongs to the reactor of the
 //! thread that opened it.
 
 use std::{
@@ -36,16 +36,16 @@ struct Idle {
 }
 
 impl Pool {
-    /// A pool with a shelf for each worker.
+    /// A pool with a queue for each worker.
     pub fn new(workers: usize) -> Self {
-        let shelf = || Mutex::new(IdleQueue { idle: VecDeque::new(), now: Instant::now() });
-        Self((0..workers.max(1)).map(|_| shelf()).collect())
+        let queue = || Mutex::new(IdleQueue { idle: VecDeque::new(), now: Instant::now() });
+        Self((0..workers.max(1)).map(|_| queue()).collect())
     }
 
     /// The connection that was used last and is still open.
     pub fn take(&self) -> Option<UpstreamConnection> {
-        let mut shelf = lock(self.queue()?);
-        while let Some(Idle { mut link, .. }) = shelf.idle.pop_back() {
+        let mut queue = lock(self.queue()?);
+        while let Some(Idle { mut link, .. }) = queue.idle.pop_back() {
             if link.is_quiet() {
                 return Some(link);
             }
@@ -57,12 +57,12 @@ impl Pool {
     /// request will wait.
     pub fn insert(&self, link: UpstreamConnection) {
         let Some(queue) = self.queue() else { return };
-        let mut shelf = lock(queue);
-        if shelf.idle.len() >= MAX_WAITING {
-            shelf.idle.pop_front();
+        let mut queue = lock(queue);
+        if queue.idle.len() >= MAX_WAITING {
+            queue.idle.pop_front();
         }
-        let since = shelf.now;
-        shelf.idle.push_back(Idle { link, since });
+        let since = queue.now;
+        queue.idle.push_back(Idle { link, since });
     }
 
     /// The queue of this thread's worker.
@@ -72,22 +72,22 @@ impl Pool {
 
     /// Closes what has waited too long. To be called every half a minute or so.
     pub fn purge(&self) {
-        for shelf in &self.0 {
-            let mut shelf = lock(shelf);
-            shelf.now = Instant::now();
-            let now = shelf.now;
-            while shelf.idle.front().is_some_and(|idle| now.duration_since(idle.since) >= MAX_IDLE) {
-                shelf.idle.pop_front();
+        for queue in &self.0 {
+            let mut queue = lock(queue);
+            queue.now = Instant::now();
+            let now = queue.now;
+            while queue.idle.front().is_some_and(|idle| now.duration_since(idle.since) >= MAX_IDLE) {
+                queue.idle.pop_front();
             }
         }
     }
 
     /// How many wait, on all shelves.
     pub fn len(&self) -> usize {
-        self.0.iter().map(|shelf| lock(shelf).idle.len()).sum()
+        self.0.iter().map(|queue| lock(queue).idle.len()).sum()
     }
 }
 
-fn lock(shelf: &Mutex<IdleQueue>) -> MutexGuard<'_, IdleQueue> {
-    shelf.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(queue: &Mutex<IdleQueue>) -> MutexGuard<'_, IdleQueue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

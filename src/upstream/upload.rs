@@ -54,7 +54,7 @@ pub struct Upload {
     moved: bool,
     /// Whether a byte has left.
     pub has_sent: bool,
-    patience: IdleTimer,
+    idle_timer: IdleTimer,
 }
 
 enum Stage {
@@ -92,7 +92,7 @@ impl Upload {
             chunked: framing == Framing::Chunked,
             moved: false,
             has_sent: false,
-            patience: IdleTimer::new(stall),
+            idle_timer: IdleTimer::new(stall),
         }
     }
 
@@ -210,9 +210,9 @@ impl Upload {
                     self.give_up();
                     return Poll::Ready(Err(UploadError::Refused));
                 }
-                Poll::Pending => return self.patience.poll(cx).map(|()| Err(UploadError::Stalled)),
+                Poll::Pending => return self.idle_timer.poll(cx).map(|()| Err(UploadError::Stalled)),
             };
-            self.patience.moved();
+            self.idle_timer.moved();
             self.moved = true;
             self.has_sent = true;
             self.wrote(n);

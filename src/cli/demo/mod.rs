@@ -56,7 +56,7 @@ async fn demo(check: bool) -> Result<bool, Failure> {
     let metrics = Metrics::new(clock.now());
     let edge =
         Edge::start(plan, metrics.clone(), clock.clone(), Start::Takeover).await.context("the edge does not start")?;
-    let address = |wanted| edge.addresses().find(|(door, _)| *door == wanted).map(|(_, addr)| addr);
+    let address = |wanted| edge.addresses().find(|(kind, _)| *kind == wanted).map(|(_, addr)| addr);
     let (Some(plain), Some(secure)) = (address(ListenerKind::Plain), address(ListenerKind::Tls)) else {
         return Err(anyhow::anyhow!("the edge does not listen").into());
     };

@@ -172,7 +172,7 @@ impl Turn {
 struct BufferedBody {
     bytes: Vec<u8>,
     /// Runs from the first wait for the rest of a body whose length is known.
-    patience: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl BufferedBody {
@@ -182,8 +182,8 @@ impl BufferedBody {
         if left.is_none_or(|left| left > room) {
             return false;
         }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(GATHER)));
-        patience.as_mut().poll(cx).is_pending()
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(GATHER)));
+        timer.as_mut().poll(cx).is_pending()
     }
 }
 
