@@ -238,7 +238,7 @@ mod tests {
         let without = Deployment { turn: None, ..deployment() };
         assert_eq!(
             compose_changes(&compose(&without), &with),
-            "  vestibule:\n    networks:\n      web:\n        aliases:\n          - turn.example.org\n  livekit:\n    networks:\n      web:\n        ipv4_address: 172.29.83.10\nnetworks:\n  web:\n    ipam:\n      config: [{ subnet: 172.29.83.0/24 }]\n"
+            "  vestibule:\n    networks:\n      web:\n        aliases:\n          - turn.example.org\n  livekit:\n    networks:\n      web:\n        ipv4_address: 172.16.83.10\nnetworks:\n  web:\n    ipam:\n      config: [{ subnet: 172.16.83.0/24 }]\n"
         );
         let lines = livekit_changes(&livekit(&without), &with);
         assert!(lines.starts_with("rtc:\n  # And") && lines.contains("domain: turn.example.org"), "{lines}");

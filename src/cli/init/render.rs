@@ -36,10 +36,10 @@ pub struct Turn {
     pub address: IpAddr,
 }
 
-/// The network of the containers, and LiveKit's address in it. Fixed, since the relay is told of it; of a range that
-/// neither Docker's defaults nor home routers use.
-pub const NETWORK: &str = "172.29.83.0/24";
-const LIVEKIT_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 29, 83, 10);
+/// The network of the containers, and LiveKit's address in it. Fixed, since the relay is told of it; of a range from which
+/// Docker takes no network by itself (its default pools begin at 172.17.0.0), and which home routers do not use.
+pub const NETWORK: &str = "172.16.83.0/24";
+const LIVEKIT_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 16, 83, 10);
 
 /// The port of the relay; TLS has ended before it.
 const TURN_PORT: u16 = 5349;
@@ -640,8 +640,8 @@ mod tests {
         let of = |deployment: &Deployment, name: &str| {
             render(deployment).into_iter().find(|file| file.name == name).unwrap().text
         };
-        assert!(of(&with, "livekit.yaml").contains("allow_restricted_peer_cidrs: [\"172.29.83.10/32\"]"));
-        assert!(of(&with, "compose.yaml").contains("ipv4_address: 172.29.83.10"));
+        assert!(of(&with, "livekit.yaml").contains("allow_restricted_peer_cidrs: [\"172.16.83.10/32\"]"));
+        assert!(of(&with, "compose.yaml").contains("ipv4_address: 172.16.83.10"));
         assert!(of(&with, "compose.yaml").contains("- turn.example.org"));
         assert!(of(&with, "vestibule.toml").contains("upstream = \"tcp://livekit:5349\""));
         for name in ["vestibule.toml", "compose.yaml", "livekit.yaml"] {

@@ -208,12 +208,12 @@ upstream = "http://livekit:7880"
         let good = include_str!("../../../config/livekit.yaml");
         for (site, old, new, wanted) in [
             (site, "", "", vec![]),
-            ("", "172.29.83.10/32", "172.29.83.0/24", vec![("turn_peers", Verdict::Fail)]),
-            (site, "172.29.83.10/32", "172.29.83.0/24", vec![("turn_peers", Verdict::Fail)]),
+            ("", "172.16.83.10/32", "172.16.83.0/24", vec![("turn_peers", Verdict::Fail)]),
+            (site, "172.16.83.10/32", "172.16.83.0/24", vec![("turn_peers", Verdict::Fail)]),
             (
                 site,
-                "[\"172.29.83.10/32\"]",
-                "[\"172.29.83.10/32\", \"fd00::/64\"]",
+                "[\"172.16.83.10/32\"]",
+                "[\"172.16.83.10/32\", \"fd00::/64\"]",
                 vec![("turn_peers", Verdict::Fail)],
             ),
             (site, "  allow_restricted_peer_cidrs", "  # ", vec![("turn_peers", Verdict::Warn)]),
