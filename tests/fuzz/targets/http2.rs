@@ -21,7 +21,7 @@ use vestibule::{
     conn::{Alpn, ConnInfo, Interim, TlsInfo},
     drain::Drain,
     error::ProxyError,
-    message::{Body, Request, Response},
+    message::{Body, ClientIo, Request, Response},
     serve::{Handler, Settings, serve_connection},
     wire::{
         HeadLimits,
@@ -43,6 +43,8 @@ impl AsyncRead for Client {
         Poll::Ready(Ok(()))
     }
 }
+
+impl ClientIo for Client {}
 
 impl AsyncWrite for Client {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
