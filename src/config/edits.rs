@@ -40,7 +40,7 @@ pub(super) enum Message {
 }
 
 /// Fields that frame a message or belong to one connection (RFC 9110 section 7.6.1): the edge writes them itself.
-const FRAMING: [&str; 12] = [
+pub const FRAMING: [&str; 12] = [
     "connection",
     "content-length",
     "expect",
@@ -56,7 +56,7 @@ const FRAMING: [&str; 12] = [
 ];
 
 /// Request fields in which the upstream trusts the edge's word about the client.
-const OF_THE_CLIENT: [&str; 6] =
+pub const OF_THE_CLIENT: [&str; 6] =
     ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "forwarded", "cdn-loop"];
 
 /// Parses `{ set = { … }, add = { … }, default = { … }, remove = [ … ] }`.

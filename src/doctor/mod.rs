@@ -1,4 +1,4 @@
-//! Probes of the live deployment: which layer is broken, and what mends it.
+//! Probes of the live deployment: which layer is broken, and how to fix it.
 //!
 //! First the ground is looked at: names, addresses, certificates, the services straight. Then everything that stands on
 //! it, side by side, each probe under its own limit. A probe whose ground is broken is skipped and says so, so that one

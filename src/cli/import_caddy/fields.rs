@@ -1,6 +1,7 @@
 //! Fields that are set, added and removed, and the placeholders in their values.
 
 use super::{Remark, lexer::Token, model::Edit, parser::Directive};
+use crate::config::edits::{FRAMING, OF_THE_CLIENT};
 
 /// Which placeholders a text may have.
 #[derive(Clone, Copy)]
@@ -17,26 +18,6 @@ pub enum Placeholders<'h> {
         plain: bool,
     },
 }
-
-/// Fields that the edge writes itself.
-const FRAMING: [&str; 12] = [
-    "connection",
-    "content-length",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// Fields in which the edge tells upstreams who the client is.
-const OF_THE_CLIENT: [&str; 6] =
-    ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "forwarded", "cdn-loop"];
 
 /// The changes of `header`.
 pub fn response(line: &Directive, args: &[Token], remarks: &mut Vec<Remark>) -> Vec<Edit> {
