@@ -25,16 +25,16 @@ use crate::{
     doctor::{Account, Check, Diagnosis, Finding, Layer, ProbeOptions, Verdict},
 };
 
-/// How often the running edge is asked whether its checks have ended.
+/// The pause between requests for the result of the running process.
 const RUNNING_LOOK: Duration = Duration::from_millis(100);
 
-/// How often at most: two minutes, which no run without an account takes.
+/// The most such requests: two minutes, which is longer than any run without an account takes.
 const RUNNING_LOOKS: usize = 1_200;
 
-/// Where the password of `--user` may come from in a script.
+/// The environment variable with the password of `--user`.
 const PASSWORD: &str = "VESTIBULE_PASSWORD";
 
-/// The arguments.
+/// The arguments of `vestibule doctor`.
 #[derive(Args)]
 #[group(skip)]
 pub struct Doctor {
@@ -100,7 +100,7 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
     Ok(if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-/// The file is invalid. An edge that runs has another configuration in effect, and runs the checks with that.
+/// Runs the checks when the file is invalid: a running process tests the configuration that it has in effect.
 async fn doctor_of_running(named: Option<PathBuf>, as_json: bool, report: Box<Report>) -> Outcome {
     let listen = config::admin_listen(&config::locate(named)?).ok().flatten();
     let diagnosis = match &listen {
@@ -115,7 +115,7 @@ async fn doctor_of_running(named: Option<PathBuf>, as_json: bool, report: Box<Re
         return Err(report.into());
     };
     let check = Check::new(Layer::Configuration, "configuration", &report.file);
-    let fact = "the file is invalid; the checks below are of the configuration that is in effect";
+    let fact = "the file is invalid; the checks below test the configuration that is in effect";
     diagnosis.0.insert(0, check.fail("invalid", fact, "correct the errors that `vestibule check` shows"));
     if as_json {
         let mut document = check::failed(&report);
@@ -128,9 +128,9 @@ async fn doctor_of_running(named: Option<PathBuf>, as_json: bool, report: Box<Re
     Ok(ExitCode::from(FAILED))
 }
 
-/// What the running edge finds with the configuration that it has in effect; `None` if none answers.
+/// The findings of the running process with the configuration in effect; `None` if no process answers.
 async fn running(listen: &AdminListen) -> Option<Diagnosis> {
-    // 409: somebody else has started it a moment ago.
+    // 409: another client has just started it.
     let (202 | 409, _) = admin::call(listen, Method::POST, "/doctor").await.ok()? else { return None };
     for _ in 0..RUNNING_LOOKS {
         let (_, text) = admin::call(listen, Method::GET, "/doctor").await.ok()?;
@@ -143,7 +143,7 @@ async fn running(listen: &AdminListen) -> Option<Diagnosis> {
     None
 }
 
-/// That the running edge has rejected the file, if it did: what is tested here is not what is in effect.
+/// The finding that the running process has rejected the file, in which case another configuration is in effect.
 async fn rejected_reload(listen: Option<&AdminListen>) -> Option<Finding> {
     let listen = listen?;
     let (_, text) = admin::call(listen, Method::GET, "/status").await.ok()?;
@@ -151,10 +151,10 @@ async fn rejected_reload(listen: Option<&AdminListen>) -> Option<Finding> {
     let reload = status.last_reload.filter(|reload| !reload.succeeded)?;
     let check = Check::new(Layer::Configuration, "configuration", listen.to_string());
     let fact = format!(
-        "the running edge rejected its last reload, and its old configuration is in effect: {}",
+        "the running process rejected its last reload, so its old configuration is in effect: {}",
         reload.message
     );
-    Some(check.fail("rejected", fact, "run `vestibule reload` and correct what it reports"))
+    Some(check.fail("rejected", fact, "correct the errors that `vestibule check` shows, then run `vestibule reload`"))
 }
 
 fn account(token: Option<String>, user: Option<String>) -> anyhow::Result<Option<Account>> {
@@ -162,20 +162,20 @@ fn account(token: Option<String>, user: Option<String>) -> anyhow::Result<Option
     let password = match env::var(PASSWORD) {
         Ok(password) => password,
         Err(_) => rpassword::prompt_password(format!("Password of {user}: "))
-            .with_context(|| format!("the password cannot be asked for here: set {PASSWORD}"))?,
+            .with_context(|| format!("cannot prompt for the password here: set {PASSWORD}"))?,
     };
     Ok(Some(Account::Password { user, password }))
 }
 
 fn words(diagnosis: &Diagnosis) -> String {
     // rust-sdk keeps both documents for 24 h, Synapse `m.server` for up to 48 h.
-    let hint = "\nClients remember where things are for a day, other homeservers for up to two:\n\
-                after a fix, sign in afresh to see it.\n";
+    let hint = "\nClients cache the well-known documents for a day, and other homeservers for up to two days:\n\
+                after a fix, log in again to see it.\n";
     let hint = if diagnosis.count(Verdict::Fail) > 0 { hint } else { "" };
     format!("{diagnosis}{hint}")
 }
 
-/// A line on a terminal that overwrites itself, and nothing anywhere else.
+/// Prints a progress line that overwrites itself, only on a terminal.
 fn progress(what: &str, done: usize, all: usize) {
     if io::stderr().is_terminal() {
         warn(format_args!("\r\x1b[K{done}/{all} {what}"));

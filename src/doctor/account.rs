@@ -1,4 +1,4 @@
-//! What only a user of the homeserver can see. A session that is opened for it is closed again.
+//! The checks that need an account of the homeserver. A session that is opened for them is closed again.
 
 use std::{
     net::Ipv6Addr,
@@ -22,26 +22,26 @@ use crate::{
     conn::Fetch,
 };
 
-/// The state event by which a client says that it is in a call.
+/// The state event of a member of a call.
 const CALL_MEMBER: &str = "org.matrix.msc3401.call.member";
 
-/// 2001:db8::/32, in which nobody is (RFC 3849). Each time another address of it: Synapse remembers those of a month.
+/// 2001:db8::/32, which is for documentation (RFC 3849). Each run uses another address of it: Synapse keeps those of a month.
 const DOCUMENTATION: u128 = 0x2001_0db8 << 96;
 
-/// A Synapse with workers writes down where it has seen somebody after up to 5 s.
+/// How often the client address is requested: a Synapse with workers stores it after up to 5 s.
 const TRIES: usize = 8;
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long the long poll is; just under the 60 s after which a badly set up proxy hangs up.
+/// The length of the long poll in milliseconds, just under the 60 s after which a badly configured proxy closes it.
 const POLL: u64 = 55_000;
 
-/// Bound on everything that is looked at as a user.
+/// Time limit of all checks with an account.
 const EXAMINATION: Duration = Duration::from_secs(160);
 
-/// Bound on the probe: there is time to sign in before that, and to sign out after it.
+/// Time limit of the probe, with time to log in before and to log out after the checks.
 pub const LIMIT: Duration = Duration::from_secs(190);
 
-/// A user's way to the homeserver.
+/// A session of a user at the homeserver.
 struct Session<'a> {
     context: &'a ProbeContext<'a>,
     matrix: &'a Matrix,
@@ -51,11 +51,11 @@ struct Session<'a> {
     user: String,
 }
 
-/// Everything that needs an account.
+/// Runs the checks that need an account.
 pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     let check = Check::new(Layer::Homeserver, "account", &matrix.homeserver);
     let Some(account) = &context.wanted.account else {
-        let what = "upload sizes, delayed events, the client address that Synapse sees and a token for a call need --token or --user";
+        let what = "to test upload sizes, delayed events, the client address that Synapse sees and call tokens, pass --token or --user";
         return vec![check.skip(what)];
     };
     let (way, direct) = match context.homeserver(matrix) {
@@ -72,7 +72,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
     let mut session = Session { context, matrix, way, direct, token, user: String::new() };
     let examined = timeout(EXAMINATION, session.examine(&check)).await;
     if ours {
-        // A session that stays is listed among the user's devices; there is nothing more to be done about it.
+        // If it fails, the session stays among the user's devices; nothing more can be done.
         let _ = session.post("/_matrix/client/v3/logout", &json!({})).await;
     }
     examined.unwrap_or_else(|_| vec![super::slow(&check, EXAMINATION)])
@@ -89,11 +89,15 @@ async fn login(check: &Check, matrix: &Matrix, way: &Fetch, user: &str, password
         Ok(response) => match response.json()["access_token"].as_str() {
             Some(token) => Ok(token.to_owned()),
             None => {
-                let fact = format!("{user} cannot sign in with that password: {}", response.words());
-                Err(check.fail("login", fact, "give the right password, or the access token of a session with --token"))
+                let fact = format!("{user} cannot log in with that password: {}", response.words());
+                Err(check.fail(
+                    "login",
+                    fact,
+                    "use the right password, or pass the access token of a session with --token",
+                ))
             }
         },
-        Err(error) => Err(check.fail("silent", format!("no response ({error})"), "see Synapse's log")),
+        Err(error) => Err(check.fail("silent", format!("no response ({error})"), "read Synapse's log")),
     }
 }
 
@@ -110,15 +114,15 @@ impl Session<'_> {
         let whoami = match self.get("/_matrix/client/v3/account/whoami").await {
             Ok(response) if response.status == 200 => response.json(),
             Ok(response) => {
-                let fact = format!("the homeserver does not take the token: {}", response.words());
-                return vec![check.fail("token", fact, "give the access token of a session that is open")];
+                let fact = format!("the homeserver rejects the token: {}", response.words());
+                return vec![check.fail("token", fact, "pass the access token of an open session")];
             }
             Err(error) => {
-                return vec![check.fail("silent", format!("no response ({error})"), "see Synapse's log")];
+                return vec![check.fail("silent", format!("no response ({error})"), "read Synapse's log")];
             }
         };
         self.user = whoami["user_id"].as_str().unwrap_or_default().to_owned();
-        let mut findings = vec![check.ok(format!("signed in as {}", self.user))];
+        let mut findings = vec![check.ok(format!("logged in as {}", self.user))];
         let (finding, sfu) = self.transports().await;
         findings.push(finding);
         findings.push(self.media().await);
@@ -138,14 +142,14 @@ impl Session<'_> {
         findings
     }
 
-    /// The list itself (row 1), and the SFU that it names first.
+    /// The list of transports (row 1), and the first SFU in it.
     async fn transports(&self) -> (Finding, Option<String>) {
         let check = Check::new(Layer::Rtc, "rtc.transports", &self.matrix.homeserver);
         let response = match self.get(TRANSPORTS).await {
             Ok(response) if response.status == 200 => response.json(),
             Ok(response) => return (rtc::off(&check, &response), None),
             Err(error) => {
-                return (check.fail("silent", format!("no response ({error})"), "see Synapse's log"), None);
+                return (check.fail("silent", format!("no response ({error})"), "read Synapse's log"), None);
             }
         };
         let list = response["rtc_transports"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -154,33 +158,33 @@ impl Session<'_> {
         (self.assess_transports(&check, list, sfu.as_deref(), are_served), sfu)
     }
 
-    /// A `url` promises tokens by the homeserver, and tokens without a `url` are found by nobody.
+    /// Assesses the list: a `url` requires tokens from the homeserver, and clients need a `url` to request them.
     fn assess_transports(&self, check: &Check, list: &[Value], sfu: Option<&str>, are_served: Option<bool>) -> Finding {
         let urls: Vec<&str> = list.iter().filter_map(|entry| entry["livekit_service_url"].as_str()).collect();
         let ours: Vec<_> = self.matrix.rtc_services().collect();
         match (urls.first(), sfu, are_served) {
             (None, None, _) if list.is_empty() => {
-                let fact = "the list is empty: clients believe for a day that calls are not to be had";
+                let fact = "the list is empty: clients remember for a day that there are no calls";
                 let fix = "set matrix.rtc_transports = \"fill\" and a site of kind `lk-jwt`, or add matrix_rtc.transports to homeserver.yaml, or turn msc4143_enabled off";
                 check.fail("empty", fact, fix)
             }
             (_, Some(sfu), Some(false)) => {
                 let fact = format!(
-                    "the list names {sfu}, which promises tokens that the homeserver does not hand out: newer clients cannot call"
+                    "the list names {sfu}, but the homeserver issues no tokens for it: newer clients cannot call"
                 );
-                let fix = "set what rtc.tokens asks for, or take `url` out of matrix_rtc.transports in homeserver.yaml";
+                let fix = "follow the fix of rtc.tokens, or remove `url` from matrix_rtc.transports in homeserver.yaml";
                 check.fail("promise", fact, fix)
             }
             (Some(first), ..) if !ours.is_empty() && !ours.iter().any(|url| url == first) => {
-                let fact = format!("the homeserver leads to {first}, and the well-known document to {}", ours[0]);
+                let fact = format!("the homeserver names {first}, but the well-known document {}", ours[0]);
                 check.fail(
                     "differs",
                     fact,
-                    "let matrix_rtc.transports in homeserver.yaml and matrix.rtc_service name the same address",
+                    "set matrix_rtc.transports in homeserver.yaml and matrix.rtc_service to the same address",
                 )
             }
             (_, None, Some(true)) => {
-                let fact = "the homeserver hands out call tokens, and the list names no SFU: newer clients use the deprecated way";
+                let fact = "the homeserver issues call tokens, but the list names no SFU: newer clients use the deprecated endpoints";
                 let url = self.matrix.sfus().next().unwrap_or("wss://…");
                 check.warn("no_url", fact, format!("add `url: {url}` to matrix_rtc.transports in homeserver.yaml"))
             }
@@ -190,50 +194,50 @@ impl Session<'_> {
         }
     }
 
-    /// Whether both agree on how large an upload may be (row 10).
+    /// Whether the proxy accepts uploads as large as Synapse does (row 10).
     async fn media(&self) -> Finding {
         let check = Check::new(Layer::Homeserver, "homeserver.upload_limit", &self.matrix.homeserver);
         let response = match self.get("/_matrix/client/v1/media/config").await {
             Ok(response) if response.status == 200 => response.json(),
             Ok(response) => {
-                return check.skip(format!("Synapse does not say how large an upload may be: {}", response.words()));
+                return check.skip(format!("Synapse does not report its upload limit: {}", response.words()));
             }
             Err(error) => return check.skip(format!("no response ({error})")),
         };
         let Some(theirs) = response["m.upload.size"].as_u64() else {
-            return check.skip("Synapse does not say how large an upload may be");
+            return check.skip("Synapse does not report its upload limit");
         };
         match media_limit(self.context, self.matrix) {
             Some(ours) if ours < theirs => {
-                let fact = format!("Synapse takes {}, and the edge only {}", size(theirs), size(ours));
+                let fact = format!("Synapse accepts {}, but vestibule only {}", size(theirs), size(ours));
                 check.fail("edge", fact, "raise max_body of the site, or lower max_upload_size in homeserver.yaml")
             }
-            _ => check.ok(format!("Synapse takes {}, and the edge no less", size(theirs))),
+            _ => check.ok(format!("Synapse accepts {}, and vestibule no less", size(theirs))),
         }
     }
 
-    /// What clients are told of delayed events (row 8). Synapse does not announce it everywhere.
+    /// The longest delay of events that Synapse announces (row 8); not every Synapse does.
     async fn delays(&self) -> Finding {
         let check = Check::new(Layer::Homeserver, "homeserver.delay", &self.matrix.homeserver);
         let response = match self.get("/_matrix/client/v3/capabilities").await {
             Ok(response) if response.status == 200 => response.json(),
-            Ok(response) => return check.skip(format!("there are no capabilities: {}", response.words())),
+            Ok(response) => return check.skip(format!("Synapse reports no capabilities: {}", response.words())),
             Err(error) => return check.skip(format!("no response ({error})")),
         };
         match response["capabilities"]["org.matrix.msc4140.delayed_events"]["max_delay_ms"].as_u64() {
             Some(0) => {
-                check.fail("off", "no event may be delayed", "set `max_event_delay_duration: 24h` in homeserver.yaml")
+                check.fail("off", "events cannot be delayed", "set `max_event_delay_duration: 24h` in homeserver.yaml")
             }
-            Some(delay) => check.ok(format!("events may be delayed by {} s", delay / 1000)),
-            None => check.skip("Synapse does not announce for how long events may be delayed"),
+            Some(delay) => check.ok(format!("events can be delayed by up to {} s", delay / 1000)),
+            None => check.skip("Synapse does not announce the longest delay"),
         }
     }
 
-    /// Whether Synapse believes what the edge says of a client's address (row 13): asked straight on behalf of an
-    /// address that nobody has, it must count that one among those that the user came from.
+    /// Whether Synapse trusts `X-Forwarded-For` from the proxy (row 13): after a direct request with an unused
+    /// address, that address must be among those at which Synapse has seen the user.
     async fn client_address(&self) -> Finding {
         let check = Check::new(Layer::Homeserver, "homeserver.client_address", &self.matrix.homeserver);
-        let Some(direct) = &self.direct else { return check.skip("the homeserver is not behind this edge") };
+        let Some(direct) = &self.direct else { return check.skip("the homeserver is not behind this vestibule") };
         let nonce =
             self.context.reach.clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let nobody = Ipv6Addr::from_bits(DOCUMENTATION | (nonce & u128::from(u64::MAX))).to_string();
@@ -244,24 +248,27 @@ impl Session<'_> {
                 Err(reason) => return check.skip(reason),
             }
             if seen.contains(&nobody) {
-                let fact =
-                    format!("Synapse trusts the address from the edge, and saw {} last at {}", self.user, last(&seen));
+                let fact = format!(
+                    "Synapse trusts the address that vestibule sends, and last saw {} at {}",
+                    self.user,
+                    last(&seen)
+                );
                 return check.ok(fact);
             }
             sleep(PAUSE).await;
         }
-        let fact = format!("Synapse takes every client for {}, and limits and bans them together", last(&seen));
+        let fact = format!("Synapse sees every client as {}, and rate-limits and bans them together", last(&seen));
         check.fail("proxy", fact, "set `x_forwarded: true` on Synapse's listener")
     }
 
-    /// Where Synapse has seen the user, the latest first, asked on behalf of an address.
+    /// The addresses at which Synapse has seen the user, the latest first; the request names `address` as its client.
     async fn came_from(&self, direct: &DirectProbe<'_>, address: &str) -> Result<Vec<String>, String> {
         let request = ProbeRequest::get(direct.url(&format!("/_matrix/client/v3/admin/whois/{}", self.escaped_user())))
             .field(http::HeaderName::from_static("x-forwarded-for"), address)
             .token(&self.token);
         let response = request.ask(&direct.service.client).await.map_err(|error| format!("no response ({error})"))?;
         if response.status != 200 {
-            return Err(format!("Synapse does not say where it has seen the user: {}", response.words()));
+            return Err(format!("Synapse does not report the addresses of the user: {}", response.words()));
         }
         let devices = response.json()["devices"].as_object().cloned().unwrap_or_default();
         let sessions = devices.values().flat_map(|device| device["sessions"].as_array().into_iter().flatten());
@@ -276,8 +283,8 @@ impl Session<'_> {
         utf8_percent_encode(&self.user, NON_ALPHANUMERIC).to_string()
     }
 
-    /// A token for a call, as an older client gets it: the call service asks the homeserver who we are and the SFU for a
-    /// room (rows 4 and 5).
+    /// Requests a call token as an older client does: lk-jwt-service verifies the user with the homeserver and creates a
+    /// room on the SFU (rows 4 and 5).
     async fn call(&self) -> ServiceCall {
         let Some(service) = self.matrix.rtc_services().next() else { return ServiceCall::default() };
         let check = Check::new(Layer::Rtc, "rtc.call", service);
@@ -290,7 +297,7 @@ impl Session<'_> {
         let user = self.escaped_user();
         let token = match self.post(&format!("/_matrix/client/v3/user/{user}/openid/request_token"), &json!({})).await {
             Ok(response) if response.status == 200 => response.json(),
-            Ok(response) => return check.skip(format!("Synapse gives no OpenID token: {}", response.words())).into(),
+            Ok(response) => return check.skip(format!("Synapse issues no OpenID token: {}", response.words())).into(),
             Err(error) => return check.skip(format!("no response ({error})")).into(),
         };
         let room = self.call_room().await;
@@ -308,11 +315,11 @@ impl Session<'_> {
                 ServiceCall { findings: vec![finding], livekit_url: Some(url.to_owned()), pass }
             }
             Ok(response) => refused(&check, &response).into(),
-            Err(error) => check.fail("silent", format!("no response ({error})"), "see lk-jwt-service's log").into(),
+            Err(error) => check.fail("silent", format!("no response ({error})"), "read lk-jwt-service's log").into(),
         }
     }
 
-    /// The room that was named, or one of our own for as long as a token is asked for.
+    /// The room of `--room`, or a temporary room.
     async fn call_room(&self) -> Result<CallRoom, String> {
         if let Some(id) = &self.context.wanted.room {
             return Ok(CallRoom { id: id.clone(), is_ours: false });
@@ -321,7 +328,7 @@ impl Session<'_> {
         let response = self.post("/_matrix/client/v3/createRoom", &body).await?;
         match response.json()["room_id"].as_str() {
             Some(id) => Ok(CallRoom { id: id.to_owned(), is_ours: true }),
-            None => Err(format!("no room can be made: {}", response.words())),
+            None => Err(format!("no room can be created: {}", response.words())),
         }
     }
 
@@ -361,7 +368,7 @@ impl Session<'_> {
                 self.enter(&check, &url, response.json()["jwt"].as_str().unwrap_or_default()).await
             }
             Ok(response) => (refused_by_homeserver(&check, &response, &url, old.livekit_url.as_deref(), named), None),
-            Err(error) => (check.fail("silent", format!("no response ({error})"), "see Synapse's log"), None),
+            Err(error) => (check.fail("silent", format!("no response ({error})"), "read Synapse's log"), None),
         };
         let fault =
             |finding: &Finding| finding.fix.as_ref().and_then(|_| finding.id.rsplit('.').next().map(str::to_owned));
@@ -373,14 +380,14 @@ impl Session<'_> {
         }
     }
 
-    /// Shows the token to the SFU that it is for.
+    /// Presents the token to its SFU.
     async fn enter(&self, check: &Check, url: &str, jwt: &str) -> (Finding, Option<Pass>) {
         let http = url.replacen("ws", "http", 1);
         let known = rtc::sfus(self.context);
         let url_is_known = known.iter().any(|known| known.trim_end_matches('/') == http.trim_end_matches('/'));
         if !url_is_known && !known.is_empty() {
             let fact = format!(
-                "clients are sent to {url}, and the edge serves LiveKit at {}",
+                "clients are sent to {url}, but vestibule serves LiveKit at {}",
                 known[0].replacen("http", "ws", 1)
             );
             return (check.fail("url", fact, "set LIVEKIT_URL of lk-jwt-service to that address"), None);
@@ -393,28 +400,28 @@ impl Session<'_> {
         let finding = match ProbeRequest::get(validate).ask(&way).await {
             Ok(response) if response.status == 200 => {
                 let pass = Pass { sfu: http, jwt: jwt.to_owned() };
-                return (check.ok(format!("a token for a call is given, and taken at {url}")), Some(pass));
+                return (check.ok(format!("a call token is issued, and {url} accepts it")), Some(pass));
             }
             Ok(response) if response.status == 401 => {
-                let fact = "LiveKit does not take the tokens of lk-jwt-service";
-                check.fail("key", fact, "let LIVEKIT_KEY and LIVEKIT_SECRET be a pair of `keys` in livekit.yaml")
+                let fact = "LiveKit rejects the tokens of lk-jwt-service";
+                check.fail("key", fact, "set LIVEKIT_KEY and LIVEKIT_SECRET to a pair of `keys` in livekit.yaml")
             }
             Ok(response) => {
-                check.fail("other", format!("LiveKit answers a token with {}", response.words()), "see LiveKit's log")
+                check.fail("other", format!("LiveKit returns {} for a token", response.words()), "read LiveKit's log")
             }
-            Err(error) => check.fail("silent", format!("LiveKit does not answer ({error})"), "see LiveKit's log"),
+            Err(error) => check.fail("silent", format!("LiveKit does not answer ({error})"), "read LiveKit's log"),
         };
         (finding, None)
     }
 
-    /// Whether the members of the room that was named may say that they are in a call.
+    /// Whether the power levels of the room of `--room` let its members join calls.
     async fn power_levels(&self) -> Option<Finding> {
         let room = self.context.wanted.room.as_ref()?;
         let check = Check::new(Layer::Rtc, "rtc.power_levels", room);
         let id = utf8_percent_encode(room, NON_ALPHANUMERIC);
         let response = match self.get(&format!("/_matrix/client/v3/rooms/{id}/state/m.room.power_levels/")).await {
             Ok(response) if response.status == 200 => response.json(),
-            Ok(response) => return Some(check.skip(format!("its power levels cannot be seen: {}", response.words()))),
+            Ok(response) => return Some(check.skip(format!("its power levels cannot be read: {}", response.words()))),
             Err(error) => return Some(check.skip(format!("no response ({error})"))),
         };
         let members = response["users_default"].as_i64().unwrap_or(0);
@@ -422,18 +429,18 @@ impl Session<'_> {
             response["events"][CALL_MEMBER].as_i64().or_else(|| response["state_default"].as_i64()).unwrap_or(50);
         Some(if needed > members {
             let fact = format!(
-                "members have power level {members}, and need {needed} to say that they are in a call ({CALL_MEMBER}): they show \"Connection lost\""
+                "members have power level {members}, but need {needed} to join a call ({CALL_MEMBER}): clients show \"Connection lost\""
             );
             let fix = format!(
                 "set `\"{CALL_MEMBER}\": {members}` under `events` of the power levels (in Element: room settings, roles and permissions, calls)"
             );
             check.fail("closed", fact, fix)
         } else {
-            check.ok("members may say that they are in a call")
+            check.ok("members can join calls")
         })
     }
 
-    /// A long poll must not be cut by anything on the way (row 11).
+    /// Nothing on the way may abort a long poll (row 11).
     async fn sync(&self) -> Finding {
         let check = Check::new(Layer::Homeserver, "homeserver.sync", &self.matrix.homeserver);
         let filter = "%7B%22room%22%3A%7B%22rooms%22%3A%5B%5D%7D%2C%22presence%22%3A%7B%22types%22%3A%5B%5D%7D%7D";
@@ -447,22 +454,22 @@ impl Session<'_> {
             Err(reason) => return check.skip(reason),
         };
         match ProbeRequest::get(format!("{}{path}", self.matrix.homeserver)).token(&self.token).ask(&way).await {
-            Ok(response) if response.status == 200 => check.ok("a long poll is not cut"),
+            Ok(response) if response.status == 200 => check.ok("a long poll is not aborted"),
             Ok(response) => check.fail(
                 "cut",
-                format!("a long poll ends with {}", response.words()),
-                "raise the timeouts of what stands before the edge over two minutes",
+                format!("a long poll returns {}", response.words()),
+                "raise the timeouts of the server in front of vestibule to more than two minutes",
             ),
             Err(error) => check.fail(
                 "cut",
-                format!("a long poll is cut ({error})"),
-                "raise the timeouts of what stands before the edge over two minutes",
+                format!("a long poll is aborted ({error})"),
+                "raise the timeouts of the server in front of vestibule to more than two minutes",
             ),
         }
     }
 }
 
-/// What came of asking lk-jwt-service for a token.
+/// The outcome of requesting a token from lk-jwt-service.
 #[derive(Default)]
 struct ServiceCall {
     findings: Vec<Finding>,
@@ -471,9 +478,9 @@ struct ServiceCall {
     pass: Option<Pass>,
 }
 
-/// A token for a call that the SFU takes.
+/// A call token that the SFU accepts.
 struct Pass {
-    /// The SFU by `https`.
+    /// The URL of the SFU with `https`.
     sfu: String,
     jwt: String,
 }
@@ -484,13 +491,13 @@ impl From<Finding> for ServiceCall {
     }
 }
 
-/// A room in which a token is asked for.
+/// A room for which a token is requested.
 struct CallRoom {
     id: String,
     is_ours: bool,
 }
 
-/// Which part of the way between the homeserver, the service and the SFU is wrong, by the answer to a request for a token.
+/// The faulty part between homeserver, lk-jwt-service and SFU, derived from the response to a request for a token.
 fn refused_by_homeserver(
     check: &Check,
     response: &super::ask::ProbeResponse,
@@ -498,86 +505,86 @@ fn refused_by_homeserver(
     livekit_url: Option<&str>,
     room: Option<&str>,
 ) -> Finding {
-    let fact = format!("the homeserver gives no token: {}", response.words());
+    let fact = format!("the homeserver issues no token: {}", response.words());
     match (response.status.as_u16(), response.errcode().as_str()) {
-        (404, _) => check.skip("the homeserver hands out no call tokens (rtc.tokens)"),
+        (404, _) => check.skip("the homeserver issues no call tokens (rtc.tokens)"),
         (400, "M_INVALID_PARAM") => {
             let (said, fix) = differing_urls(url, livekit_url);
             check.fail("url", format!("{fact}: {said}"), fix)
         }
         (401, _) => {
-            let fact = format!("{fact}: lk-jwt-service does not take the hs_token of Synapse");
-            check.fail("hs_token", fact, "let both read the same registration, and restart both")
+            let fact = format!("{fact}: lk-jwt-service rejects the hs_token of Synapse");
+            check.fail("hs_token", fact, "give both the same registration file, and restart both")
         }
         (403, _) if room.is_some() => {
-            let fact = format!("{fact}: lk-jwt-service says that the account has not joined the room");
-            let fix = "name a room that the account has joined; if it has, let the registration be the one that Synapse has loaded (as_token, msc4502_enabled)";
+            let fact = format!("{fact}: lk-jwt-service reports that the account has not joined the room");
+            let fix = "pass a room that the account has joined; if it has, use the registration that Synapse has loaded (as_token, msc4502_enabled)";
             check.fail("not_joined", fact, fix)
         }
         (403, _) => {
-            let fact = format!("{fact}: lk-jwt-service says that nobody has joined a room that we have just made");
-            let fix = "let Synapse and lk-jwt-service read the same registration (hs_token, as_token), set msc4502_enabled, and restart both";
+            let fact = format!("{fact}: lk-jwt-service finds no member in a room that doctor has just created");
+            let fix = "give Synapse and lk-jwt-service the same registration (hs_token, as_token), set msc4502_enabled, and restart both";
             check.fail("membership", fact, fix)
         }
         (500, "M_UNKNOWN") if response.json()["error"].as_str().is_some_and(|said| said.contains("SFU")) => check.fail(
             "room",
-            format!("{fact}: lk-jwt-service cannot make a room on LiveKit"),
-            "let LIVEKIT_URL be reachable from lk-jwt-service's container, and its key and secret a pair of livekit.yaml",
+            format!("{fact}: lk-jwt-service cannot create a room on LiveKit"),
+            "make LIVEKIT_URL reachable from lk-jwt-service's container, and set its key and secret to a pair of livekit.yaml",
         ),
         (500 | 502 | 504, _) => {
-            let fact = format!("{fact}: Synapse does not reach lk-jwt-service");
-            check.fail("unreachable", fact, "let proxy_url of the registration lead to lk-jwt-service in Synapse's network")
+            let fact = format!("{fact}: Synapse cannot reach lk-jwt-service");
+            check.fail("unreachable", fact, "set proxy_url of the registration to an address of lk-jwt-service in Synapse's network")
         }
-        _ => check.fail("refused", format!("{fact} {}", response.json()["error"].as_str().unwrap_or_default()), "see lk-jwt-service's log"),
+        _ => check.fail("refused", format!("{fact} {}", response.json()["error"].as_str().unwrap_or_default()), "read lk-jwt-service's log"),
     }
 }
 
-/// How the SFU of the transports differs from `LIVEKIT_URL`, as far as lk-jwt-service has told us that, and what mends it.
+/// The difference between the SFU of the transports and `LIVEKIT_URL`, if lk-jwt-service reports the latter, and the fix.
 fn differing_urls(url: &str, livekit_url: Option<&str>) -> (String, &'static str) {
-    let alike = "write LIVEKIT_URL and `url` in matrix_rtc.transports alike, to the letter";
+    let alike = "set LIVEKIT_URL and `url` in matrix_rtc.transports to exactly the same text";
     match livekit_url {
         Some(theirs) if theirs == url => (
-            format!("LIVEKIT_URL of lk-jwt-service is {theirs:?} as well, so that Synapse asks another one"),
-            "let proxy_url of the registration lead to the lk-jwt-service of the site, and restart Synapse",
+            format!("LIVEKIT_URL of lk-jwt-service is {theirs:?} too, so Synapse uses another lk-jwt-service"),
+            "set proxy_url of the registration to the lk-jwt-service of the site, and restart Synapse",
         ),
         Some(theirs) if theirs.trim_end_matches('/') == url.trim_end_matches('/') => (
             format!(
-                "the transports name {url:?}, and LIVEKIT_URL of lk-jwt-service is {theirs:?}: only the slash at the end differs"
+                "the transports name {url:?}, but LIVEKIT_URL of lk-jwt-service is {theirs:?}: only the trailing slash differs"
             ),
             alike,
         ),
         Some(theirs) => {
-            (format!("the transports name {url:?}, and LIVEKIT_URL of lk-jwt-service is {theirs:?}"), alike)
+            (format!("the transports name {url:?}, but LIVEKIT_URL of lk-jwt-service is {theirs:?}"), alike)
         }
-        None => (format!("the transports name {url:?}, and LIVEKIT_URL of lk-jwt-service is another"), alike),
+        None => (format!("the transports name {url:?}, but LIVEKIT_URL of lk-jwt-service is another"), alike),
     }
 }
 
-/// The latest address that is somebody's.
+/// The latest address that is not one of our probes.
 fn last(seen: &[String]) -> &str {
     seen.iter().find(|address| !address.starts_with("2001:db8:")).map_or("an unknown address", String::as_str)
 }
 
 fn refused(check: &Check, response: &super::ask::ProbeResponse) -> Finding {
-    let fact = format!("lk-jwt-service gives no token: {}", response.words());
+    let fact = format!("lk-jwt-service issues no token: {}", response.words());
     let said = response.json()["error"].as_str().unwrap_or_default().to_owned();
     match (response.status.as_u16(), response.errcode().as_str()) {
         (401, _) | (500, "M_LOOKUP_FAILED") => check.fail(
             "openid",
             format!("{fact}: it cannot verify users with the homeserver"),
-            "let the names lead to the edge inside the container network as well (aliases of the edge's service in compose.yaml)",
+            "make the names resolve to vestibule inside the container network too (aliases of vestibule's service in compose.yaml)",
         ),
         (500, "M_UNKNOWN") if said.contains("SFU") => check.fail(
             "room",
-            format!("{fact}: it cannot make a room on LiveKit"),
-            "let LIVEKIT_URL be reachable from lk-jwt-service's container, and its key and secret a pair of livekit.yaml",
+            format!("{fact}: it cannot create a room on LiveKit"),
+            "make LIVEKIT_URL reachable from lk-jwt-service's container, and set its key and secret to a pair of livekit.yaml",
         ),
         (403, "M_FORBIDDEN") => check.fail(
             "not_joined",
-            format!("{fact}: it says that the account has not joined the room"),
-            "name a room that the account has joined; if it has, let the registration be the one that Synapse has loaded (as_token, msc4502_enabled)",
+            format!("{fact}: it reports that the account has not joined the room"),
+            "pass a room that the account has joined; if it has, use the registration that Synapse has loaded (as_token, msc4502_enabled)",
         ),
-        _ => check.fail("refused", format!("{fact} {said}"), "see lk-jwt-service's log"),
+        _ => check.fail("refused", format!("{fact} {said}"), "read lk-jwt-service's log"),
     }
 }
 

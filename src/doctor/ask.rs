@@ -1,4 +1,4 @@
-//! One question to a server and its whole answer, with the few things that probes look at.
+//! A request to a server and its complete response, with the accessors that probes need.
 
 use std::{
     pin::Pin,
@@ -18,21 +18,21 @@ use crate::{
     telemetry::redact_target,
 };
 
-/// The origin of a browser that comes from elsewhere, as every web client does.
+/// The origin that a web client sends.
 pub const ORIGIN: &str = "https://app.element.io";
 
-/// A question.
+/// A request of a probe.
 #[derive(Debug, Clone)]
 pub struct ProbeRequest {
     method: Method,
     url: String,
     fields: Vec<(HeaderName, String)>,
     body: Bytes,
-    /// Bytes that are announced and never sent.
+    /// A `Content-Length` whose bytes are never sent.
     announced: Option<u64>,
 }
 
-/// A body that is announced and never comes: a refusal must not wait for it.
+/// A body with a length that never arrives: a rejection must not wait for it.
 struct PendingBody(u64);
 
 impl HttpBody for PendingBody {
@@ -49,7 +49,7 @@ impl HttpBody for PendingBody {
 }
 
 impl ProbeRequest {
-    /// GET, as a browser of another origin would.
+    /// GET with an `Origin`, as a browser sends.
     pub fn get(url: impl Into<String>) -> Self {
         let fields = vec![(header::ORIGIN, ORIGIN.to_owned())];
         Self { method: Method::GET, url: url.into(), fields, body: Bytes::new(), announced: None }
@@ -94,12 +94,12 @@ impl ProbeRequest {
         self
     }
 
-    /// On behalf of a user.
+    /// With the access token of a user.
     pub fn token(self, token: &str) -> Self {
         self.field(header::AUTHORIZATION, format!("Bearer {token}"))
     }
 
-    /// Asks for an upgrade; what comes back speaks on the connection.
+    /// Requests an upgrade and returns the handler of the upgraded connection.
     ///
     /// # Errors
     /// Why there is none, in words.
@@ -108,7 +108,7 @@ impl ProbeRequest {
         response.takeover.ok_or_else(|| format!("it answers {}", response.status.as_u16()))
     }
 
-    /// Asks, and reads the whole answer.
+    /// Sends the request and reads the complete response.
     ///
     /// # Errors
     /// Why there is none, in words.
@@ -123,7 +123,7 @@ impl ProbeRequest {
         let mut request = Request::new(body);
         request.method = self.method;
         request.uri = self.url.parse::<Uri>().map_err(|error| {
-            // A token for a call stands in its query.
+            // The query may contain a call token.
             format!("{} is not a URL: {error}", redact_target(&self.url))
         })?;
         for (name, value) in self.fields {
@@ -134,7 +134,7 @@ impl ProbeRequest {
     }
 }
 
-/// An answer.
+/// The response to a probe.
 #[derive(Debug, Clone)]
 pub struct ProbeResponse {
     /// Its status.
@@ -145,21 +145,21 @@ pub struct ProbeResponse {
     pub body: Bytes,
 }
 
-/// What a browser of another origin makes of an answer.
+/// Whether a browser lets a page of another origin read a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cors {
-    /// It may read it.
+    /// It does.
     Open,
     /// There is no `Access-Control-Allow-Origin`.
     Missing,
-    /// There are several, which counts as none.
+    /// There are several, which browsers reject.
     Several,
-    /// It is for another origin.
+    /// It names another origin.
     Other,
 }
 
 impl ProbeResponse {
-    /// The content, `null` if it is not JSON.
+    /// The content as JSON, `null` if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
@@ -169,17 +169,17 @@ impl ProbeResponse {
         self.json()["errcode"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Whether the status is this one and the Matrix error that.
+    /// Whether it has this status and this Matrix error code.
     pub fn is(&self, status: u16, errcode: &str) -> bool {
         self.status == status && self.errcode() == errcode
     }
 
-    /// A field, empty if it is not there.
+    /// The value of a field, empty if it is absent.
     pub fn field(&self, name: HeaderName) -> &str {
         self.fields.get(name).and_then(|value| value.to_str()).unwrap_or_default()
     }
 
-    /// Whether a web client may read it.
+    /// Whether a web client can read it.
     pub fn cors(&self) -> Cors {
         let mut fields = self.fields.get_all(header::ACCESS_CONTROL_ALLOW_ORIGIN);
         match (fields.next(), fields.next()) {
@@ -191,7 +191,7 @@ impl ProbeResponse {
         }
     }
 
-    /// In a few words: the status, and the Matrix error or what kind of document it is.
+    /// A summary: the status, and the Matrix error code or the kind of document.
     pub fn words(&self) -> String {
         let status = self.status.as_u16();
         let errcode = self.errcode();

@@ -1,4 +1,4 @@
-//! Names: whether they lead anywhere.
+//! DNS: whether names resolve, and to which addresses.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use super::{
     names::NameReport,
 };
 
-/// Judges where a name leads. Whether somebody is there is another question.
+/// Assesses the addresses of a name; whether they answer is for `tls.rs`.
 pub fn assess(seen: &NameReport) -> Finding {
     let check = Check::new(Layer::Dns, "dns", &seen.host);
     let fix = format!("create an A record (and AAAA, if this machine has IPv6) for {}", seen.host);
@@ -17,13 +17,13 @@ pub fn assess(seen: &NameReport) -> Finding {
         Ok(addresses) => {
             let words: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
             let private = addresses.iter().all(|address| !is_public(address.ip()));
-            let note = if private { " (from here; what the internet sees is not tested from inside)" } else { "" };
-            check.ok(format!("leads to {}{note}", words.join(", ")))
+            let note = if private { " (as resolved here; other networks may get another answer)" } else { "" };
+            check.ok(format!("resolves to {}{note}", words.join(", ")))
         }
     }
 }
 
-/// Whether an address can be reached from the whole internet.
+/// Whether an address is reachable from the internet.
 pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {

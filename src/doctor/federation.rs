@@ -1,6 +1,6 @@
-//! The way other homeservers come: server discovery step by step, then what they ask first.
+//! Federation as another homeserver does it: server discovery step by step, then its first requests.
 //!
-//! lk-jwt-service comes the same way to check who a user is, so a broken federation breaks calls as well.
+//! lk-jwt-service verifies users in the same way, so broken federation also breaks calls.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,14 +13,14 @@ use super::{
 };
 use crate::{config::plan::Matrix, conn::Fetch};
 
-/// Where a name without a port and without delegation is looked for.
+/// The port of a server name without a port and without delegation.
 const PORT: u16 = 8448;
 
-/// Where discovery leads, and by which step.
+/// The result of discovery, and the step that it comes from.
 struct Target {
-    /// What the certificate must name, with the port.
+    /// The name that the certificate must have, with the port.
     authority: String,
-    /// The machine that an SRV record names; its name is in no certificate.
+    /// The target of an SRV record; no certificate needs its name.
     machine: Option<(String, u16)>,
     step: String,
 }
@@ -34,12 +34,12 @@ impl Target {
         let Some((machine, port)) = &self.machine else { return context.way(&format!("https://{}", self.authority)) };
         let addresses = (context.reach.resolve)(machine.clone(), *port).await;
         let address = addresses.ok().and_then(|addresses| addresses.first().copied());
-        let address = address.ok_or_else(|| format!("{machine}, which the SRV record names, does not resolve"))?;
+        let address = address.ok_or_else(|| format!("{machine}, the target of the SRV record, does not resolve"))?;
         Ok((context.reach.via)(Some(address)))
     }
 }
 
-/// Discovers the server and asks it what other homeservers ask.
+/// Discovers the server and sends it the requests of other homeservers.
 pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     let discovery = Check::new(Layer::Federation, "federation", &matrix.server_name);
     let target = match discover(context, matrix, &discovery).await {
@@ -62,7 +62,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
     let found = discovery.ok(format!("{} leads to {}", target.step, target.authority));
     if version.status != 200 || !version.json()["server"].is_object() {
         let listens = Check::new(Layer::Federation, "federation.listener", &target.authority);
-        let fact = format!("/_matrix/federation/v1/version is answered with {}", version.words());
+        let fact = format!("/_matrix/federation/v1/version returns {}", version.words());
         return vec![
             found,
             match version.errcode().as_str() {
@@ -71,7 +71,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
                     fact,
                     "add `federation` to the resources of Synapse's listener (names: [client, federation])",
                 ),
-                _ => listens.fail("other", fact, "let the whole of /_matrix/ of that address go to Synapse"),
+                _ => listens.fail("other", fact, "proxy all of /_matrix/ at that address to Synapse"),
             },
         ];
     }
@@ -117,7 +117,7 @@ async fn discover(context: &ProbeContext<'_>, matrix: &Matrix, check: &Check) ->
     }
 }
 
-/// SRV records, the new name before the old one, then the port of old.
+/// The SRV records, the current name before the deprecated one; without any, the default port.
 async fn by_record(context: &ProbeContext<'_>, name: &str, before: &str) -> Target {
     let mut doubt = String::new();
     for service in ["_matrix-fed", "_matrix"] {
@@ -139,7 +139,7 @@ async fn by_record(context: &ProbeContext<'_>, name: &str, before: &str) -> Targ
     Target::new(format!("{name}:{PORT}"), format!("{before} nor an SRV record{doubt}, which means port {PORT},"))
 }
 
-/// Whether a port stands behind the name; the colons of a bracketed address are not meant.
+/// Whether the name has a port; colons inside a bracketed address do not count.
 fn has_port(name: &str) -> bool {
     name.rsplit_once(':').is_some_and(|(host, port)| {
         port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']'))
@@ -152,7 +152,11 @@ fn unreachable(check: &Check, target: &Target, error: &str) -> Finding {
         let fix = "serve /.well-known/matrix/server on the server name with a port in m.server, as `vestibule check` prints it, or add \"[::]:8448\" to listen.https";
         return check.fail("delegation", fact, fix);
     }
-    check.fail("unreachable", fact, "let m.server (matrix.federation) be an address that the internet can reach")
+    check.fail(
+        "unreachable",
+        fact,
+        "set m.server (matrix.federation) to an address that is reachable from the internet",
+    )
 }
 
 fn name(
@@ -164,34 +168,35 @@ fn name(
     let keys = match response {
         Ok(response) if response.status == 200 => response.json(),
         Ok(response) => {
-            let fact = format!("/_matrix/key/v2/server is answered with {}", response.words());
-            return check.fail("missing", fact, "let the whole of /_matrix/ go to Synapse");
+            let fact = format!("/_matrix/key/v2/server returns {}", response.words());
+            return check.fail("missing", fact, "proxy all of /_matrix/ to Synapse");
         }
-        Err(error) => return check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
+        Err(error) => return check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
     };
     let name = text(&keys["server_name"]);
     let until = SystemTime::UNIX_EPOCH + Duration::from_millis(keys["valid_until_ts"].as_u64().unwrap_or(0));
     if name != matrix.server_name {
-        let fact = format!("the homeserver calls itself {name:?}, and matrix.server_name is {:?}", matrix.server_name);
+        let fact = format!("the homeserver's name is {name:?}, but matrix.server_name is {:?}", matrix.server_name);
         check.fail(
             "server_name",
             fact,
-            "set matrix.server_name to what homeserver.yaml says, which cannot be changed later",
+            "set matrix.server_name to the value in homeserver.yaml, which cannot be changed later",
         )
     } else if until <= now {
         check.fail(
             "expired",
-            "the homeserver's signing key is shown as expired",
-            "set the clock of the homeserver's machine",
+            "the homeserver's signing key has expired",
+            "correct the clock of the homeserver's machine",
         )
     } else {
         check.ok(format!("signs as {name}"))
     }
 }
 
-/// lk-jwt-service asks this of every user's homeserver.
+/// The request that lk-jwt-service sends to the homeserver of each user.
 fn openid(check: &Check, response: Result<super::ask::ProbeResponse, String>) -> Finding {
-    let fix = "add `federation` or `openid` to the resources of Synapse's listener, and let nothing filter /_matrix/federation/";
+    let fix =
+        "add `federation` or `openid` to the resources of Synapse's listener, and do not filter /_matrix/federation/";
     match response {
         Ok(response) if response.is(401, "M_UNKNOWN_TOKEN") => check.ok("call services can verify users"),
         Ok(response) => check.fail("missing", format!("call services cannot verify users: {}", response.words()), fix),

@@ -1,23 +1,23 @@
-//! What a probe has to say: the layer, the fact, and the fix.
+//! The findings of a probe: the layer, the fact, and the fix.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Where a fact belongs; in the order in which they stand on each other.
+/// The layer that a finding belongs to, in order of dependency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
-    /// The configuration file of the edge.
+    /// The configuration file.
     Configuration,
     /// Names and addresses.
     Dns,
     /// Ports and certificates.
     Tls,
-    /// The services behind the edge, asked straight.
+    /// The services behind the proxy, reached directly.
     Services,
-    /// The documents that clients and servers find everything by.
+    /// The well-known documents.
     WellKnown,
     /// The homeserver, as clients reach it.
     Homeserver,
@@ -30,7 +30,7 @@ pub enum Layer {
 }
 
 impl Layer {
-    /// As it is written in ids and in JSON.
+    /// The name in ids and in JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -47,22 +47,22 @@ impl Layer {
     }
 }
 
-/// How it stands.
+/// The outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As it should be.
+    /// Correct.
     Ok,
-    /// Works, and should be better.
+    /// Works, with a shortcoming.
     Warn,
     /// Broken.
     Fail,
-    /// Not looked at, for the reason that the fact gives.
+    /// Not tested, for the reason that the fact gives.
     Skip,
 }
 
 impl Verdict {
-    /// As it is printed.
+    /// The word that is printed.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -74,25 +74,25 @@ impl Verdict {
     }
 }
 
-/// One fact; as JSON, a member of the findings of `doctor --json`.
+/// One result of a check; in JSON, a member of `findings` of `doctor --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Where it belongs.
+    /// The layer that it belongs to.
     pub layer: Layer,
-    /// Stable: the same fact has the same id in every version. `rtc.transports` is a question, and
-    /// `rtc.transports.empty` one answer to it.
+    /// Stable: the same result has the same id in every version. `rtc.transports` is a check, and
+    /// `rtc.transports.empty` one of its results.
     pub id: String,
     /// What it is about: a name, an address, a file with its line.
     pub subject: String,
-    /// How it stands.
+    /// The outcome of a check.
     pub verdict: Verdict,
-    /// One sentence.
+    /// What was found, in one sentence.
     pub fact: String,
-    /// One sentence, where there is something to do.
+    /// How to fix it, in one sentence.
     pub fix: Option<String>,
 }
 
-/// A question that is about to be answered.
+/// A check, from which its finding is made.
 #[derive(Debug, Clone)]
 pub struct Check {
     layer: Layer,
@@ -101,45 +101,45 @@ pub struct Check {
 }
 
 impl Check {
-    /// A question about something.
+    /// A check of `subject`.
     pub fn new(layer: Layer, id: &'static str, subject: impl Into<String>) -> Self {
         Self { layer, id, subject: subject.into() }
     }
 
-    /// All is well.
+    /// Passes.
     pub fn ok(&self, fact: impl Into<String>) -> Finding {
         self.finding(Verdict::Ok, None, fact.into(), None)
     }
 
-    /// Nobody looked, and why.
+    /// Skips the check for a reason.
     pub fn skip(&self, reason: impl Into<String>) -> Finding {
         self.finding(Verdict::Skip, None, reason.into(), None)
     }
 
-    /// It could be better: what, the fact, the fix.
+    /// Warns: the last part of the id, the fact, the fix.
     pub fn warn(&self, what: &str, fact: impl Into<String>, fix: impl Into<String>) -> Finding {
         self.finding(Verdict::Warn, Some(what), fact.into(), Some(fix.into()))
     }
 
-    /// It is broken: what, the fact, the fix.
+    /// Fails: the last part of the id, the fact, the fix.
     pub fn fail(&self, what: &str, fact: impl Into<String>, fix: impl Into<String>) -> Finding {
         self.finding(Verdict::Fail, Some(what), fact.into(), Some(fix.into()))
     }
 
     fn finding(&self, verdict: Verdict, what: Option<&str>, fact: String, fix: Option<String>) -> Finding {
-        // Part of it may be somebody else's words, and they may speak to the terminal.
+        // Part of it may come from another server, and control characters would reach the terminal.
         let fact = fact.replace(char::is_control, " ");
         let id = what.map_or_else(|| self.id.to_owned(), |what| format!("{}.{what}", self.id));
         Finding { layer: self.layer, id, subject: self.subject.clone(), verdict, fact, fix }
     }
 }
 
-/// Everything that was found, in the order of the layers.
+/// All findings, in the order of the layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnosis(pub Vec<Finding>);
 
 impl Diagnosis {
-    /// Puts findings in order, and says once what is true of several things.
+    /// Sorts findings by layer, and merges equal findings about several subjects.
     #[must_use]
     pub fn of(findings: Vec<Finding>) -> Self {
         let mut merged: Vec<Finding> = Vec::new();
@@ -158,19 +158,19 @@ impl Diagnosis {
         Self(merged)
     }
 
-    /// How many have this verdict.
+    /// The number of findings with this verdict.
     #[must_use]
     pub fn count(&self, verdict: Verdict) -> usize {
         self.0.iter().filter(|finding| finding.verdict == verdict).count()
     }
 
-    /// Whether nothing is broken.
+    /// Whether no check failed.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.count(Verdict::Fail) == 0
     }
 
-    /// For a program.
+    /// The JSON document for programs.
     #[must_use]
     pub fn to_json(&self) -> Value {
         json!({

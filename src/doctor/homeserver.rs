@@ -14,7 +14,7 @@ use crate::{
     conn::Fetch,
 };
 
-/// What clients ask first, and what it says.
+/// The first requests of a client.
 pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     let check = |id| Check::new(Layer::Homeserver, id, &matrix.homeserver);
     let (way, direct) = match context.homeserver(matrix) {
@@ -31,7 +31,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
                 None => None,
             };
             if own.is_some_and(|response| response.status == 200) {
-                finding.fact = format!("{}, although Synapse itself answers rightly", finding.fact);
+                finding.fact = format!("{}, although Synapse itself returns the right response", finding.fact);
             }
             return vec![finding];
         }
@@ -47,30 +47,30 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
 }
 
 async fn versions(check: &Check, way: &Fetch, matrix: &Matrix) -> Result<Value, Finding> {
-    let fix = "let the whole of /_matrix/ of that address go to Synapse";
+    let fix = "proxy all of /_matrix/ at that address to Synapse";
     let response = ProbeRequest::get(format!("{}/_matrix/client/versions", matrix.homeserver)).ask(way).await;
     let response = response.map_err(|error| check.fail("silent", format!("no response ({error})"), fix))?;
     if response.status != 200 || !response.json()["versions"].is_array() {
-        return Err(check.fail(
-            "other",
-            format!("/_matrix/client/versions is answered with {}", response.words()),
-            fix,
-        ));
+        return Err(check.fail("other", format!("/_matrix/client/versions returns {}", response.words()), fix));
     }
     match response.cors() {
         Cors::Open => Ok(response.json()),
         Cors::Several => {
-            let fact = "answers have two Access-Control-Allow-Origin: browsers refuse them";
-            Err(check.fail("cors", fact, "let nothing in front of the edge add CORS headers: Synapse does"))
+            let fact = "responses have two Access-Control-Allow-Origin headers: browsers reject them";
+            Err(check.fail(
+                "cors",
+                fact,
+                "remove the CORS headers that a server in front of vestibule adds: Synapse sends its own",
+            ))
         }
         Cors::Missing | Cors::Other => {
-            let fact = "answers have no Access-Control-Allow-Origin: browsers refuse them";
-            Err(check.fail("cors", fact, "let nothing in front of the edge remove headers"))
+            let fact = "responses have no Access-Control-Allow-Origin header: browsers reject them";
+            Err(check.fail("cors", fact, "make the server in front of vestibule pass all headers"))
         }
     }
 }
 
-/// The switch, and whether the endpoint that keeps a member in a call can be had (row 8).
+/// Whether delayed events are on, and the endpoint that keeps a member in a call answers (row 8).
 async fn delayed_events(check: &Check, versions: &Value, way: &Fetch, matrix: &Matrix) -> Finding {
     if versions["unstable_features"]["org.matrix.msc4140"] != true {
         let fact = "delayed events are off: a participant that crashes stays in the call";
@@ -79,52 +79,52 @@ async fn delayed_events(check: &Check, versions: &Value, way: &Fetch, matrix: &M
     let url = format!("{}/_matrix/client/unstable/org.matrix.msc4140/delayed_events/doctor/restart", matrix.homeserver);
     match ProbeRequest::post(url, &Value::Object(serde_json::Map::new())).ask(way).await {
         Ok(response) if response.status == 404 && response.errcode() == "M_NOT_FOUND" => {
-            check.ok("on, and can be kept alive without an account")
+            check.ok("on, and can be restarted without an account")
         }
         Ok(response) if response.status == 429 => {
-            let fact = "the first request is one too many already: others use up the same limit";
+            let fact = "even the first request is rate-limited: all clients share one limit";
             let fix = "set `x_forwarded: true` on Synapse's listener, so that it counts per client, and rc_delayed_event_mgmt to {per_second: 1, burst_count: 20}";
             check.fail("limited", fact, fix)
         }
         Ok(response) => {
-            let fact = format!("a restart of a delayed event is answered with {}", response.words());
-            check.fail("other", fact, "use a Synapse of this year")
+            let fact = format!("a restart of a delayed event returns {}", response.words());
+            check.fail("other", fact, "update Synapse")
         }
-        Err(error) => check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
+        Err(error) => check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
     }
 }
 
 fn state_after(check: &Check, versions: &Value) -> Finding {
     let flags = &versions["unstable_features"];
     if flags["org.matrix.msc4222"] == true || flags["org.matrix.simplified_msc3575"] == true {
-        return check.ok("sync tells of call members in order");
+        return check.ok("/sync reports call members in order");
     }
     let fact = "state_after in /sync is off: clients may see call members late";
     check.warn("off", fact, "set `experimental_features: {msc4222_enabled: true}` in homeserver.yaml")
 }
 
-/// Federation signs the target as it is written, so nothing may make it prettier.
+/// Federation signs the request target as it was sent, so nothing may normalise it.
 async fn untouched(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
     for path in ["/_matrix/client/%76ersions", "//_matrix/client/versions", "/_matrix/client/./versions"] {
         match ProbeRequest::get(format!("{}{path}", matrix.homeserver)).ask(way).await {
             Ok(response) if response.status == 200 => {
                 let fact = format!(
-                    "{path} is answered as if it were /_matrix/client/versions: addresses are rewritten on the way"
+                    "{path} is answered as if it were /_matrix/client/versions: a server on the way normalises paths"
                 );
                 return check.fail(
                     "rewritten",
                     fact,
-                    "turn off normalising of addresses in what stands before or behind the edge",
+                    "turn off path normalisation in the servers in front of vestibule and behind it",
                 );
             }
             Ok(_) => {}
-            Err(error) => return check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
+            Err(error) => return check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
         }
     }
-    check.ok("addresses arrive as they were written")
+    check.ok("paths arrive unchanged")
 }
 
-/// Whether and how people sign in (row 15).
+/// Whether and how users log in (row 15).
 async fn login(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
     let base = &matrix.homeserver;
     let flows = ProbeRequest::get(format!("{base}/_matrix/client/v3/login")).ask(way).await;
@@ -133,65 +133,65 @@ async fn login(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
     let flows = match flows {
         Ok(response) if response.status == 200 => response.json(),
         Ok(response) => {
-            let fix = "let /_matrix/client/v3/login go to Synapse, or to the authentication service if there is one";
-            return check.fail("other", format!("/_matrix/client/v3/login is answered with {}", response.words()), fix);
+            let fix = "proxy /_matrix/client/v3/login to Synapse, or to the authentication service if there is one";
+            return check.fail("other", format!("/_matrix/client/v3/login returns {}", response.words()), fix);
         }
-        Err(error) => return check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
+        Err(error) => return check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
     };
     if whoami.is_ok_and(|response| response.status == 503) {
-        let fact = "Synapse cannot ask its authentication service about a token (503)";
+        let fact = "Synapse cannot reach its authentication service to verify a token (503)";
         return check.fail(
             "delegation",
             fact,
-            "let Synapse reach the endpoint of matrix_authentication_service, and see its log",
+            "make the endpoint of matrix_authentication_service reachable from Synapse, and read its log",
         );
     }
     let kinds: Vec<&str> =
         flows["flows"].as_array().into_iter().flatten().filter_map(|flow| flow["type"].as_str()).collect();
     let issuer = metadata.ok().filter(|response| response.status == 200).map(|response| response.json());
     match issuer.as_ref().and_then(|metadata| metadata["issuer"].as_str()) {
-        Some(issuer) => check.ok(format!("people sign in at {issuer}")),
+        Some(issuer) => check.ok(format!("users log in at {issuer}")),
         None if kinds.is_empty() => check.fail(
             "none",
-            "there is no way to sign in",
-            "see password_config and the SSO settings in homeserver.yaml",
+            "there is no way to log in",
+            "check password_config and the SSO settings in homeserver.yaml",
         ),
-        None => check.ok(format!("people sign in by {}", kinds.join(", "))),
+        None => check.ok(format!("users log in by {}", kinds.join(", "))),
     }
 }
 
-/// An upload that is too large is told so in a form that a web client can read (row 10).
+/// An upload that is too large gets a response that a web client can read (row 10).
 async fn upload(check: &Check, context: &ProbeContext<'_>, way: &Fetch, matrix: &Matrix) -> Finding {
     let url = format!("{}/_matrix/media/v3/upload", matrix.homeserver);
     match ProbeRequest::preflight(&url, "POST").ask(way).await {
         Ok(response) if response.status.is_success() && response.cors() == Cors::Open => {}
         Ok(response) => {
-            let fact = format!("the preflight of an upload is answered with {}", response.words());
-            return check.fail("preflight", fact, "let OPTIONS pass in what stands before the edge");
+            let fact = format!("the preflight of an upload returns {}", response.words());
+            return check.fail("preflight", fact, "make the server in front of vestibule pass OPTIONS");
         }
-        Err(error) => return check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
+        Err(error) => return check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
     }
-    let Some(limit) = media_limit(context, matrix) else { return check.ok("uploads may be sent from web pages") };
+    let Some(limit) = media_limit(context, matrix) else { return check.ok("web clients can upload") };
     match ProbeRequest::upload(&url, limit + 1).ask(way).await {
         Ok(response) if response.is(413, "M_TOO_LARGE") && response.cors() == Cors::Open => {
-            check.ok(format!("up to {}, and more is refused in words", size(limit)))
+            check.ok(format!("up to {}; larger uploads get a readable error", size(limit)))
         }
         Ok(response) => {
             let fact = format!(
-                "an upload of more than {} is answered with {}, which a web client cannot read",
+                "an upload of more than {} returns {}, which a web client cannot read",
                 size(limit),
                 response.words()
             );
-            check.fail("answer", fact, "raise the body limit of what stands before the edge over that of the edge")
+            check.fail("answer", fact, "raise the body limit of the server in front of vestibule above vestibule's own")
         }
         Err(error) => {
-            let fact = format!("an upload of more than {} is cut off ({error})", size(limit));
-            check.fail("answer", fact, "raise the body limit of what stands before the edge over that of the edge")
+            let fact = format!("an upload of more than {} is aborted ({error})", size(limit));
+            check.fail("answer", fact, "raise the body limit of the server in front of vestibule above vestibule's own")
         }
     }
 }
 
-/// How large an upload may be by the route that takes it.
+/// The upload limit of the route for media.
 pub fn media_limit(context: &ProbeContext<'_>, matrix: &Matrix) -> Option<u64> {
     route(context, matrix)?
         .max_body
@@ -206,7 +206,7 @@ fn route<'a>(context: &ProbeContext<'a>, matrix: &Matrix) -> Option<&'a Route> {
     site.routes.iter().find(|route| route.kind == Kind::Synapse)
 }
 
-/// A size as people write it.
+/// A size in MiB or KiB.
 pub fn size(bytes: u64) -> String {
     match bytes {
         bytes if bytes >= 1 << 20 => format!("{} MiB", bytes >> 20),
@@ -214,7 +214,7 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// What the internet must not reach (row 14).
+/// Paths that must not be reachable from the internet (row 14).
 pub async fn exposed(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     let check = Check::new(Layer::Homeserver, "homeserver.exposed", &matrix.homeserver);
     let way = match context.homeserver(matrix) {
@@ -231,7 +231,7 @@ pub async fn exposed(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding
         "/_synapse/replication",
     ];
     let asked = join_all(paths.map(|path| ProbeRequest::get(format!("{}{path}", matrix.homeserver)).ask(&way))).await;
-    // What Synapse says to a stranger, whether or not it lets him in.
+    // The statuses of Synapse itself, whether or not it authorises the request.
     let open = |response: &Result<super::ask::ProbeResponse, String>| {
         response.as_ref().is_ok_and(|response| matches!(response.status.as_u16(), 200 | 400 | 401 | 405))
     };
@@ -240,10 +240,10 @@ pub async fn exposed(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding
     vec![match open.as_slice() {
         [] => check.ok("the admin API, metrics and replication are closed"),
         [path] if invited && path.starts_with("/_synapse/admin") => {
-            check.ok("the admin API is open to this machine, as admin_from says; all else is closed")
+            check.ok("the admin API is open to this machine, as admin_from says; the rest is closed")
         }
         open => {
-            let fix = "let only /_matrix/ and /_synapse/client/ pass to Synapse, as a site of kind `synapse` does";
+            let fix = "proxy only /_matrix/ and /_synapse/client/ to Synapse, as a site of kind `synapse` does";
             check.fail("open", format!("open to the internet: {}", open.join(", ")), fix)
         }
     }]

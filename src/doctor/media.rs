@@ -1,6 +1,6 @@
-//! The ports of media, which never pass the edge: TCP 7881 and UDP of LiveKit on the public address (row 7).
+//! The media ports of LiveKit on the public address, which bypass the proxy: 7881/tcp and UDP (row 7).
 //!
-//! Only what `livekit.yaml` says is tried: without it nobody knows the ports.
+//! Only the ports of `livekit.yaml` are tried: without the file they are not known.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -29,9 +29,9 @@ const STUN: [u8; 20] = *b"\x00\x01\x00\x00\x21\x12\xa4\x42vestibule!!!";
 pub async fn probe(context: &ProbeContext<'_>) -> Vec<Finding> {
     let check = |id| Check::new(Layer::Rtc, id, "media");
     let Some(path) = &context.wanted.livekit else {
-        return vec![check("rtc.media").skip("its ports are in livekit.yaml: name the file with --livekit")];
+        return vec![check("rtc.media").skip("the media ports are in livekit.yaml: pass the file with --livekit")];
     };
-    // What is wrong with the file is said where files are judged.
+    // `files` reports what is wrong with the file.
     let Ok(ports) = files::media_ports(path) else {
         return vec![check("rtc.media").skip("livekit.yaml cannot be read (files.livekit)")];
     };
@@ -56,7 +56,7 @@ async fn sfu(context: &ProbeContext<'_>, url: String, ports: &files::MediaPorts)
             check.ok(format!("LiveKit tells clients to send media to {ip}"))
         } else {
             let fact =
-                format!("LiveKit tells clients to send media to {ip}, and the name leads to {}", words.join(", "));
+                format!("LiveKit tells clients to send media to {ip}, but the name resolves to {}", words.join(", "));
             check.fail(
                 "node_ip",
                 fact,
@@ -69,7 +69,7 @@ async fn sfu(context: &ProbeContext<'_>, url: String, ports: &files::MediaPorts)
     }
     findings.push(match ports.udp {
         Some(port) => udp(&check("rtc.media.udp"), at(port)).await,
-        None => check("rtc.media.udp").skip("a range of UDP ports cannot be tried without a call"),
+        None => check("rtc.media.udp").skip("a range of UDP ports cannot be tested without a call"),
     });
     findings
 }
@@ -84,7 +84,7 @@ async fn tcp(check: &Check, addresses: impl Iterator<Item = SocketAddr>) -> Find
         return check.fail(
             "closed",
             fact,
-            "publish the port in compose.yaml and open it in the firewall: it must not pass a proxy",
+            "publish the port in compose.yaml and open it in the firewall; it must not go through a proxy",
         );
     }
     check.ok("media over TCP is accepted")
@@ -97,18 +97,18 @@ async fn udp(check: &Check, addresses: impl Iterator<Item = SocketAddr>) -> Find
             Ok(true) => {}
             Ok(false) => silent = Some(address),
             Err(error) => {
-                let fact = format!("{address} refuses media over UDP ({error})");
+                let fact = format!("{address} rejects media over UDP ({error})");
                 return check.fail("closed", fact, "publish the UDP port in compose.yaml and open it in the firewall");
             }
         }
     }
     match silent {
         None => check.ok("media over UDP is answered"),
-        Some(address) => check.skip(format!("{address} says nothing to a stranger, which a firewall does as well")),
+        Some(address) => check.skip(format!("{address} does not answer, which may be LiveKit or a firewall")),
     }
 }
 
-/// Whether somebody answers; an error is a refusal.
+/// Whether the address answers; an error means that the port is closed.
 async fn stun(address: SocketAddr) -> std::io::Result<bool> {
     let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
     let socket = UdpSocket::bind(any).await?;

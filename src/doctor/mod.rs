@@ -1,11 +1,11 @@
 //! Probes of the live deployment: which layer is broken, and how to fix it.
 //!
-//! First the ground is looked at: names, addresses, certificates, the services straight. Then everything that stands on
-//! it, side by side, each probe under its own limit. A probe whose ground is broken is skipped and says so, so that one
-//! broken thing is named once. How names are resolved and servers reached is handed in: this room opens no socket but
-//! those of `media.rs` and `srv.rs`, for which there is no client.
+//! The preconditions are probed first: names, addresses, certificates, and the services directly. Then all other probes
+//! run concurrently, each with its own time limit. A probe whose precondition failed is skipped and says so, so that one
+//! fault is reported once. The caller provides the means to resolve names and reach servers: this module opens no socket
+//! except those of `media.rs` and `srv.rs`, for which there is no client.
 //!
-//! A row is one thing that breaks for people: `test_row_N_…` of `tests/real/test_doctor.py` breaks it.
+//! A row is one fault that users notice; `test_row_N_…` of `tests/real/test_doctor.py` causes it.
 
 mod account;
 mod ask;
@@ -46,64 +46,64 @@ use crate::{
     message::BoxIo,
 };
 
-/// Bound on a probe as a whole. Each question in it has a bound of its own, which is that of the client handed in.
+/// Time limit of a probe. Each request in it has the time limit of its client.
 const PROBE_LIMIT: Duration = Duration::from_secs(45);
 
-/// A name and a port to addresses.
+/// Resolves a name and a port to addresses.
 pub type Resolve = Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
-/// A client that goes to this address whatever the URL says, or where names lead.
+/// Makes a client that connects to this address whatever the URL says, or to the address that the name resolves to.
 pub type ClientFactory = Arc<dyn Fn(Option<SocketAddr>) -> Fetch + Send + Sync>;
 
-/// Looks at the certificate that an address shows for a name.
+/// Fetches the certificate that an address presents for a name.
 pub type InspectTls =
     Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, Result<PeerCertificate, TlsFailure>> + Send + Sync>;
 
-/// Opens a TLS connection to an address for a name, for what is not HTTP.
+/// Opens a TLS connection to an address for a name, for protocols other than HTTP.
 pub type ConnectTls = Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, io::Result<BoxIo>> + Send + Sync>;
 
-/// How the deployment is reached.
+/// The means to reach the deployment.
 pub struct ProbeTargets {
     /// Names.
     pub resolve: Resolve,
     /// HTTP.
     pub via: ClientFactory,
-    /// The same for answers that take a minute.
+    /// HTTP with a time limit for responses that take a minute.
     pub patient: ClientFactory,
     /// Certificates.
     pub look: InspectTls,
     /// Connections that are not HTTP.
     pub connect_tls: ConnectTls,
-    /// Who is asked for SRV records, where anybody is.
+    /// The name server to query for SRV records, if there is one.
     pub nameserver: Option<SocketAddr>,
-    /// The services behind the edge.
+    /// The services behind the proxy.
     pub services: Vec<Service>,
     /// The time.
     pub clock: Clock,
 }
 
-/// A service behind the edge, asked straight.
+/// A service behind the proxy, which the probes also reach directly.
 pub struct Service {
-    /// The site that leads to it.
+    /// The site that proxies to it.
     pub host: String,
-    /// The route of the site that leads to it, `/` for the site itself.
+    /// The route of the site that proxies to it, `/` for the site itself.
     pub prefix: String,
     /// What it is.
     pub kind: Kind,
     /// Its address, as in the configuration.
     pub server: String,
-    /// Asks it. The host of the URL becomes the `Host` field.
+    /// Sends requests to it. The host of the URL becomes the `Host` field.
     pub client: Fetch,
 }
 
-/// What is asked for beyond what needs no right.
+/// Options that enable further checks.
 #[derive(Debug, Default)]
 pub struct ProbeOptions {
     /// An account of the homeserver.
     pub account: Option<Account>,
-    /// A room whose power levels are looked at, and in which a call token is asked for.
+    /// A room whose power levels are checked, and for which a call token is requested.
     pub room: Option<String>,
-    /// Also what takes a minute.
+    /// Also run the checks that take a minute.
     pub slow: bool,
     /// `livekit.yaml`.
     pub livekit: Option<PathBuf>,
@@ -113,7 +113,7 @@ pub struct ProbeOptions {
     pub compose: Option<PathBuf>,
 }
 
-/// An account of the homeserver. What it is used for is undone: a session that was opened is closed.
+/// An account of the homeserver. A session that is opened for it is closed again.
 pub enum Account {
     /// Its access token.
     Token(String),
@@ -132,10 +132,10 @@ impl std::fmt::Debug for Account {
     }
 }
 
-/// Told of each probe that ends: what, how many have, how many there are.
+/// Called when a probe ends: its name, how many have ended, how many there are.
 pub type Progress<'a> = &'a dyn Fn(&str, usize, usize);
 
-/// What every probe may look at.
+/// The input of every probe.
 struct ProbeContext<'a> {
     plan: &'a Plan,
     reach: &'a ProbeTargets,
@@ -143,7 +143,7 @@ struct ProbeContext<'a> {
     preconditions: Preconditions,
 }
 
-/// Looks at everything.
+/// Runs all probes.
 pub async fn examine(plan: &Plan, reach: &ProbeTargets, wanted: &ProbeOptions, progress: Progress<'_>) -> Diagnosis {
     let (preconditions, mut findings) = preconditions::establish(plan, reach, progress).await;
     let context = ProbeContext { plan, reach, wanted, preconditions };
@@ -179,12 +179,12 @@ impl ProbeContext<'_> {
         probes
     }
 
-    /// The way to a public address, or why there is none that is worth going.
+    /// A client for a public address, or the reason why it cannot be reached.
     fn way(&self, url: &str) -> Result<Fetch, String> {
         Ok((self.reach.via)(self.preconditions.way(url)?))
     }
 
-    /// The service behind a public address: the route with the longest prefix of those that lead to one.
+    /// The service behind a public address: that of the matching route with the longest prefix.
     fn service(&self, kind: Kind, url: &str) -> Option<DirectProbe<'_>> {
         let (host, _) = names::authority(url)?;
         let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])).unwrap_or("/");
@@ -197,7 +197,7 @@ impl ProbeContext<'_> {
         Some(DirectProbe { service, down: self.preconditions.down(&service.server) })
     }
 
-    /// The way to the homeserver, and why there is none.
+    /// A client for the homeserver, or the reason why it cannot be reached.
     fn homeserver(&self, matrix: &Matrix) -> Result<(Fetch, Option<DirectProbe<'_>>), String> {
         let direct = self.service(Kind::Synapse, &matrix.homeserver);
         if let Some(down) = direct.as_ref().and_then(|direct| direct.down) {
@@ -207,20 +207,20 @@ impl ProbeContext<'_> {
     }
 }
 
-/// A service, and why it need not be asked anything.
+/// A service for direct requests, and the reason if it is known to be down.
 struct DirectProbe<'a> {
     service: &'a Service,
     down: Option<&'a str>,
 }
 
 impl DirectProbe<'_> {
-    /// The address of a path of the service.
+    /// The URL of a path of the service.
     fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.service.host)
     }
 }
 
-/// One of those that run side by side.
+/// A probe that runs concurrently with others.
 struct Probe<'a> {
     check: Check,
     name: &'static str,
@@ -235,8 +235,8 @@ impl<'a> Probe<'a> {
 }
 
 fn slow(check: &Check, limit: Duration) -> Finding {
-    let fact = format!("it did not end within {} s", limit.as_secs());
-    check.fail("timeout", fact, "see whether the machine or the network is overloaded")
+    let fact = format!("the check did not finish within {} s", limit.as_secs());
+    check.fail("timeout", fact, "check whether the machine or the network is overloaded")
 }
 
 async fn side_by_side(probes: Vec<Probe<'_>>, progress: Progress<'_>) -> Vec<Finding> {

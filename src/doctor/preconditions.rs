@@ -1,4 +1,4 @@
-//! What everything else stands on: names, addresses, certificates, and whether the services answer at all.
+//! The preconditions of all other probes: names, addresses, certificates, and whether the services answer.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,17 +17,17 @@ use crate::config::{
     plan::{Site, SiteTls},
 };
 
-/// What stands and what does not.
+/// Which names and services can be reached.
 pub struct Preconditions {
     names: HashMap<(String, u16), Reachability>,
     down: HashMap<String, String>,
 }
 
 impl Preconditions {
-    /// Where the server of a public address is; `None` where nobody has looked.
+    /// The address of the server of a URL; `None` if its name was not probed.
     ///
     /// # Errors
-    /// Why it is not worth asking.
+    /// Why it cannot be reached.
     pub fn way(&self, url: &str) -> Result<Option<SocketAddr>, String> {
         let Some(name) = authority(url) else { return Err(format!("{url} is not a URL")) };
         match self.names.get(&name) {
@@ -37,13 +37,13 @@ impl Preconditions {
         }
     }
 
-    /// Why a service need not be asked anything.
+    /// Why a service is down, if it is.
     pub fn down(&self, server: &str) -> Option<&str> {
         self.down.get(server).map(String::as_str)
     }
 }
 
-/// Looks at the ground.
+/// Probes the preconditions.
 pub async fn establish(plan: &Plan, reach: &ProbeTargets, progress: Progress<'_>) -> (Preconditions, Vec<Finding>) {
     let names = names(plan);
     let all = names.len() + 1;
@@ -57,7 +57,7 @@ pub async fn establish(plan: &Plan, reach: &ProbeTargets, progress: Progress<'_>
     }
     for seen in seen {
         let standing = if silent {
-            Reachability::Broken("the edge is not running (edge.down)".into())
+            Reachability::Broken("vestibule is not running (edge.down)".into())
         } else {
             let resolved = dns::assess(&seen);
             findings.push(resolved.clone());
@@ -70,7 +70,7 @@ pub async fn establish(plan: &Plan, reach: &ProbeTargets, progress: Progress<'_>
     (Preconditions { names: standings, down }, findings)
 }
 
-/// Every public name of the deployment, with the site that serves it if it is one of ours.
+/// All public names of the deployment, each with its site if the configuration has one.
 fn names(plan: &Plan) -> BTreeMap<(String, u16), Option<&Site>> {
     let mut names = BTreeMap::new();
     if let Some(matrix) = &plan.matrix {
@@ -78,7 +78,7 @@ fn names(plan: &Plan) -> BTreeMap<(String, u16), Option<&Site>> {
         let others = matrix.rtc_services().map(str::to_owned).chain([format!("https://{}", matrix.federation)]);
         names.extend(urls.into_iter().chain(others).filter_map(|url| authority(&url)).map(|name| (name, None)));
     }
-    // What a wildcard stands for is in no list.
+    // The names that a wildcard covers are not known.
     let named = |site: &&Site| site.tls != SiteTls::Off && !site.host.is_wildcard();
     for site in plan.sites.iter().filter(named) {
         names.insert((site.host.as_str().to_owned(), plan.listen.public_port), Some(site));
@@ -98,7 +98,7 @@ async fn see(host: String, port: u16, site: Option<&Site>, plan: &Plan, reach: &
     NameReport { host, port, addresses, outside, inside }
 }
 
-/// The first of our own TLS addresses that can be dialled from here and expects no PROXY protocol.
+/// The first TLS address of our own that accepts connections from here without the PROXY protocol.
 fn ourselves(plan: &Plan) -> Option<SocketAddr> {
     let address = *plan.listen.https.first()?;
     let ip = match address.ip() {

@@ -1,4 +1,4 @@
-//! Calls: what the homeserver says of transports, the service that lets clients into a call, and the SFU.
+//! Calls: the transports of the homeserver, lk-jwt-service, and the SFU.
 
 use futures_util::future::join_all;
 use http::Method;
@@ -20,7 +20,7 @@ use crate::{
 
 pub const TRANSPORTS: &str = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
 
-/// What may be seen of the transports endpoint without an account.
+/// Tests the transports endpoint without an account.
 pub async fn transports(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     let check = Check::new(Layer::Rtc, "rtc.transports", &matrix.homeserver);
     if context.wanted.account.is_some() {
@@ -28,7 +28,7 @@ pub async fn transports(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Find
         return Vec::new();
     }
     if matrix.rtc_services().next().is_none() {
-        return vec![check.skip("the configuration has no call service to lead to (rtc.foci)")];
+        return vec![check.skip("the configuration has no call service (rtc.foci)")];
     }
     let (way, direct) = match context.homeserver(matrix) {
         Ok(way) => way,
@@ -40,34 +40,34 @@ pub async fn transports(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Find
         None => None,
     };
     let who = match own {
-        Some(own) if own.status == 401 => "Synapse answers, and the edge adds what it leaves out",
-        Some(_) => "the edge answers in Synapse's place",
-        None => "it is answered",
+        Some(own) if own.status == 401 => "Synapse answers, and vestibule adds missing transports",
+        Some(_) => "vestibule answers in place of Synapse",
+        None => "the endpoint answers",
     };
     vec![match response {
         Ok(response) => without_token(&check, &response, who),
-        Err(error) => check.fail("silent", format!("no response ({error})"), "see Synapse's log"),
+        Err(error) => check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
     }]
 }
 
 fn without_token(check: &Check, response: &ProbeResponse, who: &str) -> Finding {
     if response.is(401, "M_MISSING_TOKEN") {
-        return check.ok(format!("{who}; its list needs --token or --user to be seen"));
+        return check.ok(format!("{who}; to see the list, pass --token or --user"));
     }
     off(check, response)
 }
 
-/// The endpoint is not there.
+/// The finding that the endpoint is missing.
 pub fn off(check: &Check, response: &ProbeResponse) -> Finding {
     let fix = "set matrix.rtc_transports = \"fill\" and a site of kind `lk-jwt`, or `msc4143_enabled: true` and `matrix_rtc: {transports: …}` in homeserver.yaml";
     let fact = format!(
-        "clients since August 2026 learn nothing of calls here ({}): MISSING_MATRIX_RTC_TRANSPORT",
+        "clients since August 2026 find no call service here ({}): MISSING_MATRIX_RTC_TRANSPORT",
         response.words()
     );
     check.fail(if response.status == 404 { "off" } else { "other" }, fact, fix)
 }
 
-/// Each service that lets clients into calls (rows 3 and 12).
+/// Tests each lk-jwt-service (rows 3 and 12).
 pub async fn jwt(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     if matrix.rtc_services().next().is_none() {
         return vec![Check::new(Layer::Rtc, "rtc.jwt", "[matrix]").skip("the configuration has no call service")];
@@ -78,11 +78,7 @@ pub async fn jwt(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
 async fn jwt_at(context: &ProbeContext<'_>, url: &str) -> Finding {
     let check = Check::new(Layer::Rtc, "rtc.jwt", url);
     if url.ends_with('/') {
-        return check.fail(
-            "slash",
-            "the address ends in a slash, and clients append /sfu/get to it",
-            "take the slash off",
-        );
+        return check.fail("slash", "the URL ends with a slash, to which clients append /sfu/get", "remove the slash");
     }
     let direct = context.service(Kind::LkJwt, url);
     if let Some(down) = direct.as_ref().and_then(|direct| direct.down) {
@@ -104,7 +100,7 @@ async fn jwt_answers(
     direct: Option<&DirectProbe<'_>>,
 ) -> Result<Finding, Finding> {
     let silent =
-        |error: String| check.fail("silent", format!("no response ({error})"), "let the address lead to the edge");
+        |error: String| check.fail("silent", format!("no response ({error})"), "make the name resolve to vestibule");
     let put = |method: Method, path: &str| {
         let request = ProbeRequest::get(format!("{url}{path}")).method(method);
         async move { request.ask(way).await.map_err(silent) }
@@ -113,32 +109,28 @@ async fn jwt_answers(
     let old = put(Method::GET, "/sfu/get").await?;
     if health.status == 404 || old.status == 404 {
         let fact = format!(
-            "/healthz and /sfu/get are answered with {} and {}: the service never sees those paths",
+            "/healthz and /sfu/get return {} and {}: the service does not receive those paths",
             health.words(),
             old.words()
         );
         return Err(check.fail(
             "prefix",
             fact,
-            "take the prefix off before lk-jwt-service (strip_prefix = true) and let it have all of its paths",
+            "remove the prefix before lk-jwt-service (strip_prefix = true) and proxy all of its paths",
         ));
     }
     if health.status != 200 || old.status != 405 {
-        let fact = format!(
-            "/healthz is answered with {}, and GET of /sfu/get with {} where 405 is right",
-            health.words(),
-            old.words()
-        );
-        return Err(check.fail("other", fact, "let the address lead to lk-jwt-service and nothing else"));
+        let fact =
+            format!("/healthz returns {}, and GET /sfu/get returns {} instead of 405", health.words(), old.words());
+        return Err(check.fail("other", fact, "proxy that address to lk-jwt-service only"));
     }
     let preflight = ProbeRequest::preflight(format!("{url}/sfu/get"), "POST").ask(way).await.map_err(silent)?;
     if !preflight.status.is_success() || preflight.cors() != Cors::Open {
-        let fact =
-            format!("the preflight of /sfu/get is answered with {}: web clients cannot call it", preflight.words());
+        let fact = format!("the preflight of /sfu/get returns {}: web clients cannot call it", preflight.words());
         return Err(check.fail(
             "preflight",
             fact,
-            "let OPTIONS pass, and do not add a second Access-Control-Allow-Origin",
+            "pass OPTIONS, and do not add a second Access-Control-Allow-Origin header",
         ));
     }
     let new = ProbeRequest::post(format!("{url}/get_token"), &json!({})).ask(way).await.map_err(silent)?;
@@ -146,11 +138,10 @@ async fn jwt_answers(
         return Err(no_get_token(check, direct).await);
     }
     if new.status != 400 || new.cors() != Cors::Open {
-        let fact =
-            format!("an empty request to /get_token is answered with {}, where 400 with CORS is right", new.words());
-        return Err(check.fail("other", fact, "let the address lead to lk-jwt-service and nothing else"));
+        let fact = format!("an empty request to /get_token returns {} instead of 400 with CORS", new.words());
+        return Err(check.fail("other", fact, "proxy that address to lk-jwt-service only"));
     }
-    Ok(check.ok("lets clients in, by the old way (/sfu/get) and the new one (/get_token)"))
+    Ok(check.ok("serves /sfu/get for older clients and /get_token for newer ones"))
 }
 
 async fn no_get_token(check: &Check, direct: Option<&DirectProbe<'_>>) -> Finding {
@@ -159,15 +150,17 @@ async fn no_get_token(check: &Check, direct: Option<&DirectProbe<'_>>) -> Findin
         None => None,
     };
     if own.is_some_and(|response| response.status != 404) {
-        let fact = "/get_token does not get through, although lk-jwt-service has it";
-        return check.fail("paths", fact, "let /get_token and /delegate_delayed_leave pass beside /sfu/get");
+        let fact = "/get_token is not proxied, although lk-jwt-service has it";
+        return check.fail("paths", fact, "proxy /get_token and /delegate_delayed_leave as well as /sfu/get");
     }
-    let fact =
-        format!("lk-jwt-service is older than 0.4: it has no /get_token, and the hole {}", versions::LK_JWT_ADVISORY);
+    let fact = format!(
+        "lk-jwt-service is older than 0.4: it has no /get_token, and the vulnerability {}",
+        versions::LK_JWT_ADVISORY
+    );
     check.fail("old", fact, format!("update lk-jwt-service to {}", versions::LK_JWT.tested))
 }
 
-/// Each SFU of the configuration (rows 5 and 6).
+/// Tests each SFU of the configuration (rows 5 and 6).
 pub async fn sfu(context: &ProbeContext<'_>) -> Vec<Finding> {
     let probes = sfus(context).into_iter().map(|url| async move {
         let check = Check::new(Layer::Rtc, "rtc.sfu", &url);
@@ -190,7 +183,7 @@ pub async fn sfu(context: &ProbeContext<'_>) -> Vec<Finding> {
     found
 }
 
-/// The public address of each SFU, without a trailing slash. The root `/twirp` of a mounted SFU is only a side door.
+/// The public URL of each SFU, without a trailing slash. The root `/twirp` of a mounted SFU is not a URL for clients.
 pub fn sfus(context: &ProbeContext<'_>) -> Vec<String> {
     let mut urls: Vec<String> = Vec::new();
     for service in
@@ -206,7 +199,7 @@ pub fn sfus(context: &ProbeContext<'_>) -> Vec<String> {
 
 async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, Finding> {
     let silent =
-        |error: String| check.fail("silent", format!("no response ({error})"), "let the address lead to the edge");
+        |error: String| check.fail("silent", format!("no response ({error})"), "make the name resolve to vestibule");
     let get = |path: &str| {
         let request = ProbeRequest::get(format!("{url}{path}"));
         async move { request.ask(way).await.map_err(silent) }
@@ -214,11 +207,11 @@ async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, F
     let root = get("/").await?;
     let new = get("/rtc/v1/validate").await?;
     if root.status != 200 || !root.body.trim_ascii().eq_ignore_ascii_case(b"OK") {
-        let fact = format!("{url}/ is answered with {}, where LiveKit says OK", root.words());
+        let fact = format!("{url}/ returns {}, where LiveKit returns OK", root.words());
         return Err(check.fail(
             "other",
             fact,
-            "let the address lead to LiveKit's port 7880, without its prefix (strip_prefix = true)",
+            "proxy that address to LiveKit's port 7880, without the prefix (strip_prefix = true)",
         ));
     }
     if new.status == 404 {
@@ -226,13 +219,13 @@ async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, F
         let (what, fact, fix) = match old.status.as_u16() {
             401 => (
                 "old",
-                "LiveKit is older than 1.9.10: it has no /rtc/v1, which today's clients ask for",
+                "LiveKit is older than 1.9.10: it has no /rtc/v1, which current clients need",
                 "update LiveKit to the version that `vestibule init` writes",
             ),
             _ => (
                 "prefix",
-                "LiveKit never sees the paths under /rtc",
-                "take the prefix off before LiveKit (strip_prefix = true)",
+                "LiveKit does not receive the paths under /rtc",
+                "remove the prefix before LiveKit (strip_prefix = true)",
             ),
         };
         return Err(check.fail(what, fact, fix));
@@ -241,14 +234,18 @@ async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, F
     match (new.status.as_u16(), upgrade.status.as_u16()) {
         (401, 401) => {}
         (401, 404) => {
-            let fact = "a WebSocket arrives at LiveKit as a plain request: Upgrade is lost on the way";
-            return Err(check.fail("upgrade", fact, "let what stands before the edge pass Upgrade and Connection"));
+            let fact = "a WebSocket arrives at LiveKit as a plain request: a server on the way removes Upgrade";
+            return Err(check.fail(
+                "upgrade",
+                fact,
+                "make the server in front of vestibule pass Upgrade and Connection",
+            ));
         }
         (validate, upgrade) => {
             let fact = format!(
-                "without a token /rtc/v1/validate is answered with {validate} and a WebSocket with {upgrade}, where 401 is right"
+                "without a token, /rtc/v1/validate returns {validate} and a WebSocket {upgrade} instead of 401"
             );
-            return Err(check.fail("other", fact, "let the address lead to LiveKit's port 7880 and nothing else"));
+            return Err(check.fail("other", fact, "proxy that address to LiveKit's port 7880 only"));
         }
     }
     let rooms = ProbeRequest::post(format!("{url}/twirp/livekit.RoomService/ListRooms"), &json!({}))
@@ -256,12 +253,12 @@ async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, F
         .await
         .map_err(silent)?;
     if !matches!(rooms.status.as_u16(), 401 | 403) {
-        let fact = format!("/twirp/ is answered with {}, so that lk-jwt-service cannot make rooms", rooms.words());
-        return Err(check.fail("twirp", fact, "let /twirp/ pass to LiveKit as well"));
+        let fact = format!("/twirp/ returns {}, so lk-jwt-service cannot create rooms", rooms.words());
+        return Err(check.fail("twirp", fact, "proxy /twirp/ to LiveKit too"));
     }
     if get("/debug/rooms").await?.status == 200 {
         let fact = "LiveKit's /debug is open to the internet";
-        return Err(check.fail("debug", fact, "run LiveKit without --dev, and let /debug not pass"));
+        return Err(check.fail("debug", fact, "run LiveKit without --dev, and do not proxy /debug"));
     }
-    Ok(check.ok("opens WebSockets, speaks /rtc/v1, and keeps /debug closed"))
+    Ok(check.ok("accepts WebSockets, has /rtc/v1, and /debug is closed"))
 }

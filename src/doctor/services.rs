@@ -1,4 +1,4 @@
-//! The services behind the edge, asked directly: whether they answer, and whether they are of the configured kind.
+//! The services behind the proxy, reached directly: whether they answer, and whether they are of the configured kind.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::config::plan::Kind;
 
-/// Asks each service once; which are down and why, and what was found.
+/// Sends a request to each service; returns the reasons of those that are down, and the findings.
 pub async fn probe(reach: &ProbeTargets) -> (HashMap<String, String>, Vec<Finding>) {
     let mut seen = HashSet::new();
     let once: Vec<_> = reach.services.iter().filter(|service| seen.insert((service.kind, &service.server))).collect();
@@ -57,16 +57,16 @@ fn assess(check: &Check, kind: Kind, path: &str, response: &ProbeResponse) -> (F
     match (kind, response.status.as_u16()) {
         (Kind::Http, _) | (_, 200) => (check.ok(format!("{name} answers")), None),
         (Kind::Livekit, 406) => {
-            let fact = "LiveKit says that its node is not ready";
+            let fact = "LiveKit reports that its node is not ready";
             (
-                check.fail("not_ready", fact, "see LiveKit's log: its Redis or its own load stops it"),
+                check.fail("not_ready", fact, "read LiveKit's log: Redis does not answer, or the node is overloaded"),
                 Some("is not ready"),
             )
         }
         _ => {
-            let fact = format!("{path} is answered with {}, which {name} never does", response.words());
-            let fix = format!("let the site's upstream be the address of {name}");
-            (check.fail("other", fact, fix), Some("is not what answers at its address"))
+            let fact = format!("{path} returns {}, which {name} never does", response.words());
+            let fix = format!("set the site's `upstream` to the address of {name}");
+            (check.fail("other", fact, fix), Some("does not run at its address"))
         }
     }
 }

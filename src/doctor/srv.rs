@@ -1,4 +1,4 @@
-//! SRV records, which the system's resolver does not look up: one question over UDP to the name server of this machine.
+//! SRV records, which the system's resolver cannot look up: one query over UDP to the name server of this machine.
 
 use std::{fs, io, net::SocketAddr, time::Duration};
 
@@ -8,10 +8,10 @@ use tokio::{net::UdpSocket, time::timeout};
 /// Where a name server listens (RFC 1035 section 4.2).
 const PORT: u16 = 53;
 
-/// Bound on one try; a lost datagram is asked again once.
+/// Time limit of one try; a lost datagram is sent again once.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// What is offered under a service name.
+/// An SRV record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Srv {
     /// The machine.
@@ -20,17 +20,17 @@ pub struct Srv {
     pub port: u16,
 }
 
-/// The name server that this machine is told to ask.
+/// The name server of `/etc/resolv.conf`.
 pub fn system_nameserver() -> Option<SocketAddr> {
     let text = fs::read_to_string("/etc/resolv.conf").ok()?;
     let mut servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
     servers.find_map(|ip| Some(SocketAddr::new(ip.trim().parse().ok()?, PORT)))
 }
 
-/// The best record of a name; none where it has none.
+/// The preferred SRV record of a name, if it has one.
 ///
 /// # Errors
-/// Nobody answers, or with an error: then nothing is known.
+/// The name server does not answer, or returns an error.
 pub async fn lookup(name: &str, server: SocketAddr) -> io::Result<Option<Srv>> {
     let query = query(name).map_err(io::Error::other)?;
     for _ in 0..2 {
@@ -41,7 +41,7 @@ pub async fn lookup(name: &str, server: SocketAddr) -> io::Result<Option<Srv>> {
     Err(io::Error::new(io::ErrorKind::TimedOut, format!("{server} does not answer")))
 }
 
-/// The id only has to differ from that of a stray answer to somebody else; the socket is connected.
+/// Builds the query. Its id only has to differ from that of a stray response: the socket is connected.
 fn query(name: &str) -> Result<Vec<u8>, simple_dns::SimpleDnsError> {
     let mut packet = Packet::new_query(0x6d78);
     packet.set_flags(simple_dns::PacketFlag::RECURSION_DESIRED);
@@ -69,7 +69,7 @@ fn best(answer: &[u8]) -> Result<Option<Srv>, String> {
     let packet = Packet::parse(answer).map_err(|error| error.to_string())?;
     match packet.rcode() {
         simple_dns::RCODE::NoError | simple_dns::RCODE::NameError => {}
-        code => return Err(format!("the name server says {code:?}")),
+        code => return Err(format!("the name server returned {code:?}")),
     }
     let records = packet.answers.iter().filter_map(|record| match &record.rdata {
         // A target of "." means that there is no such service (RFC 2782).

@@ -1,4 +1,4 @@
-//! The part of STUN and TURN that shows whether a relay works (RFC 8489, RFC 8656): a binding, and an allocation.
+//! The part of STUN and TURN that tests a relay (RFC 8489, RFC 8656): a binding, and an allocation.
 
 use aws_lc_rs::{
     hmac,
@@ -13,7 +13,7 @@ const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
 const BINDING: u16 = 0x0001;
 const ALLOCATE: u16 = 0x0003;
-/// What an answer has beside the method.
+/// The class bits of a response.
 const SUCCESS: u16 = 0x0100;
 const ERROR: u16 = 0x0110;
 
@@ -23,16 +23,16 @@ const ERROR_CODE: u16 = 0x0009;
 const REALM: u16 = 0x0014;
 const NONCE: u16 = 0x0015;
 const REQUESTED_TRANSPORT: u16 = 0x0019;
-/// UDP, as the number of its protocol, and three bytes that are reserved.
+/// The protocol number of UDP, and three reserved bytes.
 const UDP: [u8; 4] = [17, 0, 0, 0];
 
-/// What a client is given to use a relay.
+/// The credentials of a client for a relay.
 pub struct Credentials {
     pub username: String,
     pub password: String,
 }
 
-/// A message of the server.
+/// A STUN message of the server.
 struct Message {
     kind: u16,
     attributes: Vec<(u16, Vec<u8>)>,
@@ -43,7 +43,7 @@ impl Message {
         self.attributes.iter().find(|(found, _)| *found == kind).map(|(_, value)| value.as_slice())
     }
 
-    /// The code and the reason of an error.
+    /// The code and reason of an error response.
     fn error(&self) -> String {
         match self.get(ERROR_CODE) {
             Some([_, _, class, number, reason @ ..]) => {
@@ -54,7 +54,7 @@ impl Message {
     }
 }
 
-/// Asks the server where it sees us.
+/// Sends a binding request, which any STUN server answers.
 ///
 /// # Errors
 /// Why there is no answer, in words.
@@ -63,7 +63,7 @@ pub async fn binding(io: &mut BoxIo) -> Result<(), String> {
     if answer.kind == BINDING | SUCCESS { Ok(()) } else { Err(answer.error()) }
 }
 
-/// Asks for a relayed address: first without credentials, which tells the realm and a nonce, then with them.
+/// Requests a relayed address: first without credentials to get the realm and a nonce, then with them.
 ///
 /// # Errors
 /// Why there is none, in words.
@@ -85,7 +85,7 @@ pub async fn allocate(io: &mut BoxIo, credentials: &Credentials) -> Result<(), S
 
 fn request(kind: u16, attributes: &[(u16, Vec<u8>)], key: Option<&[u8]>) -> Vec<u8> {
     let mut id = [0; 12];
-    // Without randomness the id is zero, which no server minds.
+    // Without randomness the id is zero, which servers accept.
     let _ = SystemRandom::new().fill(&mut id);
     let mut message = [&kind.to_be_bytes()[..], &[0, 0], &MAGIC_COOKIE, &id].concat();
     for (kind, value) in attributes {
@@ -125,7 +125,7 @@ async fn exchange(io: &mut BoxIo, request: &[u8]) -> Result<Message, String> {
     };
     let (head, body) = exchange.await.map_err(|error| error.to_string())?;
     if head[4..8] != MAGIC_COOKIE || head[8..20] != request[8..20] {
-        return Err("the answer is no STUN".to_owned());
+        return Err("the response is not STUN".to_owned());
     }
     Ok(Message { kind: u16::from_be_bytes([head[0], head[1]]) & (0x3eef | ERROR), attributes: attributes(&body) })
 }

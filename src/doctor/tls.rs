@@ -1,4 +1,4 @@
-//! Ports and certificates: every address of every name, and the edge itself by SNI.
+//! Ports and certificates: every address of every name, and the listener of this machine by SNI.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,10 +20,10 @@ use crate::{
     conn::{PeerCertificate, TlsFailure, VerifyError},
 };
 
-/// With less than this much of its life left a certificate should have been renewed long ago: the edge begins at a third.
+/// A certificate with less than this fraction of its lifetime left should have been renewed: renewal begins at a third.
 const ENDING: f64 = 0.1;
 
-/// Whether the edge answers neither itself nor from outside: then nothing that it serves is worth looking at.
+/// Whether the proxy answers neither on this machine nor at any public address, so that no further probe is of use.
 pub fn edge_is_down(seen: &[NameReport]) -> bool {
     let deaf = |shown: &Result<PeerCertificate, TlsFailure>| {
         matches!(shown, Err(TlsFailure::Refused | TlsFailure::Silent | TlsFailure::NoRoute))
@@ -33,18 +33,18 @@ pub fn edge_is_down(seen: &[NameReport]) -> bool {
         && inside.all(|(seen, (_, shown))| deaf(shown) && seen.outside.iter().all(|(_, shown)| deaf(shown)))
 }
 
-/// The edge does not run.
+/// The finding that the proxy is not running.
 pub fn down(plan: &Plan) -> Finding {
     let addresses: Vec<_> = plan.listen.https.iter().map(ToString::to_string).collect();
-    let fix = "start `vestibule run`; if it ends again, its log says why";
+    let fix = "start `vestibule run`; if it exits again, read its log";
     Check::new(Layer::Tls, "edge", addresses.join(", ")).fail(
         "down",
-        "nothing listens there, and no name leads to an edge",
+        "nothing listens there, and no name leads to a running vestibule",
         fix,
     )
 }
 
-/// Judges what a name shows, and says by which address it may be asked more.
+/// Assesses the certificates of a name, and chooses the address for further probes.
 pub fn assess(
     seen: &NameReport,
     resolved: &Finding,
@@ -67,16 +67,16 @@ pub fn assess(
         }
     }
     let inside = match &seen.inside {
-        // From a machine that is not the edge's, only the outside can be seen.
+        // From another machine than the proxy's, only the public addresses can be tested.
         Some((at, Err(TlsFailure::Refused))) if good.is_some() => {
             let check = Check::new(Layer::Tls, "tls.inside", &seen.host);
-            findings.push(check.skip(format!("nothing listens on {at} here: this is not the edge's machine")));
+            findings.push(check.skip(format!("nothing listens on {at} here: vestibule runs on another machine")));
             None
         }
         Some((at, shown)) => {
             let finding = edge_shows(seen, shown, plan, reach);
             let stands = finding.verdict != Verdict::Fail;
-            // What an address shows because the edge shows it is said once, of the edge.
+            // A fault of the proxy shows at every address too; it is reported once, for the proxy.
             let same = |other: &Finding| other.id.rsplit('.').next() == finding.id.rsplit('.').next();
             if !stands {
                 findings.retain(|other| other.verdict != Verdict::Fail || !same(other));
@@ -109,39 +109,39 @@ fn address_shows(
 ) -> Finding {
     let check = Check::new(Layer::Tls, "tls", format!("{} at {}", seen.host, address.ip()));
     let port = seen.port;
-    let way = "open it in the firewall and forward it to the edge";
+    let way = "open it in the firewall and forward it to vestibule";
     match shown {
         Err(TlsFailure::Refused) => check.fail(
             "closed",
             format!("port {port} refuses connections"),
-            format!("{way}; if the address is another machine's, change the record"),
+            format!("{way}; if the address belongs to another machine, correct the DNS record"),
         ),
         Err(TlsFailure::Silent) => check.fail(
             "silent",
             format!("port {port} does not answer"),
             format!(
-                "{way}; if only this machine cannot reach it, let the name lead to the edge inside the network as well"
+                "{way}; if only this machine cannot reach it, make the name resolve to vestibule's private address inside the network"
             ),
         ),
-        Err(TlsFailure::NoRoute) => check.skip("this machine has no way to such an address (no IPv6?)"),
+        Err(TlsFailure::NoRoute) => check.skip("this machine has no route to that address (no IPv6?)"),
         Err(TlsFailure::NoSuchName) => {
-            check.fail("missing", "no certificate is shown for the name", "see `vestibule status` for what the CA said")
+            check.fail("missing", "the server has no certificate for the name", "`vestibule status` shows the last error of the CA")
         }
         Err(TlsFailure::Other(error)) => check.fail(
             "handshake",
-            format!("the handshake fails ({error})"),
-            "see what listens on that port instead of the edge",
+            format!("the TLS handshake fails ({error})"),
+            "find out which program listens on that port instead of vestibule",
         ),
         Ok(shown) => match (&shown.trust, own) {
             (Err(_), Some(own)) if own.trust.is_ok() && own.leaf != shown.leaf => check.fail(
                 "elsewhere",
                 format!("another machine answers, with a certificate {}", describe(shown)),
-                "let the A and AAAA records of the name lead to the edge, and only there",
+                "point the A and AAAA records of the name at vestibule and nowhere else",
             ),
             (Ok(()), Some(own)) if own.leaf != shown.leaf => check.warn(
                 "front",
-                format!("something in front of the edge answers, with a certificate {}", describe(shown)),
-                "a CDN or proxy in front must pass WebSockets, long requests and the client's address",
+                format!("a server in front of vestibule answers, with a certificate {}", describe(shown)),
+                "make sure that the CDN or proxy in front passes WebSockets, long requests and the client's address",
             ),
             (Err(error), _) => untrusted(&check, error, shown),
             (Ok(()), _) => trusted(&check, shown, reach),
@@ -156,16 +156,16 @@ fn edge_shows(
     reach: &ProbeTargets,
 ) -> Finding {
     let check = Check::new(Layer::Tls, "tls.inside", &seen.host);
-    let status = "see `vestibule status` for what the CA said";
+    let status = "`vestibule status` shows the last error of the CA";
     match shown {
-        Err(TlsFailure::NoSuchName) => check.fail("missing", "the edge has no certificate for the name yet", status),
+        Err(TlsFailure::NoSuchName) => check.fail("missing", "vestibule has no certificate for the name yet", status),
         Err(TlsFailure::Refused | TlsFailure::Silent | TlsFailure::NoRoute) => {
-            let fact = format!("the edge does not answer on {}", plan.listen.https[0]);
+            let fact = format!("vestibule does not answer on {}", plan.listen.https[0]);
             check.fail("closed", fact, "start `vestibule run` with this file")
         }
         Err(TlsFailure::Other(error)) => {
-            let fact = format!("the handshake with the edge fails ({error})");
-            check.fail("handshake", fact, "see what listens on that port instead of the edge")
+            let fact = format!("the TLS handshake with vestibule fails ({error})");
+            check.fail("handshake", fact, "find out which program listens on that port instead of vestibule")
         }
         Ok(shown) => match &shown.trust {
             Ok(()) => trusted(&check, shown, reach),
@@ -179,41 +179,43 @@ fn untrusted(check: &Check, error: &VerifyError, shown: &PeerCertificate) -> Fin
     match error {
         VerifyError::Expired => check.fail(
             "expired",
-            format!("the certificate has ended: {is}"),
-            "see `vestibule status` for why it was not renewed, or replace the file",
+            format!("the certificate has expired: {is}"),
+            "`vestibule status` shows why it was not renewed; replace a certificate that comes from a file",
         ),
-        VerifyError::NotYet => {
-            check.fail("not_yet", format!("the certificate has not begun: {is}"), "set the clock of this machine")
-        }
+        VerifyError::NotYet => check.fail(
+            "not_yet",
+            format!("the certificate is not valid yet: {is}"),
+            "correct the clock of this machine",
+        ),
         VerifyError::WrongName => check.fail(
             "name",
-            format!("the certificate is for other names: {is}"),
-            "use a certificate that names this host, or let the edge order one (tls = \"acme\")",
+            format!("the certificate is for another name: {is}"),
+            "use a certificate for this host, or let vestibule obtain one (tls = \"acme\")",
         ),
         VerifyError::Unknown => check.fail(
             "unknown",
-            format!("no CA that clients know has signed the certificate: {is}"),
-            "order from a public CA and not from its staging, or tell doctor of yours with --ca-file",
+            format!("the certificate is signed by an unknown authority: {is}"),
+            "use a public CA and not its staging environment; for a private CA, pass its root to doctor with --ca-file",
         ),
         VerifyError::Other(error) => {
-            check.fail("invalid", format!("clients refuse the certificate ({error}): {is}"), "replace it")
+            check.fail("invalid", format!("clients reject the certificate ({error}): {is}"), "replace the certificate")
         }
     }
 }
 
 fn trusted(check: &Check, shown: &PeerCertificate, reach: &ProbeTargets) -> Finding {
-    let Some(leaf) = Leaf::read(shown) else { return check.ok("the certificate is good") };
+    let Some(leaf) = Leaf::read(shown) else { return check.ok("the certificate is valid") };
     let now = reach.clock.now();
     let left = leaf.not_after.duration_since(now).unwrap_or_default();
     let life = leaf.not_after.duration_since(leaf.not_before).unwrap_or_default();
     let words = format!("certificate by {}, {} left", leaf.issuer, days(left));
     if left.as_secs_f64() < life.as_secs_f64() * ENDING {
-        return check.warn("ending", words, "see `vestibule status` for why it was not renewed");
+        return check.warn("ending", words, "`vestibule status` shows why it was not renewed");
     }
     check.ok(words)
 }
 
-/// What a person wants to know of a certificate.
+/// The fields of a certificate that findings show.
 struct Leaf {
     issuer: String,
     names: Vec<String>,
@@ -254,7 +256,7 @@ fn days(left: Duration) -> String {
     }
 }
 
-/// Port 80 of every site: it sends people to https, and is one of the two ways to a certificate.
+/// Port 80 of every site: it redirects to HTTPS, and the CA validates HTTP-01 there.
 pub async fn redirects(context: &ProbeContext<'_>) -> Vec<Finding> {
     let sites = context.plan.sites.iter().filter(|site| site.tls != SiteTls::Off && !site.host.is_wildcard());
     join_all(sites.map(|site| redirect(context, site))).await
@@ -269,35 +271,31 @@ async fn redirect(context: &ProbeContext<'_>, site: &Site) -> Finding {
     if let Err(reason) = context.preconditions.way(&origin(context.plan, host)) {
         return check.skip(reason);
     }
-    // The edge's own sockets may have stood in for a name that leads nowhere, which is said where names are.
+    // The probe may have used the listener of this machine for a name that does not resolve; dns.rs reports that.
     if (context.reach.resolve)(host.to_owned(), 80).await.is_err() {
         return check.skip("the name does not resolve (dns.missing)");
     }
     match ProbeRequest::get(format!("http://{host}/")).ask(&(context.reach.via)(None)).await {
         Err(error) => {
             let fact = format!("port 80 does not answer ({error})");
-            let fix = "forward port 80 to the edge: browsers try it first";
+            let fix = "forward port 80 to vestibule: browsers try it first";
             let only = site.tls == SiteTls::Acme && context.plan.acme.challenges == [Challenge::Http01];
             if only {
-                return check.fail(
-                    "closed",
-                    fact,
-                    "forward port 80 to the edge: the CA validates there, and nowhere else",
-                );
+                return check.fail("closed", fact, "forward port 80 to vestibule: the CA validates only there");
             }
             check.warn("closed", fact, fix)
         }
         Ok(response) if site.stream.is_some() && response.status == 404 => {
-            check.ok("port 80 answers the CA, and nobody else: what is served is not HTTP")
+            check.ok("port 80 answers only the CA: the site does not serve HTTP")
         }
         Ok(response) => {
             let to = response.field(header::LOCATION);
             let home = response.status.is_redirection() && authority(to) == authority(&origin(context.plan, host));
             if home {
-                return check.ok(format!("port 80 sends to {to}"));
+                return check.ok(format!("port 80 redirects to {to}"));
             }
-            let fact = format!("port 80 answers {} instead of sending to https", response.words());
-            check.warn("other", fact, "let the edge have port 80 as well")
+            let fact = format!("port 80 returns {} instead of redirecting to https", response.words());
+            check.warn("other", fact, "forward port 80 to vestibule too")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Call tokens by way of the homeserver (MSC4195): whether it hands them out, to other homeservers as well, and what runs
+//! Call tokens from the homeserver (MSC4195): whether it issues them, also to other homeservers, and which versions run
 //! behind it.
 
 use http::Method;
@@ -18,12 +18,12 @@ use crate::{
     conn::Fetch,
 };
 
-/// Where other homeservers ask for their users.
+/// The path at which other homeservers request tokens for their users.
 const FEDERATION: &str = "/_matrix/federation/v1/rtc/livekit/get_token";
 
 const LINES: &str = "set `experimental_features: {msc4502_enabled: true, msc4512_enabled: true}`, and name the registration of lk-jwt-service in `app_service_config_files` (vestibule init SERVER_NAME --add calls)";
 
-/// What may be seen without an account.
+/// Tests call tokens without an account.
 pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     let check = Check::new(Layer::Rtc, "rtc.tokens", &matrix.homeserver);
     let mut findings = vec![service_version(context, matrix).await];
@@ -43,28 +43,28 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
     match ask(&way, matrix).await {
         Ok(response) if response.status == 404 => findings.push(unserved(&check, context, version.as_deref())),
         Ok(response) if response.status.is_server_error() => {
-            let fact = format!("a request for a call token is answered with {}", response.words());
-            findings.push(check.fail("other", fact, "see Synapse's log"));
+            let fact = format!("a request for a call token returns {}", response.words());
+            findings.push(check.fail("other", fact, "read Synapse's log"));
         }
         Ok(_) => {
-            findings.push(check.ok("the homeserver hands out call tokens; to get one needs --token or --user"));
+            findings.push(check.ok("the homeserver issues call tokens; to request one, pass --token or --user"));
             findings.push(federation(context, matrix).await);
         }
-        Err(error) => findings.push(check.fail("silent", format!("no response ({error})"), "see Synapse's log")),
+        Err(error) => findings.push(check.fail("silent", format!("no response ({error})"), "read Synapse's log")),
     }
     findings
 }
 
-/// Asks for a token without an account, as Element Call does to see whether the endpoint is there.
+/// Requests a token without an account, as Element Call does to detect the endpoint.
 pub async fn ask(way: &Fetch, matrix: &Matrix) -> Result<ProbeResponse, String> {
     let request = |path: &str| ProbeRequest::post(format!("{}{path}", matrix.homeserver), &json!({}));
     let response = request(RTC_GET_TOKEN[0]).ask(way).await?;
     if response.status == 404 { request(RTC_GET_TOKEN[1]).ask(way).await } else { Ok(response) }
 }
 
-/// Why the endpoints are not there: which Synapse, which line, which registration.
+/// The reason why the endpoints are missing: the version of Synapse, a setting, or the registration.
 fn unserved(check: &Check, context: &ProbeContext<'_>, version: Option<&str>) -> Finding {
-    let fact = "the homeserver hands out no call tokens, so that newer clients use the deprecated way";
+    let fact = "the homeserver issues no call tokens, so newer clients use the deprecated endpoints";
     if let Some(version) =
         version.and_then(Version::parse).filter(|version| *version < versions::SYNAPSE.minimums[0].version)
     {
@@ -78,9 +78,8 @@ fn unserved(check: &Check, context: &ProbeContext<'_>, version: Option<&str>) ->
     let missing = context.wanted.homeserver.as_deref().map(files::missing_token_lines);
     match missing {
         Some(Ok(missing)) if missing.is_empty() => {
-            let fact = "homeserver.yaml has the lines for call tokens, and Synapse does not serve them: the registration is not loaded";
-            let fix =
-                "restart Synapse, and see that the registration has `io.element.msc4512.proxy_prefix: rtc/livekit`";
+            let fact = "homeserver.yaml has the settings for call tokens, but Synapse does not serve them: the registration is not loaded";
+            let fix = "restart Synapse, and make sure that the registration has `io.element.msc4512.proxy_prefix: rtc/livekit`";
             check.fail("registration", fact, fix)
         }
         Some(Ok(missing)) => {
@@ -90,7 +89,7 @@ fn unserved(check: &Check, context: &ProbeContext<'_>, version: Option<&str>) ->
     }
 }
 
-/// Users of other homeservers get their token through theirs.
+/// Tests whether other homeservers can request tokens for their users.
 async fn federation(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
     let base = format!("https://{}", matrix.federation);
     let check = Check::new(Layer::Rtc, "rtc.tokens_federation", &base);
@@ -98,20 +97,15 @@ async fn federation(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
         Ok(way) => way,
         Err(reason) => return check.skip(reason),
     };
-    let fix = "let the whole of /_matrix/federation/ of that address go to Synapse, and give its listener `federation`";
+    let fix = "proxy all of /_matrix/federation/ at that address to Synapse, and add `federation` to its listener";
     match ProbeRequest::post(format!("{base}{FEDERATION}"), &json!({})).ask(&way).await {
         Ok(response) if matches!(response.status.as_u16(), 400 | 401 | 403) => {
-            check.ok("other homeservers can ask for tokens for their users")
+            check.ok("other homeservers can request tokens for their users")
         }
-        Ok(_) if !federates(&way, &base).await => {
-            check.skip("nothing of federation is answered there (federation.listener)")
-        }
+        Ok(_) if !federates(&way, &base).await => check.skip("federation does not answer there (federation.listener)"),
         Ok(response) => {
-            let fact = format!(
-                "users of other homeservers get no call token: {} is answered with {}",
-                FEDERATION,
-                response.words()
-            );
+            let fact =
+                format!("users of other homeservers get no call token: {} returns {}", FEDERATION, response.words());
             check.fail("unserved", fact, fix)
         }
         Err(error) => {
@@ -121,13 +115,13 @@ async fn federation(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
     }
 }
 
-/// Whether an address answers other homeservers at all.
+/// Whether an address answers federation requests.
 async fn federates(way: &Fetch, base: &str) -> bool {
     let version = ProbeRequest::get(format!("{base}/_matrix/federation/v1/version")).ask(way).await;
     version.is_ok_and(|response| response.status == 200)
 }
 
-/// The version of Synapse by its own word, `None` of anything else.
+/// The version that Synapse reports, `None` for any other server.
 async fn homeserver_version(way: &Fetch, matrix: &Matrix) -> Option<String> {
     let response =
         ProbeRequest::get(format!("{}/_matrix/federation/v1/version", matrix.homeserver)).ask(way).await.ok()?;
@@ -141,7 +135,7 @@ fn release(matrix: &Matrix, version: Option<&str>) -> Finding {
         return check.skip("version unknown: it is not Synapse");
     };
     match versions::SYNAPSE.assess(version) {
-        // That tokens are not handed out says rtc.tokens, with the way out.
+        // If no tokens are issued, rtc.tokens reports it with the fix.
         Assessment::Below(_) | Assessment::Untested => {
             let fact = format!(
                 "Synapse {version} is older than {}, which this release was tested with",
@@ -153,11 +147,11 @@ fn release(matrix: &Matrix, version: Option<&str>) -> Finding {
     }
 }
 
-/// The version of lk-jwt-service. It tells none, so that its endpoints and the tag of its image have to.
+/// The version of lk-jwt-service. It reports none, so its endpoints and the tag of its image must do.
 async fn service_version(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding {
     let url = matrix.rtc_services().next().unwrap_or("[matrix]");
     let check = Check::new(Layer::Rtc, "rtc.jwt_version", url);
-    let unknown = "version unknown: neither its endpoints nor an image tag in --compose tell it";
+    let unknown = "version unknown: neither its endpoints nor an image tag in --compose show it";
     let Some(direct) = context.service(Kind::LkJwt, url) else { return check.skip(unknown) };
     if let Some(down) = direct.down {
         return check.skip(down);
@@ -172,7 +166,7 @@ async fn service_version(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding
     }
     if serves(Method::POST, RTC_GET_TOKEN[1]).await {
         let fact = format!(
-            "0.7 to 0.9, by its endpoints: it lacks the stable ones, and 0.7 has the hole {}",
+            "0.7 to 0.9, by its endpoints: it lacks the stable ones, and 0.7 has the vulnerability {}",
             versions::LK_JWT_ADVISORY
         );
         return check.warn("old", fact, update);
@@ -181,7 +175,7 @@ async fn service_version(context: &ProbeContext<'_>, matrix: &Matrix) -> Finding
         return check.skip("older than 0.4 (rtc.jwt.old)");
     }
     if !serves(Method::GET, "/delegate_delayed_leave").await {
-        let fact = format!("older than 0.6, by its endpoints: it has the hole {}", versions::LK_JWT_ADVISORY);
+        let fact = format!("older than 0.6, by its endpoints: it has the vulnerability {}", versions::LK_JWT_ADVISORY);
         return check.fail("old", fact, update);
     }
     match context.wanted.compose.as_deref().and_then(|path| files::image_version(path, "lk-jwt-service")) {

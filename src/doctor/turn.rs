@@ -1,4 +1,4 @@
-//! Media through 443 alone: the sites of kind `turn`, and what LiveKit tells clients of them.
+//! Media through port 443 only: the sites of kind `turn`, and what LiveKit tells clients about them.
 
 use std::time::Duration;
 
@@ -22,20 +22,20 @@ use crate::{
     message::BoxIo,
 };
 
-/// Bound on an exchange with a relay, and on the first message of a WebSocket.
+/// Time limit of an exchange with a relay, and of the first message of a WebSocket.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Bound on a dial to LiveKit itself, and on a first binding before an allocation.
+/// Time limit of a connection to LiveKit itself, and of a first binding before an allocation.
 const DIAL: Duration = Duration::from_secs(3);
 
-/// No first message of LiveKit is longer.
+/// The longest first message of LiveKit that is read.
 const MAX_JOIN: u64 = 1 << 20;
 
-/// What LiveKit has to be told so that a site of kind `turn` works.
+/// The LiveKit settings that a site of kind `turn` needs.
 const TURN_LINES: &str =
     "set turn: {enabled: true, domain: THE_NAME, tls_port: 5349, external_tls: true} in livekit.yaml";
 
-/// Every site of kind `turn`: TLS, and a STUN binding inside it.
+/// Tests every site of kind `turn`: TLS, and a STUN binding inside it.
 pub async fn probe(context: &ProbeContext<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (site, stream) in sites(context) {
@@ -44,15 +44,15 @@ pub async fn probe(context: &ProbeContext<'_>) -> Vec<Finding> {
             Ok(Ok(())) => check.ok("a relay answers inside TLS"),
             Ok(Err(Broken::Way(reason))) => check.skip(reason),
             Ok(Err(Broken::Relay(reason))) => silent(&check, stream, &reason).await,
-            Err(_) => silent(&check, stream, "it says nothing").await,
+            Err(_) => silent(&check, stream, "it sends no response").await,
         });
     }
     findings
 }
 
-/// Why there is no relay to talk to.
+/// Why the relay cannot be tested.
 enum Broken {
-    /// It is not worth trying.
+    /// It cannot be reached.
     Way(String),
     /// It does not answer.
     Relay(String),
@@ -75,7 +75,7 @@ async fn connect(context: &ProbeContext<'_>, site: &Site) -> Result<BoxIo, Broke
     (context.reach.connect_tls)(address, host.to_owned()).await.map_err(|error| Broken::Relay(error.to_string()))
 }
 
-/// The relay does not answer through the edge: is it there at all?
+/// The finding for a relay that does not answer through the proxy; tells one that is down.
 async fn silent(check: &Check, stream: &Stream, reason: &str) -> Finding {
     for server in &stream.upstream.servers {
         if let Ok(Err(error)) = timeout(DIAL, TcpStream::connect((&*server.host, server.port))).await
@@ -84,11 +84,11 @@ async fn silent(check: &Check, stream: &Stream, reason: &str) -> Finding {
             return check.fail("down", format!("nothing listens at {server}"), TURN_LINES);
         }
     }
-    let fact = format!("no relay answers inside TLS ({reason}): a client behind a strict firewall waits for media");
+    let fact = format!("no relay answers inside TLS ({reason}): clients behind a strict firewall get no media");
     check.fail("silent", fact, TURN_LINES)
 }
 
-/// Whether LiveKit leads the holder of a token to the site, and its relay gives that holder an address.
+/// Whether LiveKit tells a client with a token to use the site, and its relay allocates an address for that client.
 pub async fn allocation(context: &ProbeContext<'_>, sfu: &str, jwt: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut servers = None;
@@ -100,21 +100,24 @@ pub async fn allocation(context: &ProbeContext<'_>, sfu: &str, jwt: &str) -> Vec
                 Ok(way) => way,
                 Err(reason) => return vec![check.skip(reason)],
             };
-            match timeout(LIMIT, ice_servers(&way, sfu, jwt)).await.unwrap_or_else(|_| Err("it says nothing".into())) {
+            match timeout(LIMIT, ice_servers(&way, sfu, jwt))
+                .await
+                .unwrap_or_else(|_| Err("it sends no message".into()))
+            {
                 Ok(found) => servers = Some(found),
-                Err(reason) => return vec![check.skip(format!("LiveKit tells no relays ({reason})"))],
+                Err(reason) => return vec![check.skip(format!("LiveKit announces no relays ({reason})"))],
             }
         }
         let url = format!("turns:{host}:");
         let offered = servers.iter().flatten().find(|server| server.urls.iter().any(|found| found.starts_with(&url)));
         let Some(IceServer { credentials, .. }) = offered else {
-            let fact = format!("LiveKit does not tell clients of {host}");
+            let fact = format!("LiveKit does not announce {host} to clients");
             findings.push(check.fail("unknown", fact, format!("{TURN_LINES}, and restart LiveKit")));
             continue;
         };
         let allocate = async {
             let mut io = connect(context, site).await?;
-            // What is broken before any credentials count is named once, by the probe of the site.
+            // A fault that does not depend on credentials is reported once, by the probe of the site.
             match timeout(DIAL, stun::binding(&mut io)).await {
                 Ok(Ok(())) => {}
                 _ => return Err(Broken::Way("no relay answers (rtc.turn)".into())),
@@ -122,31 +125,35 @@ pub async fn allocation(context: &ProbeContext<'_>, sfu: &str, jwt: &str) -> Vec
             stun::allocate(&mut io, credentials).await.map_err(Broken::Relay)
         };
         findings.push(match timeout(LIMIT, allocate).await {
-            Ok(Ok(())) => check.ok("LiveKit leads clients here, and its relay gives them an address"),
+            Ok(Ok(())) => check.ok("LiveKit announces this relay, and it allocates addresses"),
             Ok(Err(Broken::Way(reason))) => check.skip(reason),
             Ok(Err(Broken::Relay(reason))) => {
-                let fact = format!("the relay gives no address to the holder of a token ({reason})");
-                check.fail("refused", fact, "let the site lead to the LiveKit that the token is for, and see its log")
+                let fact = format!("the relay allocates no address for a client with a token ({reason})");
+                check.fail(
+                    "refused",
+                    fact,
+                    "set the site's `upstream` to the LiveKit that the token is for, and read its log",
+                )
             }
-            Err(_) => check.fail("silent", "the relay does not answer an allocation", "see LiveKit's log"),
+            Err(_) => check.fail("silent", "the relay does not answer an allocation request", "read LiveKit's log"),
         });
     }
     findings
 }
 
-/// A relay as LiveKit tells it to a client.
+/// A relay that LiveKit announces to a client.
 struct IceServer {
     urls: Vec<String>,
     credentials: Credentials,
 }
 
-/// Joins as a client does, and reads the relays out of the first message.
+/// Joins as a client does, and reads the relays from the first message.
 async fn ice_servers(way: &Fetch, sfu: &str, jwt: &str) -> Result<Vec<IceServer>, String> {
     let url = format!("{}/rtc?access_token={jwt}&protocol=9&auto_subscribe=0", sfu.trim_end_matches('/'));
     let upgrade = ProbeRequest::websocket(url).upgrade(way).await?;
     let (mut near, far) = duplex(64 * 1024);
     tokio::select! {
-        () = upgrade.run(Box::new(far), Bytes::new()) => Err("it hangs up".to_owned()),
+        () = upgrade.run(Box::new(far), Bytes::new()) => Err("it closed the connection".to_owned()),
         message = first_message(&mut near) => {
             let message = message.map_err(|error| error.to_string())?;
             Ok(join_response(&message).into_iter().flat_map(|join| fields(join, ICE_SERVERS)).map(ice_server).collect())

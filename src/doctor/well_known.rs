@@ -1,4 +1,4 @@
-//! The documents under `/.well-known/matrix/`, as a browser of another origin gets them.
+//! The documents under `/.well-known/matrix/`, as a browser of another origin receives them.
 
 use futures_util::future::{join, join_all};
 use http::header;
@@ -12,20 +12,20 @@ use super::{
 };
 use crate::config::plan::Matrix;
 
-/// Redirects that are followed; Synapse and browsers give up later.
+/// The number of redirects that are followed; Synapse and browsers follow more.
 const HOPS: usize = 5;
 
 const FOCI: &str = "org.matrix.msc4143.rtc_foci";
 
-/// A place where documents are looked for.
+/// An origin at which clients look for documents.
 struct DocumentOrigin {
     origin: String,
     host: String,
-    /// It is the server name itself, where every client looks first.
+    /// Whether it is the server name itself, where every client looks first.
     first: bool,
 }
 
-/// The documents of every place, compared with each other and with the configuration.
+/// Compares the documents of all origins with each other and with the configuration.
 pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> {
     let places = places(context, matrix);
     let client = async {
@@ -43,7 +43,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
             if place.first {
                 findings.extend(foci(document.as_ref(), matrix, &place.host));
             }
-            // A document that is wrong by itself is no measure of another.
+            // A document with a fault is not compared with others.
             if let (None, Some(document), true) = (&reference, document, sound) {
                 reference = Some((document, &place.host));
             }
@@ -74,7 +74,7 @@ fn places(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<DocumentOrigin> {
     places
 }
 
-/// Gets a document, through redirects that a browser may follow too, with its preflight.
+/// Fetches a document through redirects that a browser would follow, with its preflight.
 async fn fetch(
     context: &ProbeContext<'_>,
     place: &DocumentOrigin,
@@ -91,7 +91,7 @@ async fn fetch(
     for _ in 0..HOPS {
         let way = context.way(&url).map_err(|reason| check.skip(reason))?;
         let response = ProbeRequest::get(&url).ask(&way).await.map_err(|error| {
-            check.fail("silent", format!("no response ({error})"), format!("serve {first} from the edge"))
+            check.fail("silent", format!("no response ({error})"), format!("serve {first} with vestibule"))
         })?;
         if response.cors() != Cors::Open {
             return Err(cors(&check, &response, &url, &first));
@@ -102,40 +102,44 @@ async fn fetch(
             return if passes {
                 Ok(response)
             } else {
-                let fact = "a preflight (OPTIONS) is not answered with 2xx and Access-Control-Allow-Origin";
-                Err(check.fail("preflight", fact, format!("let the edge answer {first}, or answer OPTIONS there")))
+                let fact = "a preflight (OPTIONS) does not return 2xx with Access-Control-Allow-Origin";
+                Err(check.fail("preflight", fact, format!("serve {first} with vestibule, or answer OPTIONS there")))
             };
         }
         url = absolute(&url, response.field(header::LOCATION));
     }
     Err(check.fail(
         "redirects",
-        format!("more than {HOPS} redirects follow each other"),
-        format!("serve {first} itself"),
+        format!("there are more than {HOPS} redirects in a row"),
+        format!("serve {first} without redirects"),
     ))
 }
 
 fn cors(check: &Check, response: &ProbeResponse, url: &str, first: &str) -> Finding {
     let fix = match response.cors() {
-        Cors::Several => "let only one of the servers on the way add Access-Control-Allow-Origin".to_owned(),
-        _ => format!("let the edge answer {first}, or add the header `Access-Control-Allow-Origin: *` there"),
+        Cors::Several => "make only one of the servers on the way add Access-Control-Allow-Origin".to_owned(),
+        _ => format!("serve {first} with vestibule, or add the header `Access-Control-Allow-Origin: *` there"),
     };
     let words = response.words();
     match response.cors() {
         Cors::Several => check.fail(
             "cors",
-            format!("the answer has two Access-Control-Allow-Origin: a browser refuses it ({words})"),
+            format!("the response has two Access-Control-Allow-Origin headers, which browsers reject ({words})"),
             fix,
         ),
         _ if response.status == 404 => check.fail(
             "missing",
             "it is not served (404 without CORS)",
-            format!("serve {first}, from the edge or with the text that `vestibule check` prints"),
+            format!("serve {first} with vestibule, or with the text that `vestibule check` prints"),
         ),
         _ if response.status.is_redirection() => {
-            check.fail("redirect", format!("{url} redirects without CORS, which a browser does not follow"), fix)
+            check.fail("redirect", format!("{url} redirects without CORS, which browsers do not follow"), fix)
         }
-        _ => check.fail("cors", format!("the answer has no Access-Control-Allow-Origin for browsers ({words})"), fix),
+        _ => check.fail(
+            "cors",
+            format!("the response has no Access-Control-Allow-Origin header, which browsers need ({words})"),
+            fix,
+        ),
     }
 }
 
@@ -146,16 +150,16 @@ fn absolute(url: &str, location: &str) -> String {
     }
 }
 
-/// The document of an answer, or what is wrong with it.
+/// The document of a response, or what is wrong with it.
 fn document(check: &Check, response: &ProbeResponse, missing: &str) -> Result<Value, Finding> {
-    let fix = "let the edge answer it, which writes the document from the configuration";
+    let fix = "let vestibule serve it, which generates the document from its configuration";
     if response.status == 404 {
         return Err(check.fail("missing", "it is not served (404)", missing));
     }
     if response.status != 200 {
         return Err(check.fail(
             "status",
-            format!("it is answered with {}: clients say that the server is misconfigured", response.words()),
+            format!("it returns {}: clients report a misconfigured server", response.words()),
             fix,
         ));
     }
@@ -168,10 +172,12 @@ fn document(check: &Check, response: &ProbeResponse, missing: &str) -> Result<Va
             let fix = format!("{fix}, or set Content-Type: application/json");
             Err(check.fail("type", format!("it is sent as {kind:?} and not as application/json"), fix))
         }
-        Ok(_) => Err(check.fail("json", "it is JSON, but no object", fix)),
-        Err(_) if response.words().ends_with("page") => {
-            Err(check.fail("html", "a web page is served in its place", "answer the path before the web site does"))
-        }
+        Ok(_) => Err(check.fail("json", "it is JSON, but not an object", fix)),
+        Err(_) if response.words().ends_with("page") => Err(check.fail(
+            "html",
+            "an HTML page is served in its place",
+            "route the path to the document before the website",
+        )),
         Err(error) => Err(check.fail("json", format!("it is not valid JSON ({error})"), fix)),
     }
 }
@@ -191,14 +197,14 @@ fn client(
     };
     let base = document["m.homeserver"]["base_url"].as_str().unwrap_or_default();
     let finding = if base.trim_end_matches('/') != matrix.homeserver.trim_end_matches('/') {
-        let fact = format!("it leads clients to {base:?}, and the homeserver is at {}", matrix.homeserver);
+        let fact = format!("it sends clients to {base:?}, but the homeserver is at {}", matrix.homeserver);
         check.fail("homeserver", fact, "set m.homeserver.base_url there, or matrix.homeserver here")
     } else if let Some((other, host)) = reference.filter(|(other, _)| *other != document) {
         let key = first_difference(other, &document);
-        let fix = "serve both from one source: the edge does on every site with `well_known`";
+        let fix = "serve both from one source, as vestibule does on every site with `well_known`";
         check.fail("differs", format!("it is not the same as on {host}: `{key}` differs"), fix)
     } else if document.get("org.matrix.msc3575.proxy").is_some() {
-        let fact = "it names a sliding-sync proxy, which nothing uses any more";
+        let fact = "it names a sliding-sync proxy, which no client uses any more";
         check.warn("dead", fact, "remove org.matrix.msc3575.proxy from it")
     } else {
         check.ok(format!("leads to {base}"))
@@ -211,7 +217,7 @@ fn first_difference(one: &Value, other: &Value) -> String {
     keys.into_iter().find(|key| one.get(key) != other.get(key)).cloned().unwrap_or_default()
 }
 
-/// What clients before August 2026, and all that still bundle them, learn of calls.
+/// The call services in the client document, which clients before August 2026 read.
 fn foci(document: Option<&Value>, matrix: &Matrix, host: &str) -> Option<Finding> {
     let check = Check::new(Layer::Rtc, "rtc.foci", host);
     let Some(document) = document else {
@@ -222,34 +228,33 @@ fn foci(document: Option<&Value>, matrix: &Matrix, host: &str) -> Option<Finding
         list.into_iter().flatten().filter_map(|focus| focus["livekit_service_url"].as_str()).collect();
     let ours = matrix.rtc_services().next();
     let Some(first) = urls.first() else {
-        let fix =
-            "give the edge a site of kind `lk-jwt`, or add the list that `vestibule check` prints to the document";
+        let fix = "add a site of kind `lk-jwt`, or add the list that `vestibule check` prints to the document";
         let fact = format!("the client document has no {FOCI}: Element says MISSING_MATRIX_RTC_FOCUS");
         return Some(check.fail("missing", fact, fix));
     };
     Some(match urls.iter().find(|url| url.ends_with('/') || !url.starts_with("https://")) {
         Some(url) if url.ends_with('/') => {
-            let fact = format!("{url} ends in a slash, and clients append /sfu/get to it");
-            check.fail("slash", fact, "take the slash off")
+            let fact = format!("{url} ends with a slash, to which clients append /sfu/get");
+            check.fail("slash", fact, "remove the slash")
         }
         Some(url) => {
-            check.fail("scheme", format!("{url} is not https, which a page on https may not call"), "write https://")
+            check.fail("scheme", format!("{url} is not https, and a page on https cannot call it"), "write https://")
         }
         None if ours.is_some() && !matrix.rtc_services().any(|ours| ours == *first) => {
-            let fact = format!("it leads to {first}, and the configuration to {}", ours.unwrap_or_default());
+            let fact = format!("it names {first}, but the configuration {}", ours.unwrap_or_default());
             check.fail("differs", fact, "serve the text that `vestibule check` prints, or set matrix.rtc_service")
         }
         None => check.ok(format!("leads to {first}")),
     })
 }
 
-/// The server document is judged by where it leads, with federation; here only its form.
+/// The form of the server and support documents; `federation.rs` tests where the former leads.
 async fn other(context: &ProbeContext<'_>, place: &DocumentOrigin, name: &'static str) -> Finding {
     let id = if name == "server" { "well-known.server" } else { "well-known.support" };
     let check = Check::new(Layer::WellKnown, id, &place.host);
     let response = match fetch(context, place, name).await {
         Ok(response) => response,
-        // Homeservers are no browsers: a missing document without CORS is only missing.
+        // Homeservers need no CORS: a document that returns 404 is only missing.
         Err(finding) if finding.id.ends_with(".missing") => return check.skip("it is not served"),
         Err(finding) => return finding,
     };

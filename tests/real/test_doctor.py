@@ -372,7 +372,7 @@ def test_row_18_what_is_wrong_between_the_homeserver_and_the_service(deploy, fau
     names(findings, *expected)
     other.stop()
     if fault == "other":
-        assert "Synapse asks another one" in fact(findings, expected[0])
+        assert "Synapse uses another lk-jwt-service" in fact(findings, expected[0])
     if fault == "url":
         said = fact(findings, expected[0])
         assert f'"{jwt.url}"' in said and f'"{jwt.url[:-1]}"' in said and "slash" in said

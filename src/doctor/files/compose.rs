@@ -1,4 +1,4 @@
-//! `compose.yaml`: images and the environment of lk-jwt-service.
+//! `compose.yaml`: the images, and the environment of lk-jwt-service.
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ use crate::{
     doctor::names::origin,
 };
 
-/// One service of the file, as far as it matters here.
+/// The parts of a service of the file that are checked.
 struct Service {
     line: usize,
     image: String,
     image_line: usize,
-    /// Name, value, line; of the map form and of the list form alike.
+    /// Name, value and line, from the map form or the list form.
     environment: Vec<(String, String, usize)>,
 }
 
@@ -43,7 +43,7 @@ impl Service {
         Some((&found.1, found.2))
     }
 
-    /// The version of the image; `None` where it floats or is a digest or a variable.
+    /// The version of the image; `None` for a floating tag, a digest or a variable.
     fn version(&self) -> Option<Version> {
         let (_, tag) = self.image.split_once('@').map_or(self.image.as_str(), |(name, _)| name).rsplit_once(':')?;
         Version::parse(tag)
@@ -55,13 +55,14 @@ impl Service {
     }
 }
 
-/// Judges the file.
+/// Checks the file.
 pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
     for service in &services(root) {
         let is_jwt = service.image.contains("lk-jwt-service");
         let is_livekit = service.image.contains("livekit-server");
         if (is_jwt || is_livekit) && service.floats() {
-            let fact = format!("{} changes under you: its settings have changed with every release", service.image);
+            let fact =
+                format!("{} has no fixed version, and its settings have changed with every release", service.image);
             let fix = format!("pin it: {}, {}", LK_JWT.image, LIVEKIT.image);
             file.warn(service.image_line, "floating", fact, fix);
         }
@@ -87,7 +88,7 @@ pub fn image_version(path: &Path, image: &str) -> Option<Version> {
     services(&parse(path).ok()?).iter().find(|service| service.image.contains(image))?.version()
 }
 
-/// What is known against the version of an image.
+/// Checks the version of an image for known faults.
 fn version(file: &mut FileUnderTest<'_>, service: &Service, component: &Component, what: &str) {
     let Some(version) = service.version() else { return };
     let (name, fix) = (component.name, format!("use {}", component.image));
@@ -110,32 +111,32 @@ fn version(file: &mut FileUnderTest<'_>, service: &Service, component: &Componen
 
 fn jwt(file: &mut FileUnderTest<'_>, service: &Service) {
     if let Some((_, line)) = service.variable("LK_JWT_PORT") {
-        let fix = "remove it, or write LIVEKIT_JWT_BIND=:8080";
-        file.warn(line, "jwt_port", "LK_JWT_PORT is read by nothing since 0.2", fix);
+        let fix = "remove it, or use LIVEKIT_JWT_BIND=:8080";
+        file.warn(line, "jwt_port", "lk-jwt-service ignores LK_JWT_PORT since 0.2", fix);
     }
     if let Some((_, line)) = service.variable("LIVEKIT_LOCAL_HOMESERVERS") {
-        let fact = "LIVEKIT_LOCAL_HOMESERVERS is read by nothing since 0.5";
-        file.warn(line, "local_homeservers", fact, "write LIVEKIT_FULL_ACCESS_HOMESERVERS in its place");
+        let fact = "lk-jwt-service ignores LIVEKIT_LOCAL_HOMESERVERS since 0.5";
+        file.warn(line, "local_homeservers", fact, "use LIVEKIT_FULL_ACCESS_HOMESERVERS instead");
     }
     if service.variable("LIVEKIT_FULL_ACCESS_HOMESERVERS").is_none()
         && service.version().is_none_or(|version| version >= Version(0, 5, 0))
     {
         let name = file.plan.matrix.as_ref().map_or("example.org", |matrix| matrix.server_name.as_str());
         let fix = format!("set LIVEKIT_FULL_ACCESS_HOMESERVERS: {name}");
-        let fact = "lk-jwt-service ends at once: LIVEKIT_FULL_ACCESS_HOMESERVERS is not set";
+        let fact = "lk-jwt-service exits at start: LIVEKIT_FULL_ACCESS_HOMESERVERS is not set";
         file.fail(service.line, "full_access", fact, fix);
     }
     if let Some((names, line)) = service.variable("LIVEKIT_FULL_ACCESS_HOMESERVERS")
         && (names.trim() == "*" || names.split([',', ' ']).filter(|name| !name.is_empty()).count() > 1)
     {
         let fact = format!(
-            "LIVEKIT_FULL_ACCESS_HOMESERVERS is {names:?}: more than one name is deprecated, and lets others open calls here"
+            "LIVEKIT_FULL_ACCESS_HOMESERVERS is {names:?}: more than one name is deprecated, and lets users of other servers start calls here"
         );
         let name = file.plan.matrix.as_ref().map_or("example.org", |matrix| matrix.server_name.as_str());
-        file.warn(line, "full_access_wide", fact, format!("set it to your server name alone: {name}"));
+        file.warn(line, "full_access_wide", fact, format!("set it to your server name only: {name}"));
     }
     if service.variable("LIVEKIT_AS_REGISTRATION_FILE").is_none() && service.variable("LIVEKIT_AS_TOKEN").is_none() {
-        let fact = "lk-jwt-service does not run as an application service of Synapse: every other way is deprecated";
+        let fact = "lk-jwt-service does not run as an application service of Synapse; any other setup is deprecated";
         let fix =
             "set LIVEKIT_AS_REGISTRATION_FILE and LIVEKIT_HS_SERVER_NAME (vestibule init SERVER_NAME --add calls)";
         file.warn(service.line, "application_service", fact, fix);
@@ -156,12 +157,12 @@ fn livekit_url(file: &mut FileUnderTest<'_>, service: &Service) {
         })
         .collect();
     if !url.starts_with("wss://") && !url.starts_with("https://") {
-        let fact = format!("LIVEKIT_URL is {url}, which a page on https may not open");
-        file.fail(line, "livekit_url", fact, "write the public address with wss://");
+        let fact = format!("LIVEKIT_URL is {url}, which a page on https cannot open");
+        file.fail(line, "livekit_url", fact, "use the public address with wss://");
     } else if url.ends_with('/') {
         let fact =
-            format!("LIVEKIT_URL is {url}, and the `url` of transports has no slash at its end: clients get no token");
-        file.fail(line, "livekit_url", fact, "take the slash off");
+            format!("LIVEKIT_URL is {url}, but the `url` of transports has no trailing slash: clients get no token");
+        file.fail(line, "livekit_url", fact, "remove the slash");
     } else if let Some(first) = served.first()
         && !served.iter().any(|own| {
             own.split_once("://").map(|(_, rest)| rest)
@@ -169,7 +170,7 @@ fn livekit_url(file: &mut FileUnderTest<'_>, service: &Service) {
         })
     {
         let fact =
-            format!("LIVEKIT_URL is {url}, and the edge serves LiveKit at {}", first.replacen("https", "wss", 1));
-        file.fail(line, "livekit_url", fact, "let both be the same address");
+            format!("LIVEKIT_URL is {url}, but vestibule serves LiveKit at {}", first.replacen("https", "wss", 1));
+        file.fail(line, "livekit_url", fact, "set both to the same address");
     }
 }

@@ -1,10 +1,10 @@
-//! `homeserver.yaml`: what Element Call needs of Synapse.
+//! `homeserver.yaml`: the settings of Synapse that Element Call needs.
 
 use std::path::Path;
 
 use super::{FileUnderTest, parse, yaml::Node};
 
-/// Judges the file.
+/// Checks the file.
 pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
     server_name(file, root);
     listeners(file, root);
@@ -17,7 +17,7 @@ pub fn assess(file: &mut FileUnderTest<'_>, root: &Node) {
     let missing: Vec<&str> =
         ["rc_message", "rc_delayed_event_mgmt"].into_iter().filter(|key| root.at(&[key]).is_none()).collect();
     if !missing.is_empty() {
-        let fact = format!("{} as Synapse has it by itself is too low for calls", missing.join(" and "));
+        let fact = format!("the default of {} is too low for calls", missing.join(" and "));
         let fix = "set `rc_message: {per_second: 0.5, burst_count: 30}` and `rc_delayed_event_mgmt: {per_second: 1, burst_count: 20}`";
         file.warn(1, "limits", fact, fix);
     }
@@ -27,14 +27,22 @@ fn server_name(file: &mut FileUnderTest<'_>, root: &Node) {
     let Some(matrix) = &file.plan.matrix else { return };
     let wrong = root.at(&["server_name"]).filter(|name| name.text() != Some(&matrix.server_name));
     if let Some(name) = wrong {
-        let fact =
-            format!("server_name is {:?}, and matrix.server_name {:?}", name.text().unwrap_or("?"), matrix.server_name);
+        let fact = format!(
+            "server_name is {:?}, but matrix.server_name is {:?}",
+            name.text().unwrap_or("?"),
+            matrix.server_name
+        );
         let line = name.line;
-        file.fail(line, "server_name", fact, "set matrix.server_name in vestibule.toml: Synapse's cannot be changed");
+        file.fail(
+            line,
+            "server_name",
+            fact,
+            "correct matrix.server_name in vestibule.toml: Synapse's cannot be changed",
+        );
     }
 }
 
-/// The listeners that clients could come by.
+/// Checks the listeners for clients.
 fn listeners(file: &mut FileUnderTest<'_>, root: &Node) {
     let listeners = root.at(&["listeners"]).map(Node::list).unwrap_or_default();
     let names = |listener: &Node| -> Vec<String> {
@@ -49,7 +57,7 @@ fn listeners(file: &mut FileUnderTest<'_>, root: &Node) {
         .collect();
     for (line, forwarded, _) in &public {
         if !forwarded {
-            let fact = "Synapse takes every client for the edge, and limits and bans them together";
+            let fact = "Synapse sees every client as vestibule, and rate-limits and bans them together";
             file.fail(*line, "x_forwarded", fact, "set `x_forwarded: true` on this listener");
         }
     }
@@ -71,8 +79,8 @@ fn features(file: &mut FileUnderTest<'_>, root: &Node) {
         .map(|(key, value)| (key.to_owned(), value.line))
         .collect();
     for (key, line) in obsolete {
-        let instead = if key == "msc4140_enabled" { ": max_event_delay_duration is the switch" } else { "" };
-        file.warn(line, "obsolete", format!("{key} does nothing{instead}"), "remove the line");
+        let instead = if key == "msc4140_enabled" { ": max_event_delay_duration turns delayed events on" } else { "" };
+        file.warn(line, "obsolete", format!("{key} has no effect{instead}"), "remove the line");
     }
     if !flag(root, "msc4222_enabled") {
         let fact = "state_after in /sync is off: clients may see call members late";
@@ -84,7 +92,7 @@ fn flag(root: &Node, name: &str) -> bool {
     root.at(&["experimental_features", name]).is_some_and(Node::is_true)
 }
 
-/// Where calls go, by the homeserver's own word. What it does not say, the edge does, unless it is told not to.
+/// Checks the transports of the homeserver. If it has none, the proxy adds them, unless the configuration says not to.
 fn transports(file: &mut FileUnderTest<'_>, root: &Node) {
     let Some(matrix) = &file.plan.matrix else { return };
     let fills = file.plan.sites.iter().flat_map(|site| &site.routes).any(|route| route.rtc_transports.is_some());
@@ -102,18 +110,23 @@ fn transports(file: &mut FileUnderTest<'_>, root: &Node) {
             let matrix = file.plan.matrix.as_ref();
             let ours = matrix.and_then(|matrix| matrix.rtc_services().next()).filter(|ours| ours != url);
             if let Some(ours) = ours {
-                let fact = format!("it leads to {url}, and the edge to {ours}");
-                file.fail(line, "transports_differ", fact, "let both name the same address");
+                let fact = format!("it names {url}, but vestibule's configuration {ours}");
+                file.fail(line, "transports_differ", fact, "set both to the same address");
             }
         }
         _ if fills => {
-            file.warn(line, "transports", "Synapse does not say where calls go; the edge answers in its place", fix);
+            file.warn(line, "transports", "Synapse has no transports for calls; vestibule answers in its place", fix);
         }
-        _ => file.fail(line, "transports", "Synapse does not say where calls go, and the edge is told not to", fix),
+        _ => file.fail(
+            line,
+            "transports",
+            "Synapse has no transports for calls, and vestibule does not add them (matrix.rtc_transports)",
+            fix,
+        ),
     }
 }
 
-/// The lines without which Synapse hands out no call tokens, as far as they are missing.
+/// The missing settings without which Synapse issues no call tokens.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -135,7 +148,7 @@ fn token_lines(root: &Node) -> Vec<&'static str> {
     missing
 }
 
-/// The SFUs of the transports: each is a promise of tokens by the homeserver, and compared to the letter.
+/// Checks the SFUs of the transports: each needs tokens from the homeserver, and clients compare the text exactly.
 fn sfus(file: &mut FileUnderTest<'_>, root: &Node, line: usize, list: &[Node]) {
     let missing = token_lines(root).join(" and ");
     let url = list.iter().find_map(|entry| entry.at(&["url"])?.text().map(|url| (url.to_owned(), entry.line)));
@@ -143,25 +156,26 @@ fn sfus(file: &mut FileUnderTest<'_>, root: &Node, line: usize, list: &[Node]) {
     match (url, missing.is_empty(), ours) {
         (Some((url, line)), false, _) => {
             let fact = format!(
-                "transports name {url}, which promises call tokens, and {missing} is missing: newer clients cannot call"
+                "transports name {url}, which needs call tokens, but {missing} is missing: newer clients cannot call"
             );
-            file.fail(line, "promise", fact, format!("add {missing}, or take `url` out"));
+            file.fail(line, "promise", fact, format!("add {missing}, or remove `url`"));
         }
         (Some((url, line)), true, Some(ours)) if url != ours => {
-            let fact =
-                format!("transports name {url}, and the edge serves LiveKit at {ours}: clients compare to the letter");
-            file.fail(line, "sfu_differs", fact, format!("write `url: {ours}`"));
+            let fact = format!(
+                "transports name {url}, but vestibule serves LiveKit at {ours}: clients compare the exact text"
+            );
+            file.fail(line, "sfu_differs", fact, format!("set `url: {ours}`"));
         }
         (None, false, _) => {
             let fact = format!(
-                "Synapse hands out no call tokens, since {missing} is missing: newer clients use the deprecated way"
+                "Synapse issues no call tokens, because {missing} is missing: newer clients use the deprecated endpoints"
             );
             let fix = "set `experimental_features: {msc4502_enabled: true, msc4512_enabled: true}` and `app_service_config_files` (vestibule init SERVER_NAME --add calls)";
             file.warn(line, "tokens", fact, fix);
         }
         (None, true, ours) if !list.is_empty() => {
             let fact =
-                "Synapse hands out call tokens, and transports name no SFU: newer clients use the deprecated way";
+                "Synapse issues call tokens, but transports name no SFU: newer clients use the deprecated endpoints";
             file.warn(line, "no_url", fact, format!("add `url: {}`", ours.as_deref().unwrap_or("wss://…")));
         }
         _ => {}

@@ -1,4 +1,4 @@
-//! The files of the services behind the edge: settings that are obsolete or missing.
+//! The files of the services behind the proxy: obsolete and missing settings.
 
 mod compose;
 mod homeserver;
@@ -52,7 +52,7 @@ impl FileUnderTest<'_> {
 /// The checks of one kind of file.
 type FileCheck = fn(&mut FileUnderTest<'_>, &Node);
 
-/// A kind of file: the option that names it, what it is, and the keys of which it has at least one.
+/// A kind of file: its id, its name, and the keys of which it has at least one.
 struct FileKind {
     id: &'static str,
     what: &'static str,
@@ -90,7 +90,7 @@ const HOMESERVER: FileKind = FileKind {
 const COMPOSE: FileKind =
     FileKind { id: "files.compose", what: "a compose file", keys: &["services"], assess: compose::assess };
 
-/// Checks the files that were named.
+/// Checks the files that the options name.
 pub fn read(plan: &Plan, wanted: &ProbeOptions) -> Vec<Finding> {
     let files: [(&Option<PathBuf>, FileKind); 3] =
         [(&wanted.livekit, LIVEKIT), (&wanted.homeserver, HOMESERVER), (&wanted.compose, COMPOSE)];
@@ -105,13 +105,13 @@ fn one(plan: &Plan, path: &Path, kind: &FileKind) -> Vec<Finding> {
     let root = match parse(path) {
         Ok(root) => root,
         Err(error) => {
-            return vec![check.fail("unreadable", error, "name the file that the service reads, and correct it")];
+            return vec![check.fail("unreadable", error, "pass the file that the service reads, and correct it")];
         }
     };
     if !root.members().any(|(key, _)| kind.keys.contains(&key)) {
         let option = kind.id.trim_start_matches("files.");
         let fact = format!("this is not {}: it has none of the keys {}", kind.what, kind.keys.join(", "));
-        return vec![check.fail("kind", fact, format!("name {} with --{option}", kind.what))];
+        return vec![check.fail("kind", fact, format!("pass {} with --{option}", kind.what))];
     }
     let mut file = FileUnderTest { plan, id: kind.id, path: name, found: Vec::new() };
     (kind.assess)(&mut file, &root);

@@ -1,4 +1,4 @@
-//! compose.yaml, homeserver.yaml and livekit.yaml side by side: what has to be the same in them.
+//! Settings that must agree between compose.yaml, homeserver.yaml and livekit.yaml.
 
 use std::{fs, path::Path};
 
@@ -8,7 +8,7 @@ use crate::doctor::{
     finding::{Check, Finding, Layer},
 };
 
-/// What the files say of each other, as far as they were named and can be read.
+/// Compares the files that the options name and that can be read.
 pub fn assess(wanted: &ProbeOptions) -> Vec<Finding> {
     let read = |path: &Option<std::path::PathBuf>| path.as_deref().and_then(|path| parse(path).ok());
     let Some(compose) = read(&wanted.compose) else { return Vec::new() };
@@ -46,17 +46,17 @@ fn same_secret(service: Option<&Pair>, keys: &[Pair]) -> Option<Finding> {
     Some(match keys.iter().find(|key| key.name == service.name) {
         None => {
             let fact = format!("lk-jwt-service signs with the key {:?}, which LiveKit does not have", service.name);
-            check.fail("key", fact, "let LIVEKIT_KEY and a key of LiveKit have the same name")
+            check.fail("key", fact, "set LIVEKIT_KEY to the name of a key of LiveKit")
         }
         Some(key) if key.secret != service.secret => {
             let fact = format!("lk-jwt-service and LiveKit have different secrets for the key {:?}", service.name);
-            check.fail("differs", fact, "let LIVEKIT_SECRET and the secret of LiveKit's key be the same")
+            check.fail("differs", fact, "set LIVEKIT_SECRET to the secret of LiveKit's key")
         }
         Some(_) => check.ok("lk-jwt-service and LiveKit have the same key and secret"),
     })
 }
 
-/// The address of the SFU, which is compared to the letter.
+/// Compares the URL of the SFU, which must be exactly the same.
 fn same_url(compose: &Node, homeserver: &Node, env: &[(String, String)]) -> Option<Finding> {
     let check = check("files.url");
     let theirs = variable(compose, "lk-jwt-service", "LIVEKIT_URL", env)?;
@@ -66,19 +66,16 @@ fn same_url(compose: &Node, homeserver: &Node, env: &[(String, String)]) -> Opti
     Some(if urls.iter().any(|url| *url == theirs) {
         check.ok(format!("Synapse and lk-jwt-service name the same SFU, {theirs}"))
     } else {
-        let slash = if first.trim_end_matches('/') == theirs.trim_end_matches('/') {
-            ", only by a slash at the end"
-        } else {
-            ""
-        };
+        let slash =
+            if first.trim_end_matches('/') == theirs.trim_end_matches('/') { " only in a trailing slash" } else { "" };
         let fact = format!(
-            "`url` in matrix_rtc.transports is {first:?}, and LIVEKIT_URL {theirs:?}: they differ{slash}, and clients get 400 M_INVALID_PARAM"
+            "`url` in matrix_rtc.transports is {first:?}, but LIVEKIT_URL is {theirs:?}: they differ{slash}, and clients get 400 M_INVALID_PARAM"
         );
-        check.fail("differs", fact, "write both alike, to the letter")
+        check.fail("differs", fact, "set both to exactly the same text")
     })
 }
 
-/// The key by which LiveKit signs what it tells the service.
+/// Compares the key with which LiveKit signs its webhook.
 fn same_webhook_key(service: Option<&Pair>, livekit: &Node) -> Option<Finding> {
     let check = check("files.webhook");
     let (service, key) = (service?, livekit.at(&["webhook", "api_key"])?.text()?);
@@ -86,14 +83,14 @@ fn same_webhook_key(service: Option<&Pair>, livekit: &Node) -> Option<Finding> {
         check.ok("LiveKit's webhook is signed with the key of lk-jwt-service")
     } else {
         let fact = format!(
-            "LiveKit signs its webhook with {key:?}, and lk-jwt-service knows {:?}: it never learns who has left",
+            "LiveKit signs its webhook with {key:?}, but lk-jwt-service has {:?}: it is never told who has left",
             service.name
         );
         check.fail("differs", fact, "set webhook.api_key in livekit.yaml to LIVEKIT_KEY")
     })
 }
 
-/// The keys of LiveKit, of its environment or of its file.
+/// The keys of LiveKit, from its environment and its file.
 fn livekit_keys(compose: &Node, livekit: Option<&Node>, env: &[(String, String)]) -> Vec<Pair> {
     let pair = |text: &str| {
         let (name, secret) = text.split_once(':')?;
@@ -121,7 +118,7 @@ fn variable(compose: &Node, image: &str, name: &str, env: &[(String, String)]) -
     Some(expand(value, env))
 }
 
-/// `${NAME}` and what may stand behind the name, from `.env`; a name that is not there stays as it is written.
+/// Expands `${NAME}` and its forms with a default from `.env`; an unknown name stays.
 fn expand(text: &str, env: &[(String, String)]) -> String {
     let mut expanded = String::new();
     let mut rest = text;

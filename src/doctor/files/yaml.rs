@@ -1,4 +1,4 @@
-//! A YAML document as a tree in which every value knows its line.
+//! A YAML document as a tree of values with their lines.
 
 use saphyr::{LoadableYamlNode as _, MarkedYaml, Scalar, YamlData};
 
@@ -29,7 +29,7 @@ impl Node {
         Ok(documents.first().map_or(Self { line: 1, value: Value::Null }, node))
     }
 
-    /// A value below, by its keys; what an anchor brings in with `<<` counts as written here.
+    /// A nested value by its keys; keys that are merged with `<<` are included.
     pub fn at(&self, path: &[&str]) -> Option<&Self> {
         path.iter().try_fold(self, |node, key| node.get(key)).filter(|node| node.value != Value::Null)
     }
@@ -46,7 +46,7 @@ impl Node {
         })
     }
 
-    /// A scalar as it is written.
+    /// The text of a scalar.
     pub fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Scalar(text) => Some(text),
@@ -59,7 +59,7 @@ impl Node {
         self.text() == Some("true")
     }
 
-    /// The values of a list; none if it is none.
+    /// The values of a list; empty for any other value.
     pub fn list(&self) -> &[Self] {
         match &self.value {
             Value::List(list) => list,
@@ -67,7 +67,7 @@ impl Node {
         }
     }
 
-    /// The members of a map; none if it is none.
+    /// The members of a map; empty for any other value.
     pub fn members(&self) -> impl Iterator<Item = (&str, &Self)> {
         let members = match &self.value {
             Value::Map(members) => members.as_slice(),
@@ -91,7 +91,7 @@ fn node(yaml: &MarkedYaml<'_>) -> Node {
     Node { line, value }
 }
 
-/// The line of a member is that of its key: that is what a person looks for.
+/// A member of a map, with the line of its key.
 fn member(key: &MarkedYaml<'_>, value: &MarkedYaml<'_>) -> (String, Node) {
     let name = match &key.data {
         YamlData::Value(scalar) => written(scalar),
