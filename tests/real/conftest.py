@@ -288,8 +288,15 @@ NOT_YET_GREEN = {
 }
 
 
+# What a test asks for that needs a Docker engine: fixtures, and parameters.
+CONTAINERS = {"engine", "stack", "containers"}
+
+
 def pytest_collection_modifyitems(items):
+    """Two groups of tests that run side by side: those with containers, whose images take minutes to build, and the others."""
     for item in items:
+        chosen = CONTAINERS & set(map(str, item.callspec.params.values())) if hasattr(item, "callspec") else set()
+        item.add_marker(pytest.mark.xdist_group("containers" if chosen or CONTAINERS & set(item.fixturenames) else "processes"))
         test = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
         for name, reason in NOT_YET_GREEN.items():
             if test.startswith(name):

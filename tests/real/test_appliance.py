@@ -180,6 +180,22 @@ def test_a_service_that_is_killed_comes_back(appliance, alice, service):
     wait_for("the homeserver", whole, 60)
 
 
+def test_the_edge_restarts_alone(appliance, alice):
+    """What a change of a key needs that a reload cannot apply: everything behind the edge stays up."""
+    def processes():
+        return {name: appliance.exec("s6-svstat", "-o", "pid", f"/run/service/{name}").stdout for name in SERVICES}
+
+    before = processes()
+    began = time.monotonic()
+    # TERM, the end, the start, and that it answers.
+    restarted = appliance.exec("s6-svc", "-wr", "-T", "10000", "-r", "/run/service/vestibule")
+    assert restarted.returncode == 0, restarted.stderr
+    assert time.monotonic() - began < 6
+    after = processes()
+    assert after.pop("vestibule") != before.pop("vestibule") and after == before
+    assert intact(appliance, alice)
+
+
 def test_a_stop_is_in_order_and_keeps_everything(appliance, alice):
     keys, config = key(appliance), appliance.exec("cat", "/data/config/.env").stdout
     began = time.monotonic()
