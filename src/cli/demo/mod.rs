@@ -4,8 +4,7 @@ mod checks;
 mod standins;
 
 use std::{
-    fs::Permissions, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, process::ExitCode, sync::Arc,
-    time::Duration,
+    fs::Permissions, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, process::ExitCode, time::Duration,
 };
 
 use anyhow::Context as _;
@@ -13,7 +12,7 @@ use tokio::signal::{
     ctrl_c,
     unix::{SignalKind, signal},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::standins::StandIn;
 use super::{FAILED, Failure, Outcome, print};
@@ -21,12 +20,7 @@ use crate::{
     app::{Edge, ListenerKind, Start},
     cert,
     clock::Clock,
-    config::{
-        self,
-        plan::{Limits, Timeouts},
-    },
-    drain::{Drain, Phase},
-    serve,
+    config,
     telemetry::Metrics,
 };
 
@@ -42,12 +36,11 @@ async fn demo(check: bool) -> Result<bool, Failure> {
     let folder =
         tempfile::Builder::new().prefix("vestibule-demo-").permissions(Permissions::from_mode(0o700)).tempdir()?;
     let storage = folder.path().to_owned();
-    let (stop, tasks) = (Drain::new(1), TaskTracker::new());
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let clock = Clock::system();
-    let settings = Arc::new(stand_in_settings(&clock));
     let mut services = Vec::new();
     for what in [StandIn::Synapse, StandIn::LkJwt, StandIn::Livekit] {
-        services.push(standins::start(what, settings.clone(), stop.clone(), &tasks).await?);
+        services.push(standins::start(what, stop.clone(), &tasks).await?);
     }
     let (http, https) = (free_port()?, free_port()?);
     let text = configuration(&storage, http, https, &services);
@@ -73,7 +66,7 @@ async fn demo(check: bool) -> Result<bool, Failure> {
     }
     edge.drain().await;
     edge.close().await;
-    stop.enter(Phase::Closing);
+    stop.cancel();
     tasks.close();
     // The stand-ins have nothing to lose.
     let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
@@ -132,25 +125,4 @@ redirect = "https://www.example.localhost"
 /// A port that is free now. Derived URLs name it, so it must be known before the edge listens.
 fn free_port() -> std::io::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-fn stand_in_settings(clock: &Clock) -> serve::Settings {
-    let limits = Limits {
-        header_bytes: 64 * 1024,
-        header_count: 256,
-        request_target: 65_534,
-        connections: None,
-        connections_per_ip: None,
-        streams_per_connection: 1,
-    };
-    let minute = Some(Duration::from_secs(60));
-    let timeouts = Timeouts {
-        handshake: None,
-        header: minute,
-        keep_alive: Some(Duration::from_secs(300)),
-        body_stall: minute,
-        tunnel_idle: None,
-        drain: Duration::from_secs(1),
-    };
-    serve::Settings::new(&limits, &timeouts, clock.clone())
 }

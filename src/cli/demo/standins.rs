@@ -1,25 +1,24 @@
 //! The services behind the edge of `vestibule demo`: enough of Synapse, lk-jwt-service and LiveKit to see a request
-//! arrive. They are ordinary HTTP/1.1 servers on loopback, made of the same parts as the edge.
+//! arrive. They are hyper servers on loopback, so that they share no fault with the edge.
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpListener,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    config::plan::RTC_GET_TOKEN,
-    conn::{ConnInfo, Interim},
-    drain::{Drain, Phase},
-    error::ProxyError,
-    message::{Body, BoxIo, Request, Response, UpgradeHandler, Value},
-    serve,
-};
+use crate::config::plan::RTC_GET_TOKEN;
+
+type Request = http::Request<Incoming>;
+type Response = http::Response<Full<Bytes>>;
 
 /// Which service a stand-in stands in for.
 #[derive(Debug, Clone, Copy)]
@@ -32,45 +31,36 @@ pub enum StandIn {
     Livekit,
 }
 
-/// Starts one on a free port of loopback.
+/// Starts one on a free port of loopback; it runs until `stop`.
 ///
 /// # Errors
 /// No port is free.
-pub async fn start(
-    what: StandIn,
-    settings: Arc<serve::Settings>,
-    stop: Drain,
-    tasks: &TaskTracker,
-) -> std::io::Result<SocketAddr> {
+pub async fn start(what: StandIn, stop: CancellationToken, tasks: &TaskTracker) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let local = listener.local_addr()?;
     let connections = tasks.clone();
     tasks.spawn(async move {
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = stop.reached(Phase::Closing) => break,
-            };
-            let Ok((io, peer)) = accepted else { break };
-            let conn = Arc::new(ConnInfo { peer, client: peer, tls: None });
-            let serving = serve::serve_connection(io, conn, what, settings.clone(), stop.clone(), connections.clone());
-            connections.spawn(serving);
+        while let Some(Ok((io, _))) = stop.run_until_cancelled(listener.accept()).await {
+            let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(what.respond(request))));
+            let serving = http1::Builder::new().serve_connection(TokioIo::new(io), service).with_upgrades();
+            let stop = stop.clone();
+            // The edge closes its connections whenever it likes.
+            connections.spawn(async move { stop.run_until_cancelled(serving).await });
         }
     });
     Ok(local)
 }
 
-impl serve::Handler for StandIn {
-    fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: Option<Interim>) -> impl Future<Output = Response> + Send {
-        let path = request.uri.path();
-        let answer = match (self, path) {
+impl StandIn {
+    fn respond(self, request: Request) -> Response {
+        match (self, request.uri().path()) {
             (Self::Synapse, "/health") => text(StatusCode::OK, "OK"),
             (Self::Synapse, "/_matrix/client/versions") => versions(),
             (Self::Synapse, "/_matrix/client/v3/login") => {
                 json(StatusCode::OK, &json!({ "flows": [{ "type": "m.login.password" }] }))
             }
-            (Self::Synapse, path) if RTC_GET_TOKEN.contains(&path) && request.method == Method::POST => {
-                if request.fields.contains(header::AUTHORIZATION) {
+            (Self::Synapse, path) if RTC_GET_TOKEN.contains(&path) && request.method() == Method::POST => {
+                if request.headers().contains_key(header::AUTHORIZATION) {
                     json(StatusCode::OK, &json!({ "jwt": "a.token.of-the-demo" }))
                 } else {
                     json(
@@ -85,20 +75,15 @@ impl serve::Handler for StandIn {
             (Self::Synapse, _) => {
                 json(StatusCode::NOT_FOUND, &json!({ "errcode": "M_UNRECOGNIZED", "error": "Unrecognized request" }))
             }
-            (Self::LkJwt, "/healthz") => Response::new(Body::empty()),
-            (Self::LkJwt, "/sfu/get" | "/get_token") if request.method == Method::POST => {
+            (Self::LkJwt, "/healthz") => Response::default(),
+            (Self::LkJwt, "/sfu/get" | "/get_token") if request.method() == Method::POST => {
                 json(StatusCode::OK, &json!({ "url": "wss://matrixrtc.localhost", "jwt": "a.token.of-the-demo" }))
             }
             (Self::LkJwt, "/sfu/get" | "/get_token") => text(StatusCode::METHOD_NOT_ALLOWED, ""),
             (Self::Livekit, "/") => text(StatusCode::OK, "OK"),
-            (Self::Livekit, "/rtc" | "/rtc/v1") => echo(&request),
+            (Self::Livekit, "/rtc" | "/rtc/v1") => echo(request),
             (Self::LkJwt | Self::Livekit, _) => text(StatusCode::NOT_FOUND, "404 page not found\n"),
-        };
-        std::future::ready(answer)
-    }
-
-    fn refuse(&self, error: ProxyError, _: Option<&str>, _: &Arc<ConnInfo>) -> Response {
-        text(error.kind.status(), "")
+        }
     }
 }
 
@@ -107,7 +92,7 @@ fn versions() -> Response {
         json!({ "org.matrix.msc4140": true, "org.matrix.msc4143": true, "org.matrix.simplified_msc3575": true });
     let mut answer =
         json(StatusCode::OK, &json!({ "versions": ["v1.11", "v1.12", "v1.13"], "unstable_features": features }));
-    answer.fields.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, Value::from_static("*"));
+    answer.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     answer
 }
 
@@ -120,35 +105,36 @@ fn text(status: StatusCode, text: &'static str) -> Response {
 }
 
 fn with(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response {
-    let mut response = Response::new(Body::full(body));
-    response.status = status;
-    response.fields.insert(header::CONTENT_TYPE, Value::from_static(kind));
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
 /// As LiveKit has it: 401 to a handshake without a token, an open socket with one.
-fn echo(request: &Request) -> Response {
-    let Some(key) = request.fields.get(header::SEC_WEBSOCKET_KEY) else { return text(StatusCode::NOT_FOUND, "") };
+fn echo(request: Request) -> Response {
+    let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else { return text(StatusCode::NOT_FOUND, "") };
     let accept = accept_key(key);
-    if !request.uri.query().is_some_and(|query| query.contains("access_token=")) {
+    if !request.uri().query().is_some_and(|query| query.contains("access_token=")) {
         return text(StatusCode::UNAUTHORIZED, "no permissions to access the room");
     }
-    let mut response = Response::of(StatusCode::SWITCHING_PROTOCOLS);
-    let fields = &mut response.fields;
-    fields.insert(header::CONNECTION, Value::from_static("upgrade"));
-    fields.insert(header::UPGRADE, Value::from_static("websocket"));
-    fields.insert(header::SEC_WEBSOCKET_ACCEPT, (&accept).into());
-    response.takeover = Some(UpgradeHandler::new(|io, early| {
-        Box::pin(async move {
-            // The client may be gone at any point; there is nobody to tell.
-            let _ = echo_frames(io, early).await;
-        })
-    }));
+    // Ends with the connection, which the stand-ins' own tasks hold.
+    tokio::spawn(async move {
+        let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
+        // The client may be gone at any point; there is nobody to tell.
+        let _ = echo_frames(TokioIo::new(upgraded)).await;
+    });
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let fields = response.headers_mut();
+    fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    fields.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     response
 }
 
 /// RFC 6455 section 4.2.2.
-pub fn accept_key(key: Value<'_>) -> HeaderValue {
+fn accept_key(key: &HeaderValue) -> HeaderValue {
     use base64::Engine as _;
     let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(key.as_bytes());
@@ -158,8 +144,8 @@ pub fn accept_key(key: Value<'_>) -> HeaderValue {
 }
 
 /// Sends every frame back unmasked (RFC 6455 section 5.2), a Close included, after which it ends.
-async fn echo_frames(mut io: BoxIo, early: Bytes) -> std::io::Result<()> {
-    let mut buf = BytesMut::from(&early[..]);
+async fn echo_frames(mut io: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
+    let mut buf = BytesMut::new();
     loop {
         while let Some((frame, closes)) = take_frame(&mut buf) {
             io.write_all(&frame).await?;
