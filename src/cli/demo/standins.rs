@@ -41,7 +41,9 @@ pub async fn start(what: StandIn, stop: CancellationToken, tasks: &TaskTracker) 
     let connections = tasks.clone();
     tasks.spawn(async move {
         while let Some(Ok((io, _))) = stop.run_until_cancelled(listener.accept()).await {
-            let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(what.respond(request))));
+            let sockets = connections.clone();
+            let service =
+                service_fn(move |request| std::future::ready(Ok::<_, Infallible>(what.respond(request, &sockets))));
             let serving = http1::Builder::new().serve_connection(TokioIo::new(io), service).with_upgrades();
             let stop = stop.clone();
             // The edge closes its connections whenever it likes.
@@ -52,7 +54,7 @@ pub async fn start(what: StandIn, stop: CancellationToken, tasks: &TaskTracker) 
 }
 
 impl StandIn {
-    fn respond(self, request: Request) -> Response {
+    fn respond(self, request: Request, sockets: &TaskTracker) -> Response {
         match (self, request.uri().path()) {
             (Self::Synapse, "/health") => text(StatusCode::OK, "OK"),
             (Self::Synapse, "/_matrix/client/versions") => versions(),
@@ -81,7 +83,7 @@ impl StandIn {
             }
             (Self::LkJwt, "/sfu/get" | "/get_token") => text(StatusCode::METHOD_NOT_ALLOWED, ""),
             (Self::Livekit, "/") => text(StatusCode::OK, "OK"),
-            (Self::Livekit, "/rtc" | "/rtc/v1") => echo(request),
+            (Self::Livekit, "/rtc" | "/rtc/v1") => echo(request, sockets),
             (Self::LkJwt | Self::Livekit, _) => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }
@@ -112,14 +114,13 @@ fn with(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Respo
 }
 
 /// As LiveKit has it: 401 to a handshake without a token, an open socket with one.
-fn echo(request: Request) -> Response {
+fn echo(request: Request, sockets: &TaskTracker) -> Response {
     let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else { return text(StatusCode::NOT_FOUND, "") };
     let accept = accept_key(key);
     if !request.uri().query().is_some_and(|query| query.contains("access_token=")) {
         return text(StatusCode::UNAUTHORIZED, "no permissions to access the room");
     }
-    // Ends with the connection, which the stand-ins' own tasks hold.
-    tokio::spawn(async move {
+    sockets.spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         // The client may be gone at any point; there is nobody to tell.
         let _ = echo_frames(TokioIo::new(upgraded)).await;
