@@ -140,6 +140,7 @@ def entered(appliance, alice):
 def test_a_call_is_entered_with_a_token(appliance, alice):
     from websockets.sync.client import connect
 
+    entered_by_the_homeserver(appliance, alice)
     asked, url = entered(appliance, alice)
     with pytest.raises(Exception, match="401"):
         connect(url[:-4] + "AAAA", ssl=appliance.context)
@@ -212,6 +213,55 @@ def test_a_stop_is_in_order_and_keeps_everything(appliance, alice):
     assert intact(appliance, alice) and key(appliance) == keys and appliance.exec("cat", "/data/config/.env").stdout == config
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": alice["password"]}
     assert appliance.matrix("/login", login)["user_id"] == "@alice:example.org"
+
+
+# Makes of a volume one that the appliance of June wrote, which had none of the tokens by which Synapse hands out those for calls.
+JUNE = r"""set -eu; cd /data/config
+sed -i '/^LIVEKIT_[AH]S_TOKEN=/d' .env
+sed -i '/^LIVEKIT_[AH]S_/d' lk-jwt.env
+sed -i '/msc45[01]2_enabled/d; /^app_service_config_files/d; /^      url: /d' homeserver-lines.yaml
+rm rtc-registration.yaml
+! grep -r -e S_TOKEN -e registration ."""
+
+
+def test_a_volume_of_june_is_brought_to_calls_by_the_homeserver(appliance, alice):
+    volume = json.loads(docker("inspect", appliance.name).stdout)[0]["Mounts"][0]["Name"]
+    secrets = appliance.exec("cat", "/data/config/.env").stdout
+    keys, root = key(appliance), appliance.exec("vestibule", "ca").stdout
+    docker("stop", appliance.name)
+    docker("rm", appliance.name)
+    made = docker("run", "--rm", "--volume", f"{volume}:/data", "--entrypoint", "sh", APPLIANCE, "-c", JUNE)
+    assert made.returncode == 0, made.stdout + made.stderr
+    appliance.__dict__.update(Appliance(APPLIANCE, volume).__dict__)
+
+    # The old secrets stay, and two new tokens are made.
+    now = appliance.exec("cat", "/data/config/.env").stdout
+    old, tokens = re.split("^(?=LIVEKIT_AS_TOKEN=)", now, flags=re.MULTILINE)
+    assert secrets.startswith(old) and tokens not in secrets
+    tokens = re.findall("^LIVEKIT_[AH]S_TOKEN=([0-9a-f]{64})$", tokens, re.MULTILINE)
+    assert len(set(tokens)) == 2 and not any(token in appliance.log() for token in tokens)
+    assert appliance.exec("stat", "-c", "%a %U %G", "/data/config/rtc-registration.yaml").stdout == "640 root synapse\n"
+    # Rooms, keys and the CA are those of before, and a call is entered by each way.
+    assert intact(appliance, alice) and key(appliance) == keys and appliance.exec("vestibule", "ca").stdout == root
+    entered(appliance, alice)
+    entered_by_the_homeserver(appliance, alice)
+
+
+def entered_by_the_homeserver(appliance, alice):
+    """Enters a call with a token of the homeserver, at the SFU that it names."""
+    from websockets.sync.client import connect
+
+    unstable = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports"
+    listed = json.loads(appliance.ask("matrix.example.org", unstable, token=alice["token"])[1])["rtc_transports"]
+    sfu = next(one["url"] for one in listed if "url" in one)
+    body = {"url": sfu, "room_id": alice["room"], "slot_id": "m.call#ROOM", "member_id": "member"}
+    path = "/_matrix/client/v1/rtc/livekit/get_token"
+    status, answer = appliance.ask("matrix.example.org", path, body, alice["token"])
+    assert status == 200, answer
+    url = f"{sfu}:{appliance.port}/rtc/v1?access_token={json.loads(answer)['jwt']}"
+    with connect(url, ssl=appliance.context) as socket:
+        assert socket.recv(timeout=20)
+    assert appliance.ask("matrix.example.org", path, body)[0] == 401
 
 
 def refusal(image, *arguments):

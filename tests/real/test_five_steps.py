@@ -1,6 +1,6 @@
 """The page of five steps (config/calls.md) on a deployment that `init` wrote before November 2026 (june/): a call token is handed
-out before, between and after the steps. The commands are taken from the page, and what has to change in the files from what
-`init --add calls` prints. Synapse and the edge are real processes, LiveKit and lk-jwt-service stand-ins that run as compose.yaml
+out before, between and after the steps, there and back. The commands are taken from the page, and what has to change in the files
+from what `init --add calls` prints. Synapse and the edge are real processes, LiveKit and lk-jwt-service stand-ins that run as compose.yaml
 says at the time."""
 
 import json
@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -21,14 +22,14 @@ import yaml
 from conftest import BINARY, FOR_TESTS, ROOT, free_port, wait_for
 from standins import STABLE, LiveKit, LkJwt
 
-PAGE = (ROOT / "config/calls.md").read_text().split("\n## ")[0]
+STEPS, WAY_BACK = (ROOT / "config/calls.md").read_text().split("\n## ")[:2]
 SFU, SERVICE = "wss://matrixrtc.example.org", "https://jwt.matrixrtc.example.org"
 TRANSPORTS = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports"
 
 
-def commands(step):
+def commands(step, part=STEPS):
     """The commands of a step of the page."""
-    text = re.split(r"^\d\. ", PAGE, flags=re.MULTILINE)[step]
+    text = re.split(r"^\d\. ", part, flags=re.MULTILINE)[step]
     return "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
 
 
@@ -166,10 +167,15 @@ listen = "unix:{self.state}/admin.sock"
 
     def doctor(self, arguments):
         leads = ["--resolve", f"*:443:127.0.0.1:{self.ports['https']}", "--resolve", f"*:80:127.0.0.1:{self.ports['http']}"]
-        # The media ports are not served by a stand-in.
-        arguments = [word for word in arguments if "livekit" not in word]
         more = ["--json", "--config", self.state / "vestibule.toml", "--user", "alice", *leads]
-        return self.vestibule_command([*arguments, *more], env={**os.environ, "VESTIBULE_PASSWORD": "a long password"})
+        # The media ports are those of this machine.
+        with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            udp.bind(("127.0.0.1", 0))
+            file, text = str(self.folder / "livekit.yaml"), (self.folder / "livekit.yaml").read_text()
+            here = self.state / "livekit.yaml"
+            here.write_text(text.replace("7881", str(tcp.getsockname()[1])).replace("7882", str(udp.getsockname()[1])))
+            arguments = [str(here) if word == file else word for word in arguments]
+            return self.vestibule_command([*arguments, *more], env={**os.environ, "VESTIBULE_PASSWORD": "a long password"})
 
     def client(self, host="matrix.example.org"):
         url = f"https://{host}:{self.ports['https']}"
@@ -184,14 +190,14 @@ listen = "unix:{self.state}/admin.sock"
         with self.client() as client:
             return client.get(TRANSPORTS, headers=user["headers"]).json()["rtc_transports"]
 
-    def call(self, user):
-        """Enters a call by the way that the homeserver names, and by the old one."""
+    def call(self, user, listed=None):
+        """Enters a call by the way that the homeserver names (or has named: `listed`), and by the old one."""
         with self.client() as client, self.client("jwt.matrixrtc.example.org") as service:
             openid = client.post(f"/_matrix/client/v3/user/{user['id']}/openid/request_token", json={}, headers=user["headers"]).json()
             answer = service.post("/sfu/get", json={"room": user["room"], "openid_token": openid, "device_id": "D"})
             assert answer.status_code == 200, answer.text
             self.enter(answer.json()["jwt"])
-            listed = self.transports(user)
+            listed = listed or self.transports(user)
             assert listed[0]["livekit_service_url"] == SERVICE
             if url := listed[0].get("url"):
                 body = {"url": url, "room_id": user["room"], "slot_id": "m.call#ROOM", "member_id": "member"}
@@ -211,7 +217,7 @@ def deployment(tmp_path):
     one.stop()
 
 
-def test_no_call_is_refused_before_between_and_after_the_five_steps(deployment):
+def test_no_call_is_refused_before_between_and_after_the_five_steps_and_the_way_back(deployment):
     with deployment.client() as client:
         body = {"username": "alice", "password": "a long password", "auth": {"type": "m.login.dummy"}}
         made = client.post("/_matrix/client/v3/register", json=body).json()
@@ -256,6 +262,30 @@ def test_no_call_is_refused_before_between_and_after_the_five_steps(deployment):
     findings = json.loads(deployment.perform(commands(5)))["findings"]
     assert not [finding for finding in findings if finding["verdict"] in ("warn", "fail")], findings
     ok = {finding["id"] for finding in findings if finding["verdict"] == "ok"}
-    assert {"rtc.call", "rtc.call_by_homeserver", "rtc.tokens", "files.compose", "files.homeserver", "files.secret", "files.url"} <= ok
+    assert {"rtc.call", "rtc.call_by_homeserver", "rtc.tokens", "rtc.media.tcp", "files.compose", "files.homeserver", "files.livekit",
+            "files.secret", "files.url", "files.webhook"} <= ok
+
+    # The way back. 1: the new way is not advertised any more, and works for whoever has asked before.
+    deployment.change("homeserver-lines.yaml", {"matrix_rtc": yaml.safe_load(before["homeserver-lines.yaml"])["matrix_rtc"]})
+    listed = deployment.transports(user)
+    deployment.perform(commands(1, WAY_BACK))
+    assert "url" in listed[0] and "url" not in deployment.transports(user)[0]
+    deployment.call(user)
+    deployment.call(user, listed)
+
+    # 2: the service is the old one.
+    new = deployment.file("compose.yaml")["services"]
+    (deployment.folder / "compose.yaml").write_bytes(before["compose.yaml"])
+    deployment.change("compose.yaml", {"services": {name: new[name] for name in ("synapse", "livekit")}})
+    deployment.perform(commands(2, WAY_BACK))
+    deployment.call(user)
+
+    # 3: Synapse does not know of the service.
+    for name in ("compose.yaml", "homeserver-lines.yaml"):
+        (deployment.folder / name).write_bytes(before[name])
+    deployment.perform(commands(3, WAY_BACK))
+    deployment.call(user)
+    with deployment.client() as client:
+        assert client.post(f"{STABLE}get_token", json={}, headers=headers).status_code == 404
     logs = "".join((deployment.state / name).read_text() for name in ("edge.err", "synapse.out"))
     assert not any(token in logs for token in tokens)
