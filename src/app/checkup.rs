@@ -15,12 +15,14 @@ use crate::{
     clock::Clock,
     config::{
         Plan,
-        plan::{Action, Server, SiteTls},
+        plan::{self, Action, Challenge, Server, SiteTls},
     },
     conn::Fetch,
     doctor::{
-        self, ClientFactory, ConnectTls, Diagnosis, InspectTls, ProbeOptions, ProbeTargets, Progress, Resolve, Service,
+        self, ClientFactory, ConnectTls, Diagnosis, InspectTls, LastingRecord, ProbeOptions, ProbeTargets, Progress,
+        Resolve, Service,
     },
+    error,
 };
 
 /// Bound on a question, from the dial to the head of its answer.
@@ -83,6 +85,8 @@ pub async fn checkup(
     let roots = roots(plan, &lens, &clock)?;
     let map = Arc::new(lens.resolve);
     let reach = ProbeTargets {
+        authorities: authorities(plan, &roots, &map),
+        lasting_records: lasting_records(plan).await,
         resolve: resolve(map.clone()),
         via: via(&roots, QUESTION, map.clone()),
         patient: via(&roots, LONG_POLL, map),
@@ -93,6 +97,40 @@ pub async fn checkup(
         clock,
     };
     Ok(doctor::examine(plan, &reach, wanted, progress).await)
+}
+
+/// The directories of the CAs. One whose roots cannot be read is asked with those of all others, and told.
+fn authorities(plan: &Plan, roots: &client::Roots, map: &Arc<Vec<Redirection>>) -> Vec<(String, Fetch)> {
+    let directories = plan.acme.directories.iter();
+    let one = |directory: &plan::Directory| {
+        let own = directory.ca_file.as_deref().and_then(|file| client::Roots::with(Some(file), None).ok());
+        let via = via(own.as_ref().unwrap_or(roots), QUESTION, map.clone());
+        (directory.url.clone(), via(None))
+    };
+    directories.map(one).collect()
+}
+
+/// What the records of dns-persist-01 are like, where the file permits that challenge.
+async fn lasting_records(plan: &Plan) -> Vec<(String, LastingRecord)> {
+    if !plan.acme.challenges.contains(&Challenge::DnsPersist01) {
+        return Vec::new();
+    }
+    let store = cert::Store::new(plan.storage.clone());
+    let mut found = Vec::new();
+    let is_ordered = |site: &&plan::Site| site.tls == SiteTls::Acme && site.host.address().is_none();
+    for site in plan.sites.iter().filter(is_ordered) {
+        let host = site.host.as_str();
+        for directory in &plan.acme.directories {
+            let record = cert::check_dns_record(&store, plan.acme.dns.as_ref(), &directory.url, host).await;
+            let record = match record {
+                Ok(None) => LastingRecord::Right,
+                Ok(Some(wrong)) => LastingRecord::Wrong(wrong),
+                Err(error) => LastingRecord::Unknown(error::chain(&error)),
+            };
+            found.push((host.to_owned(), record));
+        }
+    }
+    found
 }
 
 /// The system's roots, those of a private CA, and our own where a site has its certificate from there.

@@ -164,6 +164,7 @@ impl admin::AdminHandlers for Handlers {
             progress: status.progress,
             failures: status.failures,
             last_error: status.last_error,
+            warning: status.warning,
             last_failure: status.failed_at.map(date),
         };
         self.certificates.status().into_iter().map(one).collect()

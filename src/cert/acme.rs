@@ -3,6 +3,7 @@
 
 use std::{
     hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,13 +17,16 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::{
-    CertError, Certificate, CertificateTask, Store, authority,
+    CertError, Certificate, CertificateTask, Store, authority, check_dns_record,
     issue::{Cause, IssueError, Issued, Issuer, Pending, Wanted},
     schedule::{self, Action, ScheduleInput},
     scheduler::Need,
     state::{State, Stored},
 };
-use crate::{config::plan::Directory, error::chain};
+use crate::{
+    config::plan::{Challenge, Directory},
+    error::chain,
+};
 
 /// After this many failures in a row at one CA, the next one of the list is asked first. A CA that is broken or limits
 /// our requests is passed over at once.
@@ -105,6 +109,7 @@ impl Name {
                 Action::Wait(until) => until,
             };
             self.task.next(until);
+            self.task.warn_of(self.lasting_record().await);
             tokio::select! {
                 () = sleep(schedule::sleep_for(until.min(ask_at), now, rest)) => {}
                 // Another configuration; when the sender is gone, so is everything else.
@@ -116,6 +121,21 @@ impl Name {
                 }
             }
         }
+    }
+
+    /// What is wrong with the record of dns-persist-01, where the file permits that challenge: it is told long before the
+    /// next order fails for it.
+    async fn lasting_record(&self) -> Option<String> {
+        let issuer = self.issuer();
+        let plan = &issuer.plan;
+        if !plan.challenges.contains(&Challenge::DnsPersist01) || self.task.host.parse::<IpAddr>().is_ok() {
+            return None;
+        }
+        let host = &self.task.host;
+        let directory =
+            plan.directories.iter().find(|one| one.url == self.state.directory).or_else(|| plan.directories.first())?;
+        let wrong = check_dns_record(&self.store, plan.dns.as_ref(), &directory.url, host).await.ok().flatten()?;
+        Some(format!("{wrong}; `vestibule dns-record {host}` prints the right one"))
     }
 
     fn issuer(&self) -> Arc<Issuer> {

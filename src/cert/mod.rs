@@ -50,7 +50,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::{
     clock::Clock,
-    config::plan::{Acme, Directory, Site, SiteTls},
+    config::plan::{Acme, Directory, Dns, Site, SiteTls},
     conn::Fetch,
     error::chain,
 };
@@ -98,6 +98,8 @@ pub struct Status {
     pub failures: u32,
     /// The last of them, in words.
     pub last_error: Option<String>,
+    /// What will make the next order fail, in words.
+    pub warning: Option<String>,
     /// When this process last failed.
     pub failed_at: Option<SystemTime>,
     /// Failures of this process by their cause, in the order of [`Cause::ALL`].
@@ -138,6 +140,9 @@ pub enum CertError {
         "{0} has not said by which name it goes in DNS: it does with the first order, where it offers dns-persist-01"
     )]
     NoIssuer(String),
+    /// No name server answers.
+    #[error("DNS cannot be asked from here: {0}")]
+    NoDns(String),
     /// The certificate is not X.509.
     #[error("the certificate cannot be read")]
     X509,
@@ -278,6 +283,7 @@ impl Manager {
             progress: None,
             failures: 0,
             last_error: None,
+            warning: None,
             failed_at: None,
             causes: [0; Cause::ALL.len()],
         };
@@ -316,12 +322,39 @@ fn rfc3339(at: SystemTime) -> String {
 /// # Errors
 /// There is no account yet, the CA has not said its name, or the storage cannot be read.
 pub fn dns_record(store: &Store, directory: &str, host: &str) -> Result<(String, String), CertError> {
+    let (account, issuers) = persist_parties(store, directory)?;
+    let issuer = issuers.first().ok_or_else(|| CertError::NoIssuer(directory.to_owned()))?;
+    Ok((dns::persist_name(host), dns::persist_record(host, issuer, &account)))
+}
+
+/// Our account at a CA, and the names by which the CA goes in DNS.
+fn persist_parties(store: &Store, directory: &str) -> Result<(String, Vec<String>), CertError> {
     let account =
         issue::stored_account_url(store, directory)?.ok_or_else(|| CertError::NoAccount(directory.to_owned()))?;
-    let known = directory.ends_with(".letsencrypt.org/directory").then(|| "letsencrypt.org".to_owned());
-    let issuer = issue::stored_issuers(store, directory).into_iter().next().or(known);
-    let issuer = issuer.ok_or_else(|| CertError::NoIssuer(directory.to_owned()))?;
-    Ok((dns::persist_name(host), dns::persist_record(host, &issuer, &account)))
+    let mut issuers = issue::stored_issuers(store, directory);
+    if issuers.is_empty() && directory.ends_with(".letsencrypt.org/directory") {
+        issuers.push("letsencrypt.org".to_owned());
+    }
+    Ok((account, issuers))
+}
+
+/// What is wrong with the record of dns-persist-01 in DNS, in words; nothing where it is right.
+///
+/// # Errors
+/// It cannot be known: there is no account yet, or DNS cannot be asked.
+pub async fn check_dns_record(
+    store: &Store,
+    dns: Option<&Dns>,
+    directory: &str,
+    host: &str,
+) -> Result<Option<String>, CertError> {
+    let url = directory.to_owned();
+    let (account, issuers) = store.run(move |store| persist_parties(store, &url)).await?;
+    match dns::Persisted::look_up(dns, host, &issuers, &account).await {
+        dns::Persisted::Right => Ok(None),
+        dns::Persisted::Wrong(words) => Ok(Some(words)),
+        dns::Persisted::Unknown(reason) => Err(CertError::NoDns(reason)),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -382,6 +415,15 @@ impl CertificateTask {
     /// Nothing goes on any more.
     fn rest(&self) {
         lock(&self.status).progress = None;
+    }
+
+    /// Notes what will make the next order fail, and tells of it once.
+    fn warn_of(&self, warning: Option<String>) {
+        let mut status = lock(&self.status);
+        if let Some(words) = warning.as_ref().filter(|_| status.warning != warning) {
+            warn!(site = &*self.host, "{words}");
+        }
+        status.warning = warning;
     }
 
     fn next(&self, at: SystemTime) {

@@ -124,6 +124,9 @@ fn words(status: &Status) -> String {
         if let Some(progress) = &certificate.progress {
             lines.push(format!("    now: {}", printable(progress)));
         }
+        if let Some(warning) = &certificate.warning {
+            lines.push(format!("    warning: {}", printable(warning)));
+        }
         if let Some(error) = &certificate.last_error {
             lines.push(format!("    failures: {}, the last: {}", certificate.failures, printable(error)));
         }

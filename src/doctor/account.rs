@@ -639,6 +639,8 @@ mod tests {
             look: Arc::new(|_, _| Box::pin(async { Ok(PeerCertificate { leaf: "".into(), trust: Ok(()) }) })),
             nameserver: None,
             services: Vec::new(),
+            authorities: Vec::new(),
+            lasting_records: Vec::new(),
             clock: Clock::system(),
         };
         let account = Account::Password { user: "u".into(), password: "p".into() };

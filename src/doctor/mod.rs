@@ -9,6 +9,7 @@
 
 mod account;
 mod ask;
+mod ca;
 mod dns;
 mod federation;
 mod files;
@@ -33,6 +34,7 @@ use tokio::time::timeout;
 
 use self::preconditions::Preconditions;
 pub use self::{
+    ca::LastingRecord,
     finding::{Check, Diagnosis, Finding, Layer, Verdict},
     srv::system_nameserver,
 };
@@ -78,6 +80,10 @@ pub struct ProbeTargets {
     pub nameserver: Option<SocketAddr>,
     /// The services behind the proxy.
     pub services: Vec<Service>,
+    /// The directories of the CAs, each with a client that trusts it.
+    pub authorities: Vec<(String, Fetch)>,
+    /// The records of dns-persist-01, by their sites.
+    pub lasting_records: Vec<(String, LastingRecord)>,
     /// The time.
     pub clock: Clock,
 }
@@ -156,6 +162,7 @@ impl ProbeContext<'_> {
     fn probes(&self) -> Vec<Probe<'_>> {
         let mut probes = vec![
             Probe::new(Layer::Tls, "http", tls::redirects(self)),
+            Probe::new(Layer::Tls, "ca", async { [ca::clock(self).await, ca::lasting_records(self)].concat() }),
             Probe::new(Layer::Rtc, "rtc.turn", turn::probe(self)),
         ];
         let Some(matrix) = &self.plan.matrix else {

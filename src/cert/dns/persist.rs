@@ -23,8 +23,8 @@ pub enum Persisted {
     Right,
     /// None, or none that fits; in words.
     Wrong(String),
-    /// DNS cannot be asked from here; the CA finds out by itself.
-    Unknown,
+    /// DNS cannot be asked from here, and why; the CA finds out by itself.
+    Unknown(String),
 }
 
 impl Persisted {
@@ -32,7 +32,7 @@ impl Persisted {
     pub async fn look_up(dns: Option<&Dns>, host: &str, issuers: &[String], account: &str) -> Self {
         match lookup::texts_anywhere(dns, &persist_name(host)).await {
             Ok(texts) => Self::check(&texts, host, issuers, account),
-            Err(_) => Self::Unknown,
+            Err(error) => Self::Unknown(error.to_string()),
         }
     }
 

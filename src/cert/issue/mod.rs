@@ -92,6 +92,9 @@ impl IssueError {
 /// How long the staging side of a CA may take. It only saves failures at the CA itself, and holds nothing up.
 const STAGING_TIME: Duration = Duration::from_secs(60);
 
+/// How long a staging side that took longer is not asked: the other names must not wait for it in their turn.
+const STAGING_PAUSE: Duration = Duration::from_secs(600);
+
 /// How long the CA is left alone that says 429 or 503 and not for how long.
 const UNNAMED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -270,6 +273,8 @@ impl Issuer {
             }
             Err(_) => {
                 info!(site = &*host, directory = staging, "staging is too slow; production is asked");
+                let authority = &self.ca(staging)?.authority;
+                authority.pause(self.clock.now() + STAGING_PAUSE, "it was too slow").await;
                 Ok(())
             }
             Ok(Ok(_)) => Ok(()),
@@ -522,7 +527,7 @@ impl Issuer {
             return Ok(());
         }
         match dns::Persisted::look_up(self.plan.dns.as_ref(), host, &issuers, account.id()).await {
-            dns::Persisted::Right | dns::Persisted::Unknown => Ok(()),
+            dns::Persisted::Right | dns::Persisted::Unknown(_) => Ok(()),
             dns::Persisted::Wrong(words) => {
                 let text = format!("dns-persist-01: {words}; `vestibule dns-record {host}` prints the right one");
                 Err(Failure::of(Cause::Challenge, text))
@@ -698,4 +703,64 @@ fn is_problem(error: &Error, kind: &str) -> bool {
 
 fn is_nonce(error: &Error) -> bool {
     is_problem(error, "badNonce")
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+    use crate::message::{Body, Request, Response, Value};
+
+    const PRODUCTION: &str = "https://ca.example/dir";
+    const STAGING: &str = "https://staging.ca.example/dir";
+
+    fn issuer(folder: &std::path::Path, staging: Fetch) -> Issuer {
+        let store = Arc::new(Store::new(folder.to_owned()));
+        let challenges = Arc::new(Challenges::new(Arc::default(), store.clone()));
+        let directory = Directory { url: PRODUCTION.into(), staging: Some(STAGING.into()), ..Directory::default() };
+        let plan = Acme { email: None, directories: vec![directory], challenges: vec![Challenge::Http01], dns: None };
+        let client = move |directory: &Directory| {
+            assert!(directory.url != STAGING || directory.eab.is_none());
+            staging.clone()
+        };
+        Issuer::new(plan, &store, &challenges, &Clock::system(), &client, None)
+    }
+
+    fn always(status: StatusCode, retry_after: Option<&'static str>) -> Fetch {
+        Arc::new(move |_: Request| {
+            let mut response = Response { status, ..Response::new(Body::full("<html>no ACME</html>")) };
+            if let Some(seconds) = retry_after {
+                response.fields.append(http::header::RETRY_AFTER, Value::from_static(seconds));
+            }
+            Box::pin(async move { Ok(response) })
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn staging_that_is_down_limited_or_slow_holds_nothing_up_and_waits_alone() {
+        let silent: Fetch = Arc::new(|_| Box::pin(std::future::pending()));
+        for (staging, seconds) in [
+            (always(StatusCode::INTERNAL_SERVER_ERROR, None), 20..=30),
+            (always(StatusCode::SERVICE_UNAVAILABLE, None), 20..=60),
+            (always(StatusCode::TOO_MANY_REQUESTS, Some("86400")), 86_300..=86_400),
+            (silent, 500..=600),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let issuer = issuer(folder.path(), staging);
+            let host: Arc<str> = "a.example".into();
+            let report = |_: &str| {};
+            let wanted =
+                || Wanted { host: &host, need: Need::new(None), replaces: None, pending: None, report: &report };
+            issuer.rehearse(STAGING, wanted()).await.expect("staging says nothing of the name");
+            let paused = issuer.cas[STAGING].authority.paused().expect_err("it is left alone");
+            let wait = paused.until.duration_since(issuer.clock.now()).unwrap().as_secs();
+            assert!(seconds.contains(&wait), "{wait}");
+            assert!(issuer.cas[PRODUCTION].authority.paused().is_ok(), "production may be asked at once");
+            // A staging side that is left alone is no reason to wait either.
+            let began = tokio::time::Instant::now();
+            issuer.rehearse(STAGING, wanted()).await.expect("it still says nothing");
+            assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        }
+    }
 }
