@@ -217,6 +217,9 @@ impl Edge {
         }
         self.env.tunnel_idle = plan.timeouts.tunnel_idle;
         self.env.body_stall = plan.timeouts.body_stall;
+        self.env.roots = client::Roots::system();
+        let roots = self.env.roots.clone();
+        self.background.spawn_blocking(move || roots.load());
         if let Some(acceptor) = acceptor {
             self.pipeline.acceptor.store(Arc::new(acceptor));
         }

@@ -163,9 +163,11 @@ impl Challenges {
         let (store, lookups) = (self.store.clone(), self.lookups.clone());
         async move {
             let found = timeout(LOOKUP_TIME, async {
-                let _permit = lookups.acquire().await.ok()?;
-                // What cannot be read is answered like what is not there.
-                store.run(move |store| store.load(&file).ok()?).await
+                let permit = lookups.acquire_owned().await.ok()?;
+                // What cannot be read is answered like what is not there. The permit is the thread's: a storage that hangs
+                // keeps it beyond the timeout, or requests for tokens would take one thread after the other.
+                let load = move |store: &Store| (store.load(&file).ok()?, drop(permit)).0;
+                store.run(load).await
             });
             found.await.ok()?
         }
@@ -283,7 +285,12 @@ pub fn thumbprint(pkcs8: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{
+        fs::{self, File},
+        net::Ipv4Addr,
+    };
+
+    use futures_util::future::join_all;
 
     use super::*;
 
@@ -315,6 +322,22 @@ mod tests {
         for no_token in ["", "../internal-ca.json", "a%2e", "<script>", &"x".repeat(MAX_TOKEN + 1)] {
             assert_eq!(challenges.http01(no_token, CA).await, None, "{no_token}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_storage_that_hangs_takes_a_few_threads_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join(FOLDER)).unwrap();
+        // Opening a pipe that nobody writes to blocks, as a file on a server that is gone does.
+        let pipe = folder.path().join(http01_file("hangs"));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let challenges = process(folder.path());
+        challenges.know_account("https://ca/dir", "thumb");
+        let answers = join_all((0..LOOKUPS + 4).map(|_| challenges.http01("hangs", CA))).await;
+        assert!(answers.iter().all(|answer| answer.as_deref() == Some("hangs.thumb")), "{answers:?}");
+        assert_eq!(challenges.lookups.available_permits(), 0, "no more threads than that wait for the storage");
+        File::options().write(true).open(&pipe).unwrap();
+        drop(challenges.lookups.acquire_many(u32::try_from(LOOKUPS).unwrap()).await.unwrap());
     }
 
     #[tokio::test]

@@ -258,7 +258,9 @@ impl Issuer {
     pub async fn rehearse(&self, staging: &str, wanted: Wanted<'_>) -> Result<(), IssueError> {
         let host = wanted.host.clone();
         let mut forget = |_| async {}.boxed();
-        match tokio::time::timeout(STAGING_TIME, self.order(staging, wanted, &mut forget)).await {
+        // The DNS of a provider takes as long for either side.
+        let limit = STAGING_TIME + self.plan.dns.as_ref().map_or(Duration::ZERO, |dns| dns.propagation);
+        match tokio::time::timeout(limit, self.order(staging, wanted, &mut forget)).await {
             Ok(Err(error)) if matches!(error.cause, Cause::Challenge | Cause::Refused) => {
                 Err(IssueError { retry_at: None, ..error })
             }
