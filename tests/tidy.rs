@@ -41,7 +41,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("anyhow", &["cli/"]),
     ("rpassword", &["cli/"]),
     ("saphyr", &["doctor/files/"]),
-    ("simple_dns", &["doctor/srv.rs", "cert/dns/lookup.rs"]),
+    ("simple_dns", &["client/dns.rs"]),
     ("rustix", &["cert/dns/command.rs"]),
 ];
 

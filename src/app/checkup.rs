@@ -92,7 +92,10 @@ pub async fn checkup(
         patient: via(&roots, LONG_POLL, map),
         look: look(roots.clone()),
         connect_tls: connect_tls(roots.clone()),
-        nameserver: lens.nameserver.or_else(doctor::system_nameserver),
+        nameserver: match lens.nameserver {
+            Some(nameserver) => Some(nameserver),
+            None => client::dns::system_nameserver().await,
+        },
         services: services(plan, &roots),
         clock,
     };

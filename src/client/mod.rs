@@ -4,6 +4,7 @@
 //! (`upstream`) and never uses this one: so a probe does not share a bug with what it probes. It knows no ACME and no Matrix.
 
 mod connect;
+pub mod dns;
 mod inspect;
 mod roots;
 

@@ -36,7 +36,6 @@ use self::preconditions::Preconditions;
 pub use self::{
     ca::LastingRecord,
     finding::{Check, Diagnosis, Finding, Layer, Verdict},
-    srv::system_nameserver,
 };
 use crate::{
     clock::Clock,
