@@ -207,12 +207,15 @@ impl Control {
         notify(&[sd_notify::NotifyState::Reloading, now.unwrap_or(sd_notify::NotifyState::Reloading)]);
         let outcome = match config::load(&self.path) {
             Err(report) => Reloaded::BadFile(report.render()),
-            Ok((plan, _)) if plan == self.plan => {
-                // What changed may be behind the edge.
-                self.edge.watch_upstreams();
-                info!("reload: the configuration is the same");
-                Reloaded::Fine("the configuration is the same; nothing to do\n".to_owned())
-            }
+            Ok((plan, _)) if plan == self.plan => match self.edge.refresh_roots().await {
+                Ok(()) => {
+                    // What changed may be behind the edge.
+                    self.edge.watch_upstreams();
+                    info!("reload: the configuration is the same");
+                    Reloaded::Fine("the configuration is the same; trust anchors are read anew\n".to_owned())
+                }
+                Err(error) => Reloaded::Failed(chain(&error) + "\n"),
+            },
             Ok((plan, warnings)) => match self.take(plan).await {
                 Ok(waiting) => {
                     let waits = |key: &&str| format!("{key} takes effect at the next start\n");

@@ -130,7 +130,7 @@ impl Edge {
         let sockets = SocketLimits::of_process(plan.limits.connections);
         let env = upstream::Env {
             workers: plan.listen.threads.get(),
-            roots: client::Roots::system(),
+            roots: Arc::new(ArcSwap::from_pointee(client::Roots::system())),
             drain: drain.clone(),
             tasks: tasks.clone(),
             tunnels: metrics.tunnels(),
@@ -174,8 +174,7 @@ impl Edge {
 
     /// Does what no request has to wait for, now that requests are answered.
     fn follow_up(&self, store: cert::Store) {
-        let roots = self.env.roots.clone();
-        self.background.spawn_blocking(move || roots.load());
+        self.load_roots();
         let keeps = |site: &Site| matches!(site.tls, SiteTls::Acme | SiteTls::Internal);
         if self.plan.sites.iter().any(keeps) {
             self.background.spawn(async move {
@@ -185,6 +184,23 @@ impl Edge {
                 }
             });
         }
+    }
+
+    fn load_roots(&self) {
+        let roots = self.env.roots.load_full();
+        self.background.spawn_blocking(move || roots.load());
+    }
+
+    /// Reads the trust anchors anew, of the system and of `acme.ca_file`: they change while the configuration stays.
+    ///
+    /// # Errors
+    /// A file cannot be used; nothing is changed.
+    pub async fn refresh_roots(&self) -> Result<(), StartError> {
+        let client = acme_clients(&self.plan)?;
+        self.certificates.apply(&self.plan.sites, &self.plan.acme, &client).await;
+        self.env.roots.store(Arc::new(client::Roots::system()));
+        self.load_roots();
+        Ok(())
     }
 
     /// The addresses that are listened on, ports filled in.
@@ -217,9 +233,8 @@ impl Edge {
         }
         self.env.tunnel_idle = plan.timeouts.tunnel_idle;
         self.env.body_stall = plan.timeouts.body_stall;
-        self.env.roots = client::Roots::system();
-        let roots = self.env.roots.clone();
-        self.background.spawn_blocking(move || roots.load());
+        self.env.roots.store(Arc::new(client::Roots::system()));
+        self.load_roots();
         if let Some(acceptor) = acceptor {
             self.pipeline.acceptor.store(Arc::new(acceptor));
         }

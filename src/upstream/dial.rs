@@ -110,7 +110,8 @@ impl Upstream {
                 None => env.dials.try_acquire(),
             };
             let permit = permit.map_err(|error| DialError::NoSocket(error.into()))?;
-            let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &env.roots };
+            let roots = env.roots.load_full();
+            let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &roots };
             let connection = connect::dial(target, permit, options.phases).await?;
             Ok(Dialled { index, connection, is_reused: false })
         };

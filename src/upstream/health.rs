@@ -116,7 +116,8 @@ async fn send_probe(upstream: &Upstream, index: usize, health: &plan::Health) ->
 async fn dial(upstream: &Upstream, index: usize) -> Result<UpstreamConnection, DialError> {
     let (inner, endpoint) = (&upstream.0, &upstream.0.endpoints[index]);
     let permit = inner.env.dials.try_acquire().map_err(|error| DialError::NoSocket(error.into()))?;
-    let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &inner.env.roots };
+    let roots = inner.env.roots.load_full();
+    let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &roots };
     let phases = Phases::default();
     let dialled = timeout(inner.plan.connect_timeout, connect::dial(target, permit, &phases)).await;
     dialled.unwrap_or(Err(DialError::TimedOut))

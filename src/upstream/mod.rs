@@ -29,6 +29,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -60,7 +61,7 @@ pub struct Env {
     /// How many workers keep pools of their own.
     pub workers: usize,
     /// Whom https origins are verified against.
-    pub roots: Roots,
+    pub roots: Arc<ArcSwap<Roots>>,
     /// The end of the process: tunnels close when it comes.
     pub drain: Drain,
     /// Where tasks of this room are waited for.
