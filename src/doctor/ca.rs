@@ -51,8 +51,8 @@ fn compare(check: &Check, ours: SystemTime, theirs: SystemTime) -> Finding {
     let fix = "set the clock of this machine, and let it be kept by NTP";
     match off {
         off if off <= TOLERATED => check.ok("this machine's clock agrees with the CA's"),
-        off if off < HARMFUL => check.warn("clock", fact, fix),
-        _ => check.fail("clock", format!("{fact}: certificates are renewed at the wrong time or refused"), fix),
+        off if off < HARMFUL => check.warn("off", fact, fix),
+        _ => check.fail("off", format!("{fact}: certificates are renewed at the wrong time or refused"), fix),
     }
 }
 

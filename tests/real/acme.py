@@ -28,7 +28,7 @@ def make_authority(folder):
     new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "400"]
     run(*new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=directory CA")
     run(*new, "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", "localhost.key", "-out", "localhost.pem", "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE")
+        "-addext", "subjectAltName=DNS:localhost,DNS:*.api.letsencrypt.org,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE")
 
 
 class Pebble:
@@ -190,9 +190,9 @@ class Between(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, pebble):
+    def __init__(self, pebble, address=("127.0.0.1", 0)):
         self.pebble, self.hooks, self.seen, self.connections = pebble, {}, [], 0
-        super().__init__(("127.0.0.1", 0), Passing)
+        super().__init__(address, Passing)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pebble.folder / "localhost.pem", pebble.folder / "localhost.key")
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)

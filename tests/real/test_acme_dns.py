@@ -1,5 +1,6 @@
 """Names that are proven in DNS: a command, dynamic updates to a real server (BIND), and the lasting record of dns-persist-01."""
 
+import json
 import shutil
 import ssl
 import subprocess
@@ -77,6 +78,15 @@ def test_a_command_that_fails_is_told_with_its_words(behind_nat, tmp_path):
     assert "the zone is frozen" in reason and "7" in reason and "dns-01" in reason, reason
 
 
+def test_the_ca_is_told_only_when_the_authoritative_server_has_the_record(behind_nat, tmp_path):
+    dns = lambda ca: (f'dns = {{ command = ["{hook(tmp_path, 1, "exit 0")}"], nameservers = ["127.0.0.1:{ca.dns_port}"], '
+                      'propagation_timeout = "1s" }')
+    ca, edge = behind_nat(dns, plain_sites([WILD]))
+    wait_for("the reason", lambda: edge.status()[WILD]["failures"], 60)
+    assert "does not have the record _acme-challenge.example.org" in edge.status()[WILD]["last_error"]
+    assert ca.count("Pulled a task from the Tasks queue") == 0, "the CA was not asked to validate"
+
+
 def test_dns_persist_needs_one_record_that_a_command_prints(behind_nat, tmp_path):
     more = lambda ca: f'challenges = "dns-persist-01"\ndns = {{ nameservers = ["127.0.0.1:{ca.dns_port}"] }}'
     ca, edge = behind_nat(more, plain_sites([WILD]))
@@ -95,6 +105,16 @@ def test_dns_persist_needs_one_record_that_a_command_prints(behind_nat, tmp_path
     subprocess.run(renew, check=True, capture_output=True)
     wait_for("a certificate", lambda: edge.served("any.example.org"), 90)
     assert names_of(edge.served("any.example.org")) == "DNS:*.example.org"
+    doctor = lambda: json.loads(subprocess.run([BINARY, "--config", edge.folder / "vestibule.toml", "doctor", "--json"],
+                                               capture_output=True, text=True).stdout)["findings"]
+    verdicts = lambda: {finding["id"]: finding["verdict"] for finding in doctor()}
+    assert verdicts()["ca.dns_persist"] == verdicts()["ca.clock"] == "ok"
+    # Long before the next order: somebody has removed it.
+    ca.clear_text("_validation-persist.example.org")
+    assert verdicts()["ca.dns_persist.record"] == "fail"
+    subprocess.run([BINARY, "--config", edge.folder / "vestibule.toml", "reload"], check=True, capture_output=True)
+    wait_for("the warning", lambda: "there is no TXT record" in (edge.status()[WILD]["warning"] or ""), 20)
+    assert edge.status()[WILD]["failures"] == 0 and "dns-record" in edge.log()
 
 
 class Bind:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import shutil
 import ssl
 import subprocess
@@ -23,15 +24,17 @@ LIMITED = (429, {"Retry-After": "3600", "Content-Type": "application/problem+jso
 
 
 def test_sixty_names_share_one_directory_a_few_nonces_and_a_few_connections(stage):
-    hosts = [f"n{n}.example.org" for n in range(60)]
+    """ACME_NAMES=500 for the figures in tests/README.md."""
+    names = int(os.environ.get("ACME_NAMES", 60))
+    hosts = [f"n{n}.example.org" for n in range(names)]
     ca, edge = stage(hosts=hosts, between={})
     began = time.monotonic()
     wait_for("the first order", lambda: ca.between.count("/order-plz"), 30)
     time.sleep(1)
     assert ca.between.count("/order-plz") <= 8, "the first second sees a few orders only"
-    wait_for("certificates", lambda: edge.has_all(hosts), 300)
-    print(f"60 names: {len(ca.between.seen)} requests, {ca.between.connections} connections, {time.monotonic() - began:.0f} s")
-    assert ca.between.count("/order-plz") == 60 and ca.count("Issued certificate serial") == 60
+    wait_for("certificates", lambda: edge.has_all(hosts), 5 * names)
+    print(f"{names} names: {len(ca.between.seen)} requests, {ca.between.connections} connections, {time.monotonic() - began:.0f} s")
+    assert ca.between.count("/order-plz") == names and ca.count("Issued certificate serial") == names
     assert ca.between.count("/dir") == 1 and ca.between.count("/nonce-plz") <= 8
     assert ca.between.connections <= 12, ca.between.connections
 
@@ -49,12 +52,16 @@ def test_a_limit_holds_every_name_and_every_process(stage):
     assert len(ca.between.seen) == before, "the limit is kept by the next process"
 
 
-def test_progress_is_told_while_an_order_goes_on(stage):
-    ca, edge = stage(hosts=[HOST], slow=8)
+def test_progress_is_told_while_an_order_goes_on_and_renew_joins_it(stage):
+    ca, edge = stage(hosts=[HOST], slow=8, between={})
     wait_for("the step", lambda: "waits for the CA to validate by" in (edge.status()[HOST]["progress"] or ""), 60)
+    subprocess.run([BINARY, "--config", edge.folder / "vestibule.toml", "renew", HOST], check=True, capture_output=True)
     wait_for("a certificate", lambda: edge.served(HOST), 90)
     wait_for("rest", lambda: edge.status()[HOST]["progress"] is None, 10)
     assert "waits for the CA to issue" in edge.log()
+    # The window of the certificate is asked for once the order is over, and no other order is placed before that.
+    wait_for("the window", lambda: edge.status()[HOST]["next"], 30)
+    assert ca.between.count("/order-plz") == 1, ca.between.seen
 
 
 # Clocks
@@ -74,6 +81,10 @@ def test_a_clock_that_is_ahead_orders_once_and_is_told(stage):
     status = subprocess.run([BINARY, "--config", edge.folder / "vestibule.toml", "status"], capture_output=True, text=True).stdout
     assert "this machine's clock is" in status, status
     assert "due or over by this machine's clock" in edge.status()[HOST]["last_error"]
+    doctor = [*moved, BINARY, "--config", edge.folder / "vestibule.toml", "doctor", "--json"]
+    findings = json.loads(subprocess.run(doctor, capture_output=True, text=True).stdout)["findings"]
+    [clock] = [finding for finding in findings if finding["id"].startswith("ca.clock")]
+    assert clock["verdict"] == "fail" and "100 d ahead of the CA's" in clock["fact"], clock
 
 
 # Company
@@ -126,6 +137,33 @@ def test_a_process_that_orders_nothing_shows_the_proofs_of_one_that_does(stage, 
         assert ca.count("Issued certificate serial") == 1
     finally:
         other.stop()
+
+
+def test_an_answer_about_renewal_does_not_put_an_old_certificate_over_a_newer_one(stage):
+    """Another process renews while the CA is asked about the certificate before."""
+    newer, asked = [], threading.Event()
+
+    def renewed_meanwhile(_):
+        if newer and not asked.is_set():
+            edge.stored(HOST).write_text(newer[0])
+            asked.set()
+        window = {"start": "2020-01-01T00:00:00Z", "end": "2020-01-02T00:00:00Z"}
+        return 200, {"Content-Type": "application/json"}, json.dumps({"suggestedWindow": window}).encode() if asked.is_set() else b"{}"
+
+    ca, edge = stage(hosts=[HOST], between={"/draft-ietf-acme-ari": renewed_meanwhile, "/renewal": renewed_meanwhile})
+    wait_for("a certificate", lambda: edge.served(HOST), 60)
+    first = edge.stored(HOST).read_text()
+    edge.renew(HOST)
+    wait_for("the newer one in the storage", lambda: json.loads(edge.stored(HOST).read_text())["chain"] != json.loads(first)["chain"], 10)
+    newer_served = edge.served(HOST)
+    edge.stop()
+    newer.append(edge.stored(HOST).read_text())
+    edge.stored(HOST).write_text(first)
+    edge.start()
+    assert asked.wait(30)
+    wait_for("the newer certificate", lambda: edge.served(HOST) == newer_served, 30)
+    assert json.loads(edge.stored(HOST).read_text())["chain"] == json.loads(newer[0])["chain"]
+    assert ca.between.count("/order-plz") == 2, "the answer is about the old one"
 
 
 # Judgement
