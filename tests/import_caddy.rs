@@ -56,7 +56,7 @@ fn the_command_prints_both_and_its_code_says_what_was_lost() {
     assert!(String::from_utf8_lossy(&guide.stdout).contains("kind     = \"synapse\""));
     let said = String::from_utf8_lossy(&guide.stderr).into_owned();
     assert!(
-        said.contains("guide.caddyfile:5: mended: the JSON of /.well-known/matrix/client lacks its last `}`"),
+        said.contains("guide.caddyfile:5: corrected: the JSON of /.well-known/matrix/client lacks its last `}`"),
         "{said}"
     );
     assert_eq!(command("lost.caddyfile").status.code(), Some(1));
@@ -67,8 +67,8 @@ fn the_command_prints_both_and_its_code_says_what_was_lost() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("Caddyfile");
     for (text, words) in [
-        ("# nothing\n", "Caddyfile:1: not carried over: there is no site in this file\n"),
-        ("{\n  \"apps\": {}\n}\n", "Caddyfile:1: this is Caddy's JSON, and only Caddyfiles are read\n"),
+        ("# nothing\n", "Caddyfile:1: not converted: the file has no site\n"),
+        ("{\n  \"apps\": {}\n}\n", "Caddyfile:1: this is Caddy's JSON format; only Caddyfiles are supported\n"),
     ] {
         fs::write(&path, text).unwrap();
         let output = program(&["import-caddy", path.to_str().unwrap()]);

@@ -170,7 +170,7 @@ def test_the_guides_stack_answers_the_same(both):
 
 def test_the_corrected_file_answers_the_same(both):
     pair = both((GOLDEN / "corrected.caddyfile").read_text())
-    assert "not carried over" not in pair.remarks
+    assert "not converted" not in pair.remarks
     for host in ("example.org", "matrix.example.org"):
         for document in ("client", "server"):
             pair.same("GET", f"https://{host}/.well-known/matrix/{document}")
@@ -283,8 +283,8 @@ def test_certificates_and_account_are_taken_over_and_nothing_is_ordered(tmp_path
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for host in hosts:
-            assert f"{host}: certificate taken over, good until" in done.stderr
-        assert f"{ca.directory}: account taken over" in done.stderr
+            assert f"{host}: certificate imported, valid until" in done.stderr
+        assert f"{ca.directory}: account imported" in done.stderr
         assert "late.example.org: Caddy has no certificate of a CA" in done.stderr
         assert before == {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
         again = subprocess.run(command, capture_output=True, text=True)

@@ -229,8 +229,8 @@ def test_the_page_moves_the_guides_stack_without_an_order(guide):
     guide.put_beside()
     taken = guide.sh(commands("3. **Import")[0])
     for host in HOSTS:
-        assert f"{host}: certificate taken over, good until" in taken.stderr, taken.stderr
-    assert "account taken over" in taken.stderr and "lacks its last `}`" in taken.stderr
+        assert f"{host}: certificate imported, valid until" in taken.stderr, taken.stderr
+    assert "account imported" in taken.stderr and "lacks its last `}`" in taken.stderr
     file = guide.folder / "vestibule/vestibule.toml"
     file.write_text(file.read_text() + '\n[sites."example.org"]\n')
     assert "valid" in guide.sh(commands("4. **Read")[0]).stdout

@@ -23,7 +23,7 @@ pub fn import(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyhow::
     let mut places = [dir.to_owned(), dir.join("caddy"), dir.join("data/caddy")].into_iter();
     let Some(dir) = places.find(|dir| dir.join("certificates").is_dir() || dir.join("acme").is_dir()) else {
         anyhow::bail!(
-            "{} holds neither `certificates` nor `acme`: give the folder that Caddy has as /data",
+            "{} contains neither `certificates` nor `acme`: pass the directory that Caddy uses as /data",
             dir.display()
         );
     };
@@ -34,7 +34,7 @@ pub fn import(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyhow::
         let host = site.host.as_str();
         let mut found = certificates(&dir, host);
         if found.is_empty() {
-            said.push(format!("{host}: Caddy has no certificate of a CA; one will be ordered"));
+            said.push(format!("{host}: Caddy has no certificate of a public CA; vestibule will order one"));
         }
         // What another CA has signed, a staging for one, is of use only where there is nothing better.
         let wanted =
@@ -46,16 +46,16 @@ pub fn import(dir: &Path, plan: &Plan, store: &Store, clock: &Clock) -> anyhow::
         for foreign in found {
             let directory = foreign.directory.clone();
             said.push(match cert::import(store, foreign, clock.now()) {
-                Ok(until) => format!("{host}: certificate taken over, good until {}", httpdate::fmt_http_date(until)),
-                Err(error) => format!("{host}: the certificate of {directory} was not taken over: {}", words(error)),
+                Ok(until) => format!("{host}: certificate imported, valid until {}", httpdate::fmt_http_date(until)),
+                Err(error) => format!("{host}: the certificate of {directory} was not imported: {}", words(error)),
             });
         }
     }
     for directory in directories {
         if let Some((url, key)) = account(&dir, &directory, plan.acme.email.as_deref()) {
             said.push(match cert::import_account(store, &directory, &url, &key) {
-                Ok(()) => format!("{directory}: account taken over"),
-                Err(error) => format!("{directory}: the account was not taken over: {}", words(error)),
+                Ok(()) => format!("{directory}: account imported"),
+                Err(error) => format!("{directory}: the account was not imported: {}", words(error)),
             });
         }
     }
@@ -134,7 +134,7 @@ mod tests {
         let (plan, _) = crate::config::parse("a", &text, PathBuf::new(), &|_| None).unwrap();
         let store = Store::new(folder.path().join("state"));
         let said = import(folder.path(), &plan, &store, &Clock::system()).unwrap();
-        assert_eq!(said, ["a.example.org: certificate taken over, good until Sun, 01 Jan 2040 00:00:00 GMT"]);
+        assert_eq!(said, ["a.example.org: certificate imported, valid until Sun, 01 Jan 2040 00:00:00 GMT"]);
     }
 
     #[test]

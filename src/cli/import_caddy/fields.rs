@@ -84,14 +84,17 @@ pub fn request_edit(line: usize, name: &str, values: &[String], remarks: &mut Ve
     }
     let text = || [name, &values.join(" ")].join(" ").trim().to_owned();
     if lower == "host" {
-        remarks.push(Remark::lost(line, format!("`{}`: the upstream gets the name that the client asked for", text())));
+        remarks.push(Remark::lost(
+            line,
+            format!("`{}`: the upstream always receives the host that the client requested", text()),
+        ));
         return None;
     }
     if OF_THE_CLIENT.contains(&lower.as_str()) {
         let help = if removes {
-            "upstreams always get it"
+            "upstreams always receive it"
         } else {
-            "it says who the client is; if a proxy in front of this one knows that, write its networks into listen.trusted_proxies"
+            "vestibule sets this field itself; if a proxy in front knows the client, list its networks in listen.trusted_proxies"
         };
         remarks.push(Remark::lost(line, format!("`{}`: {help}", text())));
         return None;

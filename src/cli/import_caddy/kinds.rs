@@ -90,7 +90,7 @@ fn homeserver(rules: &mut Vec<Rule>, remarks: &mut Vec<Remark>) {
     for rule in rules.iter().filter(|rule| rules::upstream(rule) == Some(&server)) {
         let path = rule.when.path.as_deref().unwrap_or_default();
         if path.starts_with("/_synapse/admin") || path == "/_synapse/*" || path == "/_synapse*" {
-            let text = "the admin API of Synapse is open to everybody, as it was; `from = [\"10.0.0.0/8\"]` on its route restricts it";
+            let text = "the admin API of Synapse is open to everybody, as in the Caddyfile; to restrict it, add `from = [\"10.0.0.0/8\"]` to its route";
             remarks.push(Remark::note(rule.line, text));
         }
     }
@@ -121,7 +121,8 @@ fn token_service(rules: &mut Vec<Rule>, remarks: &mut Vec<Remark>) {
     }
     let Rule { line, changes, .. } = rules[first].clone();
     if !(has("/get_token") && has("/delegate_delayed_leave")) {
-        let text = "newer clients ask lk-jwt-service for /get_token and /delegate_delayed_leave too; they pass here";
+        let text =
+            "newer clients also need /get_token and /delegate_delayed_leave of lk-jwt-service; both are routed now";
         remarks.push(Remark::mended(line, text));
     }
     let action = Action::Proxy(Kind::LkJwt, server.clone());
@@ -197,13 +198,13 @@ fn becomes(site: &mut Site, new: Kind, remarks: &mut Vec<Remark>) {
     *kind = new;
     let open = match new {
         Kind::Synapse => {
-            "/, /_matrix/, /_synapse/client/ and /health; `admin_from = [\"10.0.0.0/8\"]` opens /_synapse/admin/ to your networks"
+            "/, /_matrix/, /_synapse/client/ and /health (to open /_synapse/admin/ to your networks, add `admin_from = [\"10.0.0.0/8\"]`)"
         }
-        Kind::LkJwt => "those of lk-jwt-service",
+        Kind::LkJwt => "the paths of lk-jwt-service",
         _ => "/, /rtc/, /twirp/ and /settings/",
     };
     let text = format!(
-        "the documents say that `{}` is of kind `{}`: the open paths are {open}; without `kind`, all are",
+        "the documents show that `{}` is of kind `{}`, which opens only {open}; to open all paths, remove `kind`",
         site.host,
         new.as_str()
     );

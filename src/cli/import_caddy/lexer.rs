@@ -114,7 +114,7 @@ impl Lexer<'_> {
                 text.push(c);
             }
         }
-        Err(SyntaxError::new(line, format!("the {quote} of this line is never closed")))
+        Err(SyntaxError::new(line, format!("the {quote} on this line is not closed")))
     }
 
     /// `<<MARKER`, lines, and the marker again, whose indentation is taken off every line.
@@ -143,7 +143,7 @@ impl Lexer<'_> {
             lines.push(line);
             at += line.len();
         }
-        Err(SyntaxError::new(self.line, format!("the text after <<{marker} never ends")))
+        Err(SyntaxError::new(self.line, format!("the text after <<{marker} has no end marker")))
     }
 }
 

@@ -52,13 +52,14 @@ pub struct Args {
 /// The file cannot be read, or is no Caddyfile.
 pub(super) fn run(args: &Args) -> Outcome {
     let name = args.caddyfile.display().to_string();
-    let text = fs::read_to_string(&args.caddyfile).with_context(|| format!("{name} cannot be read"))?;
+    let text = fs::read_to_string(&args.caddyfile).with_context(|| format!("cannot read {name}"))?;
     let storage = args.storage.as_ref().map(|path| path.display().to_string());
     let imported = import_into(&name, &text, storage.as_deref());
     let imported = imported.map_err(|error| anyhow::anyhow!("{name}:{}: {}", error.line, error.message))?;
     if let Some(dir) = &args.data {
         // Before anything is printed: who pipes the output into a file wants the whole of it or nothing.
-        let (plan, _) = config::parse("what came of it", &imported.toml, PathBuf::new(), &|name| env::var(name).ok())?;
+        let (plan, _) =
+            config::parse("the converted file", &imported.toml, PathBuf::new(), &|name| env::var(name).ok())?;
         let store = cert::Store::new(plan.storage.clone());
         for line in data::import(dir, &plan, &store, &Clock::system())? {
             warn(format_args!("{line}\n"));
@@ -146,8 +147,8 @@ impl Remark {
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.what {
-            RemarkKind::Lost => "not carried over",
-            RemarkKind::Mended => "mended",
+            RemarkKind::Lost => "not converted",
+            RemarkKind::Mended => "corrected",
             RemarkKind::Note => "note",
         };
         // Variables of the environment, as the file had them.
@@ -172,7 +173,7 @@ fn is_json(text: &str) -> bool {
 
 fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported, SyntaxError> {
     if is_json(text) {
-        return Err(SyntaxError::new(1, "this is Caddy's JSON, and only Caddyfiles are read"));
+        return Err(SyntaxError::new(1, "this is Caddy's JSON format; only Caddyfiles are supported"));
     }
     let mut file = parser::parse(&lexer::lex(text)?)?;
     let mut model = TargetConfig::default();
@@ -186,7 +187,7 @@ fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported
     }
     kinds::of_documents(&mut model, &mut remarks);
     if file.sites.is_empty() && remarks.is_empty() {
-        remarks.push(Remark::lost(1, "there is no site in this file"));
+        remarks.push(Remark::lost(1, "the file has no site"));
     }
     let matrix = settle::settle(&mut model, ports, &mut remarks);
     remarks.sort();

@@ -50,8 +50,10 @@ pub fn read(options: &[Directive], model: &mut TargetConfig, remarks: &mut Vec<R
             "servers" => line.block.iter().flatten().for_each(|line| server(line, model, remarks)),
             "cert_issuer" => issuer(&line.args, line, model, None, remarks),
             "auto_https" if value == "disable_redirects" => {
-                remarks
-                    .push(Remark::note(line.line, "`auto_https disable_redirects`: http is redirected to https here"));
+                remarks.push(Remark::note(
+                    line.line,
+                    "`auto_https disable_redirects`: vestibule always redirects http to https",
+                ));
             }
             // Who has these has them for Caddy's own sake.
             "admin"
@@ -93,7 +95,8 @@ fn acme(line: &Directive, model: &mut TargetConfig, remarks: &mut Vec<Remark>) -
         _ => return false,
     };
     if !agrees {
-        let text = format!("`{} {value}`: there is one for all sites, and an earlier line has another", line.name);
+        let text =
+            format!("`{} {value}`: there is only one value for all sites, and an earlier line sets another", line.name);
         remarks.push(Remark::lost(line.line, text));
     }
     true
@@ -132,7 +135,10 @@ fn server(line: &Directive, model: &mut TargetConfig, remarks: &mut Vec<Remark>)
         | "strict_sni_host"
         | "enable_full_duplex"
         | "trace" => {
-            remarks.push(Remark::note(line.line, format!("`{}` has no counterpart; what it sets is fixed", line.name)));
+            remarks.push(Remark::note(
+                line.line,
+                format!("`{}` has no equivalent: vestibule uses a fixed value", line.name),
+            ));
         }
         other => remarks.push(Remark::lost(line.line, format!("`{other}` of `servers`"))),
     }
@@ -177,7 +183,7 @@ pub fn tls(line: &Directive, site: &mut Site, model: &mut TargetConfig, remarks:
             | "renewal_window_ratio" => {
                 remarks.push(Remark::note(
                     line.line,
-                    format!("`{}` has no counterpart; what it sets is fixed", line.name),
+                    format!("`{}` has no equivalent: vestibule uses a fixed value", line.name),
                 ));
             }
             "issuer" => issuer(&line.args, line, model, Some(&mut *site), remarks),
@@ -189,8 +195,8 @@ pub fn tls(line: &Directive, site: &mut Site, model: &mut TargetConfig, remarks:
             | "propagation_timeout"
             | "dns_ttl" => {
                 let text = format!(
-                    "`{}`: certificates are ordered by HTTP-01 and TLS-ALPN-01, which need port 80 or 443; where nothing \
-                     reaches them, write acme.dns",
+                    "`{}`: vestibule uses the challenges HTTP-01 and TLS-ALPN-01, which need port 80 or 443; if the CA cannot \
+                     reach them, set acme.dns",
                     line.name
                 );
                 remarks.push(Remark::note(line.line, text));
@@ -221,7 +227,10 @@ fn issuer(
             }
         }
         ("zerossl", _) => {
-            remarks.push(Remark::lost(line.line, "the issuer `zerossl` by its API key: give acme.eab_kid"));
+            remarks.push(Remark::lost(
+                line.line,
+                "the issuer `zerossl` with an API key: set acme.eab_kid and acme.eab_hmac_key",
+            ));
         }
         (other, _) => remarks.push(Remark::lost(line.line, format!("the issuer `{other}`"))),
     }

@@ -65,7 +65,7 @@ pub fn parse(tokens: &[Token]) -> Result<File, SyntaxError> {
         if first.0 == "import" {
             file.remarks.push(Remark::lost(
                 first.1,
-                "`import` of sites: other files are not read; put their text in its place",
+                "`import` at the top level: other files are not read; insert their text here",
             ));
             continue;
         }
@@ -83,7 +83,7 @@ pub fn parse(tokens: &[Token]) -> Result<File, SyntaxError> {
                 snippets.insert(name.to_owned(), body);
             }
             None if first.0.starts_with("&(") => {
-                file.remarks.push(Remark::lost(first.1, "named routes are not known here"));
+                file.remarks.push(Remark::lost(first.1, "named routes are not supported"));
             }
             None => blocks.push(SiteBlock { addresses, body }),
         }
@@ -123,7 +123,7 @@ impl Parser<'_> {
                 break;
             }
             if token.text == "}" && !token.quoted {
-                return Err(SyntaxError::new(token.line, "a `}` closes nothing"));
+                return Err(SyntaxError::new(token.line, "this `}` closes no block"));
             }
             goes_on = token.text.ends_with(',');
             found.extend(
@@ -136,7 +136,7 @@ impl Parser<'_> {
             self.at += 1;
         }
         match (found.is_empty(), self.tokens.get(self.at)) {
-            (true, Some(token)) => Err(SyntaxError::new(token.line, "a block without a name can only stand first")),
+            (true, Some(token)) => Err(SyntaxError::new(token.line, "only the first block can be without a name")),
             _ => Ok(found),
         }
     }
@@ -146,7 +146,7 @@ impl Parser<'_> {
         let opened = self.tokens[self.at - 1].line;
         let found = self.directives(depth)?;
         if !self.is("}") {
-            return Err(SyntaxError::new(opened, "the block that begins here is never closed: a `}` is missing"));
+            return Err(SyntaxError::new(opened, "the block that begins here is not closed: a `}` is missing"));
         }
         self.at += 1;
         Ok(found)
@@ -156,7 +156,7 @@ impl Parser<'_> {
         let mut found = Vec::new();
         while let Some(first) = self.tokens.get(self.at).filter(|_| !self.is("}")) {
             if depth > MAX_DEPTH {
-                return Err(SyntaxError::new(first.line, "blocks are nested too deep"));
+                return Err(SyntaxError::new(first.line, "blocks are nested too deeply"));
             }
             self.at += 1;
             let mut directive = Directive { name: first.text.clone(), args: Vec::new(), block: None, line: first.line };
@@ -209,7 +209,7 @@ impl Importer<'_> {
         let name = directive.args.first().map(|token| token.text.clone()).unwrap_or_default();
         let Some(body) = self.snippets.get(&name) else {
             let text = format!(
-                "`import {name}`: there is no snippet of this name, and other files are not read; put their text in its place"
+                "`import {name}`: there is no snippet with this name, and other files are not read; insert their text here"
             );
             self.remarks.push(Remark::lost(directive.line, text));
             return Vec::new();

@@ -65,7 +65,7 @@ impl Proxy<'_> {
                 "round_robin" => self.upstream.keys.push(("balance", quote("round-robin"))),
                 "random" | "random_choose" | "least_conn" => {}
                 _ if servers < 2 => {}
-                other => self.lost(line, format!("`lb_policy {other}`: servers are chosen by the fewest requests")),
+                other => self.lost(line, format!("`lb_policy {other}`: the server with the fewest requests is chosen")),
             },
             "header_up" | "header_down" => {
                 let values: Vec<_> = line.args.iter().skip(1).map(|token| token.text.clone()).collect();
@@ -101,11 +101,11 @@ impl Proxy<'_> {
             | "stream_close_delay" => {
                 self.remarks.push(Remark::note(
                     line.line,
-                    format!("`{}` has no counterpart; what it sets is fixed", line.name),
+                    format!("`{}` has no equivalent: vestibule uses a fixed value", line.name),
                 ));
             }
             "trusted_proxies" => {
-                self.lost(line, "`trusted_proxies` of one upstream: write listen.trusted_proxies".into());
+                self.lost(line, "`trusted_proxies` of one upstream: use listen.trusted_proxies".into());
             }
             other => self.lost(line, format!("`{other}` of `reverse_proxy`")),
         }
@@ -135,12 +135,12 @@ impl Proxy<'_> {
             | "tls_timeout" => {
                 self.remarks.push(Remark::note(
                     line.line,
-                    format!("`{}` has no counterpart; what it sets is fixed", line.name),
+                    format!("`{}` has no equivalent: vestibule uses a fixed value", line.name),
                 ));
             }
             "tls_insecure_skip_verify" => {
                 self.tls = true;
-                self.lost(line, "`tls_insecure_skip_verify`: certificates of upstreams are always checked".into());
+                self.lost(line, "`tls_insecure_skip_verify`: certificates of upstreams are always verified".into());
             }
             other => self.lost(line, format!("`{other}` of `transport http`")),
         }

@@ -52,11 +52,11 @@ pub struct Changes {
 struct Change {
     when: Vec<Conditions>,
     unless: Vec<Conditions>,
-    what: What,
+    what: ChangeKind,
 }
 
 #[derive(Debug, Clone)]
-enum What {
+enum ChangeKind {
     Request(Edit),
     Response(Edit),
     MaxBody(Option<String>),
@@ -117,7 +117,7 @@ impl<'r> Reader<'r> {
                 break;
             }
             if self.count > MAX_RULES {
-                self.lost(line, "this and what follows: the site has too many cases to be written out");
+                self.lost(line, "this directive and those after it: the site has too many cases");
                 break;
             }
             let (matcher, args) = conditions::of(line, named);
@@ -196,7 +196,7 @@ impl<'r> Reader<'r> {
             "respond" | "error" => status.is_some_and(|status| status >= 400),
             _ => false,
         };
-        if protects { ": it is CLOSED TO ALL here; write a route with `from`, `methods` or `fields`" } else { "" }
+        if protects { ": the route is CLOSED TO ALL; write one with `from`, `methods` or `fields`" } else { "" }
     }
 
     /// What the rest of a block does with the requests that a directive leaves out.
@@ -271,21 +271,23 @@ impl<'r> Reader<'r> {
         let (matcher, args) = if is_root { (&all, line.args.as_slice()) } else { (matcher, args) };
         let Some((when, unless)) = self.scope(line, matcher, state, within) else { return };
         let found = match order::name(line) {
-            "root" => args.first().map(|path| What::Root(path.text.clone())).into_iter().collect(),
+            "root" => args.first().map(|path| ChangeKind::Root(path.text.clone())).into_iter().collect(),
             "try_files" => match terminal::tries(args) {
-                Some(true) => vec![What::Spa],
+                Some(true) => vec![ChangeKind::Spa],
                 Some(false) => Vec::new(),
                 None => {
-                    self.lost(line, "`try_files`: a file, the index of a folder, or index.html for everything else");
+                    self.lost(line, "`try_files`: only a file, the index of a directory, and index.html for everything else are supported");
                     Vec::new()
                 }
             },
-            "header" => fields::response(line, args, self.remarks).into_iter().map(What::Response).collect(),
-            "request_header" => fields::request(line, args, self.remarks).into_iter().map(What::Request).collect(),
-            "request_body" => max_size(line).map(What::MaxBody).into_iter().collect(),
+            "header" => fields::response(line, args, self.remarks).into_iter().map(ChangeKind::Response).collect(),
+            "request_header" => {
+                fields::request(line, args, self.remarks).into_iter().map(ChangeKind::Request).collect()
+            }
+            "request_body" => max_size(line).map(ChangeKind::MaxBody).into_iter().collect(),
             name => {
-                let text = format!("`{name}`: what it protects is CLOSED TO ALL here");
-                vec![What::Close(line.line, text)]
+                let text = format!("`{name}`: the paths that it protects are CLOSED TO ALL");
+                vec![ChangeKind::Close(line.line, text)]
             }
         };
         for what in found {
@@ -326,9 +328,9 @@ impl<'r> Reader<'r> {
         match base {
             Some(base) => changed.base = base,
             None => {
-                let text = format!("`{} {}`: what it rewrites is CLOSED here", line.name, words.join(" "));
+                let text = format!("`{} {}`: the paths that it rewrites are CLOSED", line.name, words.join(" "));
                 let (when, unless) = (when.clone(), unless.clone());
-                state.changes.push(Change { when, unless, what: What::Close(line.line, text) });
+                state.changes.push(Change { when, unless, what: ChangeKind::Close(line.line, text) });
                 return Vec::new();
             }
         }
@@ -395,7 +397,7 @@ impl<'r> Reader<'r> {
                 match changes.root.clone().or(Some(root)).filter(|root| root.starts_with('/')) {
                     Some(root) => Action::Files { root, spa: changes.spa },
                     None => {
-                        let text = "`file_server` of the folder that Caddy was started in: write files = \"/path\"; it is 404 here";
+                        let text = "`file_server` of Caddy's working directory: set files = \"/path\"; until then it returns 404";
                         self.remarks.push(Remark::lost(line, text));
                         Action::Nothing
                     }
@@ -434,7 +436,7 @@ impl<'r> Reader<'r> {
             }
             if by != 0 && line.line != by {
                 let text = format!(
-                    "`{}` is never reached, since line {by} takes every request before; it is left out",
+                    "`{}` is never reached, because line {by} handles every request before it; it is omitted",
                     line.name
                 );
                 self.not_reached.push(Remark::note(line.line, text));
@@ -444,20 +446,20 @@ impl<'r> Reader<'r> {
 }
 
 impl Changes {
-    fn apply(&mut self, what: &What) {
+    fn apply(&mut self, what: &ChangeKind) {
         match what {
-            What::Request(edit) => put(&mut self.request, edit),
-            What::Response(edit) => put(&mut self.response, edit),
-            What::MaxBody(size) => self.max_body.clone_from(size),
-            What::Root(root) => self.root = Some(root.clone()),
-            What::Spa => self.spa = true,
-            What::Close(line, text) => self.closed = Some((*line, text.clone())),
+            ChangeKind::Request(edit) => add_edit(&mut self.request, edit),
+            ChangeKind::Response(edit) => add_edit(&mut self.response, edit),
+            ChangeKind::MaxBody(size) => self.max_body.clone_from(size),
+            ChangeKind::Root(root) => self.root = Some(root.clone()),
+            ChangeKind::Spa => self.spa = true,
+            ChangeKind::Close(line, text) => self.closed = Some((*line, text.clone())),
         }
     }
 }
 
 /// A later `set` or `remove` of a field takes the place of what was said of it before.
-fn put(edits: &mut Vec<Edit>, edit: &Edit) {
+fn add_edit(edits: &mut Vec<Edit>, edit: &Edit) {
     if edit.how == "set" || edit.how == "remove" {
         edits.retain(|known| !known.name.eq_ignore_ascii_case(&edit.name) || known.how == "default");
     }

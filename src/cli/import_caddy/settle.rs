@@ -159,7 +159,7 @@ fn server_name(model: &TargetConfig, homeserver: &str, remarks: &mut Vec<Remark>
     if let Some(host) = bare.or_else(|| candidates.first()) {
         if bare.is_some() {
             let line = model.sites.iter().find(|site| site.host == **host).map_or(1, |site| site.line);
-            remarks.push(Remark::note(line, format!("`matrix.server_name` is taken to be {host}, and not its `www`")));
+            remarks.push(Remark::note(line, format!("assumed `matrix.server_name` to be {host}, not its `www` host")));
         }
         return (*host).clone();
     }
@@ -171,11 +171,11 @@ fn server_name(model: &TargetConfig, homeserver: &str, remarks: &mut Vec<Remark>
     let name = shorter.unwrap_or(homeserver).to_owned();
     let named = model.sites.iter().any(|site| site.host == name);
     let text = if named || name == homeserver {
-        format!("`matrix.server_name` is taken to be {name}: put it right if your user ids end otherwise")
+        format!("assumed `matrix.server_name` to be {name}: correct it if your user IDs end differently")
     } else {
         format!(
-            "`matrix.server_name` is taken to be {name}, which has no site here: clients and other homeservers ask \
-             https://{name}/.well-known/matrix/ first, so give it one, or serve the documents where it is"
+            "assumed `matrix.server_name` to be {name}, which has no site: clients and other homeservers first request \
+             https://{name}/.well-known/matrix/, so add a site for it, or serve the documents on its web server"
         )
     };
     remarks.push(Remark::note(line, text));

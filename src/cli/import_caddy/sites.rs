@@ -103,7 +103,7 @@ fn names_of(host: &str, block: &SiteBlock, line: usize, remarks: &mut Vec<Remark
         Remark::lost(
             line,
             format!(
-                "`{host}`: a certificate for a wildcard needs a proof in DNS; write acme.dns and a site \"{host}\", or one site for each name"
+                "`{host}`: a wildcard certificate needs the challenge DNS-01; set acme.dns and add a site \"{host}\", or add one site for each name"
             ),
         )
     } else {
@@ -111,7 +111,7 @@ fn names_of(host: &str, block: &SiteBlock, line: usize, remarks: &mut Vec<Remark
         Remark::note(
             line,
             format!(
-                "`{host}` becomes one site for each name in it, each with its own certificate: {all}; every other name is not served (with acme.dns, a site \"{host}\" has the certificate for all: tls = \"wildcard\")"
+                "`{host}` becomes one site for each name in it, each with its own certificate: {all}; other names are not served (with acme.dns, a site \"{host}\" has one certificate for all: tls = \"wildcard\")"
             ),
         )
     };
@@ -160,7 +160,7 @@ fn one(
                 } else {
                     remarks.push(Remark::lost(
                         line.line,
-                        "`bind`: all sites listen on the same addresses, those of an earlier line",
+                        "`bind`: all sites listen on the same addresses, which an earlier line sets",
                     ));
                 }
             }
@@ -202,7 +202,8 @@ fn documents(
         rules.iter().filter(|rule| is_one(rule)).map(|rule| (rule.clone(), true)).collect();
     let unreached = unreached.into_iter().filter(|(rule, _)| is_one(rule));
     for (rule, by) in unreached {
-        let text = format!("`respond` is never reached, since line {by} takes every request before; here it is");
+        let text =
+            format!("`respond` is never reached, because line {by} handles every request before it; it is reached now");
         remarks.push(Remark::mended(rule.line, text));
         found.push((rule, false));
     }
@@ -222,7 +223,7 @@ fn documents(
         let set =
             |name: &str| rule.changes.response.iter().rev().find(|edit: &&Edit| edit.name.eq_ignore_ascii_case(name));
         if which == "client" && set("access-control-allow-origin").is_none() {
-            let text = "the client document has no `Access-Control-Allow-Origin`, so that clients in browsers cannot read it; here it has";
+            let text = "the client document has no `Access-Control-Allow-Origin`, so clients in browsers cannot read it; vestibule adds it";
             remarks.push(Remark::mended(rule.line, text));
         }
         if let Some(control) = set("cache-control") {
@@ -234,8 +235,7 @@ fn documents(
                 && !["cache-control", "content-type", "strict-transport-security", "x-content-type-options"]
                     .contains(&name.as_str())
             {
-                remarks
-                    .push(Remark::note(rule.line, format!("the field `{}` of the documents is left out", edit.name)));
+                remarks.push(Remark::note(rule.line, format!("the field `{}` of the documents is omitted", edit.name)));
             }
         }
         remarks.extend(well_known::take(which, body, &site.host, rule.line, &mut model.documents));
@@ -244,7 +244,10 @@ fn documents(
     for rule in rules.iter().filter(|rule| other(rule) && !is_one(rule) && matches!(rule.action, Action::Proxy(..))) {
         if rule.when.path.as_deref().is_some_and(|path| well_known::document(path).is_some() && !path.ends_with('*')) {
             let path = rule.when.path.as_deref().unwrap_or_default();
-            remarks.push(Remark::lost(rule.line, format!("`{path}`: the documents are the edge's here, all or none")));
+            remarks.push(Remark::lost(
+                rule.line,
+                format!("`{path}`: vestibule serves either all well-known documents or none"),
+            ));
         }
     }
     rules.retain(|rule| !is_one(rule) && !other(rule));
@@ -289,7 +292,7 @@ fn add(site: Site, plain: bool, model: &mut TargetConfig, remarks: &mut Vec<Rema
         federation(known, site, remarks);
     } else if known.root != site.root || known.routes != site.routes {
         let text = format!(
-            "`{}` is there twice: a name is one site on every port here, that of https; what this block routes is not served",
+            "`{}` is defined twice: a name is one site on all ports, that of https; the routes of this block are not served",
             site.host
         );
         if is_plain && !plain {
@@ -321,11 +324,8 @@ fn federation(known: &mut Site, site: Site, remarks: &mut Vec<Remark>) {
         }
     }
     if !opened.is_empty() {
-        let text = format!(
-            "what port {FEDERATION} of `{}` routes is routed on every port here: {}",
-            known.host,
-            opened.join(", ")
-        );
+        let text =
+            format!("the routes of port {FEDERATION} of `{}` apply to all ports: {}", known.host, opened.join(", "));
         remarks.push(Remark::note(site.line, text));
     }
     known.hsts |= site.hsts;
@@ -336,7 +336,7 @@ fn address(text: &str) -> Result<Address, &'static str> {
     let (plain, rest) = match text.split_once("://") {
         Some(("http", rest)) => (true, rest),
         Some(("https", rest)) => (false, rest),
-        Some(_) => return Err("its scheme is not spoken"),
+        Some(_) => return Err("its scheme is not supported"),
         None => (false, text),
     };
     let rest = rest.trim_end_matches('/');
@@ -344,21 +344,21 @@ fn address(text: &str) -> Result<Address, &'static str> {
         Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => (host, Some(port)),
         _ => (rest, None),
     };
-    let port = port.map(|port| port.parse().map_err(|_| "its port is none")).transpose()?;
+    let port = port.map(|port| port.parse().map_err(|_| "its port is not valid")).transpose()?;
     if host.is_empty() {
-        return Err("a site without a name; each name needs its own");
+        return Err("a site needs a host name");
     }
     if host.contains('*') && !host.starts_with("*.") {
-        return Err("a wildcard stands for one label, the first");
+        return Err("a wildcard replaces exactly one label, the first");
     }
     if host.contains(ENV) {
         return Ok(Address { plain, host: host.to_owned(), port });
     }
     if host.contains('/') {
-        return Err("paths belong into the site");
+        return Err("move the path into the site");
     }
     match crate::config::site_name(host) {
         Ok(host) => Ok(Address { plain, host: host.as_str().to_owned(), port }),
-        Err(_) => Err("certificates are for host names"),
+        Err(_) => Err("it is not a valid host name"),
     }
 }

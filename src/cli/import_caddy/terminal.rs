@@ -25,12 +25,12 @@ pub fn read(line: &Directive, args: &[Token], host: &str, plain: bool, remarks: 
         "abort" => Some(Action::Deny),
         "redir" => redirect(args, host, plain).or_else(|| {
             let words: Vec<_> = args.iter().map(|token| token.text.as_str()).collect();
-            lost(format!("`redir {}`: it is 404 here", words.join(" ")))
+            lost(format!("`redir {}`: it returns 404", words.join(" ")))
         }),
         "respond" | "error" => {
             let (body, status) = answer(line, args);
             if template(&body, Placeholders::None).is_none() {
-                return lost("an answer with placeholders: it is 404 here".into());
+                return lost("a response with placeholders: it returns 404".into());
             }
             Some(Action::Respond { status, content_type: None, body })
         }
@@ -38,8 +38,8 @@ pub fn read(line: &Directive, args: &[Token], host: &str, plain: bool, remarks: 
             .map(|upstream| Action::Proxy(Kind::Http, upstream))
             .or(Some(Action::Nothing)),
         "file_server" => Some(files(line, args, remarks)),
-        "php_fastcgi" => lost("`php_fastcgi`: FastCGI is not spoken, it is 404 here; put nginx or Caddy before PHP, and that behind an upstream".into()),
-        other => lost(format!("`{other}`: it is 404 here")),
+        "php_fastcgi" => lost("`php_fastcgi`: FastCGI is not supported, so it returns 404; run nginx or Caddy in front of PHP, and set that as the upstream".into()),
+        other => lost(format!("`{other}`: it returns 404")),
     }
 }
 

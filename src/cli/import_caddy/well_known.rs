@@ -15,13 +15,13 @@ pub fn take(which: &str, text: &str, host: &str, line: usize, documents: &mut Do
     let mut remarks = Vec::new();
     let path = format!("/.well-known/matrix/{which}");
     let Some((mut members, mended)) = object(text) else {
-        return vec![Remark::lost(line, format!("{path} is no JSON object, and cannot be mended"))];
+        return vec![Remark::lost(line, format!("{path} is not a JSON object and cannot be corrected"))];
     };
     if let Some(how) = mended {
-        remarks.push(Remark::mended(line, format!("the JSON of {path} {how}; as it stands, no client can read it")));
+        remarks.push(Remark::mended(line, format!("the JSON of {path} {how}, so no client can read it")));
     }
     if without_null(&mut members) {
-        remarks.push(Remark::lost(line, format!("`null` in {path} has no form in TOML")));
+        remarks.push(Remark::lost(line, format!("`null` in {path}: TOML has no null")));
     }
     match which {
         "client" => {
@@ -41,7 +41,7 @@ fn client(mut members: Map<String, Value>, line: usize, documents: &mut Document
     if let Some(base) = members.get("m.homeserver").and_then(|one| one.get("base_url")).and_then(Value::as_str) {
         let base = base.trim_end_matches('/').to_owned();
         if documents.homeserver.get_or_insert_with(|| base.clone()) != &base {
-            remarks.push(Remark::lost(line, format!("another document names another homeserver than {base}")));
+            remarks.push(Remark::lost(line, format!("another document names a homeserver other than {base}")));
         }
         members.remove("m.homeserver");
     }
@@ -53,7 +53,7 @@ fn client(mut members: Map<String, Value>, line: usize, documents: &mut Document
     {
         for url in urls {
             if url.ends_with('/') {
-                let text = format!("{url} must not end in `/`: clients append `/sfu/get` to it");
+                let text = format!("{url} must not end with `/`: clients append `/sfu/get` to it");
                 remarks.push(Remark::mended(line, text));
             }
             let url = url.trim_end_matches('/').to_owned();
@@ -76,13 +76,12 @@ fn server(mut members: Map<String, Value>, line: usize, documents: &mut Document
     if let Some(Value::String(server)) = members.remove("m.server") {
         let has_port = server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         if !has_port {
-            let text =
-                format!("`m.server` without a port means SRV records, and then port 8448; it becomes {server}:443");
+            let text = format!("`m.server` without a port means an SRV record or port 8448; it becomes {server}:443");
             remarks.push(Remark::mended(line, text));
         }
         let server = if has_port { server } else { format!("{server}:443") };
         if documents.federation.get_or_insert_with(|| server.clone()) != &server {
-            remarks.push(Remark::lost(line, format!("another document names another server than {server}")));
+            remarks.push(Remark::lost(line, format!("another document names a server other than {server}")));
         }
     }
     merge(&mut documents.server, members, line, remarks);
@@ -92,7 +91,7 @@ fn merge(into: &mut Map<String, Value>, members: Map<String, Value>, line: usize
     for (key, value) in members {
         match into.get(&key) {
             Some(old) if *old != value => {
-                remarks.push(Remark::lost(line, format!("another document has another `{key}`")));
+                remarks.push(Remark::lost(line, format!("another document has a different `{key}`")));
             }
             Some(_) => {}
             None => {
@@ -113,7 +112,7 @@ fn object(text: &str) -> Option<(Map<String, Value>, Option<String>)> {
         let last = if missing.len() == 1 { "its last" } else { "the last" };
         return Some((members, Some(format!("lacks {last} `{missing}`"))));
     }
-    read(&without_commas(&closed)).map(|members| (members, Some("has commas or brackets that are not JSON's".into())))
+    read(&without_commas(&closed)).map(|members| (members, Some("has extra commas or wrong brackets".into())))
 }
 
 /// A text with what it leaves open closed, and what that took.
@@ -192,7 +191,7 @@ mod tests {
             (r#"{"a":1}"#, None),
             (r#"{"a":{"b":[1]}"#, Some("lacks its last `}`")),
             (r#"{"a":{"b":[1"#, Some("lacks the last `]}}`")),
-            (r#"{"a":[1,],}"#, Some("has commas or brackets that are not JSON's")),
+            (r#"{"a":[1,],}"#, Some("has extra commas or wrong brackets")),
             (r#"{"a":"}\"{"#, Some("lacks the last `\"}`")),
         ] {
             assert_eq!(object(text).unwrap().1.as_deref(), how, "{text}");

@@ -127,7 +127,10 @@ fn route(rule: Rule, remarks: &mut Vec<Remark>) -> Option<Route> {
         route.response_fields.retain(|edit| !edit.name.eq_ignore_ascii_case("content-type") || edit.how != "set");
     }
     if pattern.contains(['?', '#', ' ', '{']) && !pattern.contains(super::lexer::ENV) {
-        remarks.push(Remark::lost(rule.line, format!("`{pattern}`: no path of ours is written so; it is left out")));
+        remarks.push(Remark::lost(
+            rule.line,
+            format!("`{pattern}`: this path pattern is not supported; the route is omitted"),
+        ));
         return None;
     }
     if !matches!(route.action, Action::Proxy(..) | Action::Files { .. }) {
@@ -138,7 +141,7 @@ fn route(rule: Rule, remarks: &mut Vec<Remark>) -> Option<Route> {
     // The path of a file is that of the request, or without a prefix.
     if !is_changed || !(is_proxy || (route.add_prefix.is_none() && route.rewrite.is_none())) {
         (route.strip, route.add_prefix, route.rewrite) = (false, None, None);
-        let text = format!("`{pattern}`: its path is changed in a way that we do not have; it is CLOSED here");
+        let text = format!("`{pattern}`: this change of its path is not supported; the route is CLOSED");
         remarks.push(Remark::lost(rule.line, text));
         route.action = Action::Deny;
         route.request_fields.clear();
