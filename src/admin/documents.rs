@@ -111,6 +111,9 @@ pub struct Service {
     /// Why it is down or slow.
     #[serde(default)]
     pub why: Option<String>,
+    /// How to fix it, if it is down.
+    #[serde(default)]
+    pub fix: Option<String>,
     /// Since when its state is this; the start or the reload, where nothing has happened since.
     #[serde(default, with = "rfc3339_option")]
     pub since: Option<OffsetDateTime>,

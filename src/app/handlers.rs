@@ -114,6 +114,7 @@ impl Handlers {
                 Condition::Down => ServiceState::Down,
             },
             why: status.why,
+            fix: status.fix.map(ToOwned::to_owned),
             since: Some(date(self.clock.now() - status.since)),
             in_flight: status.in_flight,
             idle: status.idle,
@@ -303,7 +304,8 @@ fn merge(known: &mut upstream::Status, other: upstream::Status) {
     let earlier =
         other.condition == known.condition && (other.since > known.since) == (known.condition > Condition::Up);
     if other.condition > known.condition || earlier {
-        (known.up, known.condition, known.since, known.why) = (other.up, other.condition, other.since, other.why);
+        (known.up, known.condition, known.since) = (other.up, other.condition, other.since);
+        (known.why, known.fix) = (other.why, other.fix);
     }
 }
 
@@ -329,6 +331,7 @@ mod tests {
             is_probed: false,
             since: Duration::from_secs(since),
             why: why.map(ToOwned::to_owned),
+            fix: None,
             in_flight: 1,
             idle: 2,
             dial_failures: 3,

@@ -146,6 +146,9 @@ fn words(status: &Status) -> String {
             let since = service.since.map_or(String::new(), |since| format!(" since {}", date(since)));
             lines.push(format!("    {state}{since}: {}", printable(why)));
         }
+        if let Some(fix) = &service.fix {
+            lines.push(format!("    -> {fix}"));
+        }
     }
     lines.join("\n") + "\n"
 }

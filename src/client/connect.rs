@@ -1,4 +1,4 @@
-//! Connections of the client: a TCP or unix socket, with TLS where the URL or the destination asks for it.
+//! Connections of the client: a TCP or unix socket, with TLS if the URL or the destination requires it.
 
 use std::{
     io,
@@ -6,27 +6,34 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
+    vec,
 };
 
 use futures_util::future::BoxFuture;
 use http::{Uri, uri::Scheme};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::{
-    client::legacy::connect::{Connected, Connection, HttpConnector},
+    client::legacy::connect::{Connected, Connection, HttpConnector, dns::Name},
     rt::TokioIo,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::TlsConnector;
-use tower::{BoxError, Service, ServiceExt as _};
+use tower::{Service, ServiceExt as _};
 
-use super::Roots;
+use super::{Roots, name_cause};
 use crate::{
     config::plan::Server,
+    error::{ServerFailure, UnresolvedName},
     message::{BoxIo, Io},
 };
 
-/// Where a request goes instead of where its URL says.
+/// Time limit of a TCP connection: less than the deadline of any request, so that a server which drops connections is told
+/// from one which does not respond.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The destination of a request, in place of the host of its URL.
 #[derive(Debug, Clone)]
 pub enum Destination {
     /// An address; TLS and the name to verify stay those of the URL.
@@ -46,7 +53,7 @@ pub enum ConnectError {
     NotAbsolute,
     /// The name does not resolve, or no address accepts.
     #[error("not reachable")]
-    Unreachable(#[source] BoxError),
+    Unreachable(#[source] ServerFailure),
     /// The handshake failed, for instance on the certificate.
     #[error("TLS handshake failed")]
     Tls(#[source] io::Error),
@@ -55,7 +62,7 @@ pub enum ConnectError {
 /// Opens connections for hyper. Cheap to clone.
 #[derive(Clone)]
 pub struct Connector {
-    tcp: HttpConnector,
+    tcp: HttpConnector<SystemResolver>,
     tls: Arc<ClientConfig>,
     resolve: Option<Resolve>,
 }
@@ -63,7 +70,8 @@ pub struct Connector {
 impl Connector {
     /// A connector that speaks TLS as `tls` says.
     pub fn new(tls: Arc<ClientConfig>, resolve: Option<Resolve>) -> Self {
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(SystemResolver);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         Self { tcp, tls, resolve }
@@ -89,28 +97,57 @@ impl Connector {
 
     /// Connects to `place`, and speaks TLS if `server` does.
     async fn open(self, server: Server, place: Uri) -> Result<Stream, ConnectError> {
-        let tcp = self.tcp.oneshot(place).await.map_err(|error| ConnectError::Unreachable(error.into()))?;
+        let tcp = self.tcp.oneshot(place).await.map_err(|error| {
+            // What hyper-util says of it ("tcp connect error") adds nothing.
+            let source = std::error::Error::source(&error).unwrap_or(&error);
+            ConnectError::Unreachable(source.into())
+        })?;
         let tcp = tcp.into_inner();
         let Server::Https { host, .. } = server else { return Ok(Stream::new(tcp, false)) };
         let name = ServerName::try_from(host).map_err(|error| ConnectError::Tls(io::Error::other(error)))?;
-        let tls = TlsConnector::from(self.tls).connect(name, tcp).await.map_err(ConnectError::Tls)?;
+        let tls = TlsConnector::from(self.tls).connect(name, tcp).await;
+        let tls = tls.map_err(|error| ConnectError::Tls(name_cause(error)))?;
         let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok(Stream::new(tls, h2))
     }
 }
 
-/// Opens a TLS connection for what is not HTTP.
+/// Resolves names with the system's resolver; its errors name the host.
+#[derive(Clone)]
+struct SystemResolver;
+
+impl Service<Name> for SystemResolver {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = UnresolvedName;
+    type Future = BoxFuture<'static, Result<Self::Response, UnresolvedName>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), UnresolvedName>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        Box::pin(async move {
+            let found = lookup_host((name.as_str(), 0)).await;
+            let found = found.map_err(|error| UnresolvedName::new(name.as_str(), &error))?;
+            Ok(found.collect::<Vec<_>>().into_iter())
+        })
+    }
+}
+
+/// Opens a TLS connection for protocols other than HTTP.
 ///
 /// # Errors
 /// The address does not accept, or the handshake fails.
 pub async fn connect_tls(address: SocketAddr, host: &str, roots: &Roots) -> io::Result<BoxIo> {
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let tcp = TcpStream::connect(address).await?;
-    Ok(Box::new(TlsConnector::from(roots.no_protocol()).connect(name, tcp).await?))
+    let stream = TlsConnector::from(roots.no_protocol()).connect(name, tcp).await;
+    Ok(Box::new(stream.map_err(name_cause)?))
 }
 
 async fn unix(path: &std::path::Path) -> Result<Stream, ConnectError> {
-    let stream = UnixStream::connect(path).await.map_err(|error| ConnectError::Unreachable(error.into()))?;
+    let stream =
+        UnixStream::connect(path).await.map_err(|error| ConnectError::Unreachable(ServerFailure::of(&error)))?;
     Ok(Stream::new(stream, false))
 }
 

@@ -1,5 +1,5 @@
-//! A look at the certificate that an address shows for a name, good or bad. Nothing is ever sent over the connection, so
-//! the verdict may be taken down instead of being obeyed.
+//! Inspects the certificate that an address presents for a name, valid or not. No request is ever sent over the connection,
+//! so the result of the verification is recorded instead of enforced.
 
 use std::{
     io,
@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -20,50 +20,52 @@ use rustls::{
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use super::Roots;
-use crate::conn::{PeerCertificate, TlsFailure, VerifyError};
+use super::{Roots, tls_error};
+use crate::{
+    conn::PeerCertificate,
+    error::{FailureCause, ServerFailure},
+};
 
-/// Shakes hands with an address for a name.
+/// Performs a handshake with an address for a name, and returns the certificate.
 ///
 /// # Errors
-/// There is no certificate to look at.
+/// The handshake failed.
 pub async fn inspect(
     address: SocketAddr,
     host: &str,
     roots: &Roots,
     limit: Duration,
-) -> Result<PeerCertificate, TlsFailure> {
-    timeout(limit, handshake(address, host, roots)).await.unwrap_or(Err(TlsFailure::Silent))
+) -> Result<PeerCertificate, ServerFailure> {
+    timeout(limit, handshake(address, host, roots)).await.unwrap_or(Err(FailureCause::NoResponse.into()))
 }
 
-async fn handshake(address: SocketAddr, host: &str, roots: &Roots) -> Result<PeerCertificate, TlsFailure> {
-    let other = |error: &dyn std::error::Error| TlsFailure::Other(error.to_string());
+async fn handshake(address: SocketAddr, host: &str, roots: &Roots) -> Result<PeerCertificate, ServerFailure> {
     let tcp = TcpStream::connect(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => TlsFailure::Refused,
         // A firewall that says so, or a router that gave up.
-        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => TlsFailure::Silent,
-        io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable => TlsFailure::NoRoute,
-        _ => other(&error),
+        io::ErrorKind::HostUnreachable => ServerFailure::new(FailureCause::TimedOut, error.to_string()),
+        _ => ServerFailure::of(&error),
     })?;
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| other(&error))?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| ServerFailure::of(&error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let inner = WebPkiServerVerifier::builder_with_provider(roots.store().clone(), provider.clone())
         .build()
-        .map_err(|error| other(&error))?;
+        .map_err(|error| ServerFailure::of(&error))?;
     let witness = Arc::new(RecordingVerifier { inner, seen: Mutex::default() });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| other(&error))?
+        .map_err(|error| ServerFailure::of(&error))?
         .dangerous()
         .with_custom_certificate_verifier(witness.clone())
         .with_no_client_auth();
     match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
-        Ok(_) => witness.seen().ok_or_else(|| TlsFailure::Other("no certificate was shown".into())),
-        Err(error) => Err(closed(&error)),
+        Ok(_) => witness
+            .seen()
+            .ok_or_else(|| ServerFailure::new(FailureCause::Handshake, "the server presented no certificate")),
+        Err(error) => Err(failure(&error)),
     }
 }
 
-/// Takes down what is shown and what the verifier of every other client thinks of it.
+/// Records the certificate and the result of the usual verifier, and accepts the certificate.
 #[derive(Debug)]
 struct RecordingVerifier {
     inner: Arc<WebPkiServerVerifier>,
@@ -86,7 +88,7 @@ impl ServerCertVerifier for RecordingVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let trust =
-            self.inner.verify_server_cert(leaf, chain, name, ocsp, now).map(drop).map_err(|error| verify_error(&error));
+            self.inner.verify_server_cert(leaf, chain, name, ocsp, now).map(drop).map_err(|error| tls_failure(&error));
         let shown = PeerCertificate { leaf: Bytes::copy_from_slice(leaf), trust };
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
         Ok(ServerCertVerified::assertion())
@@ -115,26 +117,19 @@ impl ServerCertVerifier for RecordingVerifier {
     }
 }
 
-fn verify_error(error: &Error) -> VerifyError {
-    match error {
-        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
-            VerifyError::Expired
-        }
-        Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
-            VerifyError::NotYet
-        }
-        Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => VerifyError::WrongName,
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => VerifyError::Unknown,
-        other => VerifyError::Other(other.to_string()),
+/// The failure of a handshake; what is no error of TLS is one of the connection.
+fn failure(error: &io::Error) -> ServerFailure {
+    match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
+        Some(cause) => tls_failure(cause),
+        None => ServerFailure::of(error),
     }
 }
 
-fn closed(error: &io::Error) -> TlsFailure {
-    match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
-        Some(Error::AlertReceived(AlertDescription::UnrecognisedName)) => TlsFailure::NoSuchName,
-        Some(cause) => TlsFailure::Other(cause.to_string()),
-        None => TlsFailure::Other(error.to_string()),
+fn tls_failure(error: &Error) -> ServerFailure {
+    match tls_error::cause(error) {
+        cause @ (FailureCause::Handshake | FailureCause::BadCertificate) => {
+            ServerFailure::new(cause, error.to_string())
+        }
+        cause => cause.into(),
     }
 }

@@ -7,10 +7,12 @@ mod connect;
 pub mod dns;
 mod inspect;
 mod roots;
+mod tls_error;
 
 pub use connect::{ConnectError, Destination, Resolve, connect_tls};
 pub use inspect::inspect;
 pub use roots::{Roots, RootsError};
+pub use tls_error::name_cause;
 
 use std::{
     sync::{Arc, LazyLock},
@@ -30,7 +32,7 @@ use tower::{BoxError, ServiceBuilder, ServiceExt as _, timeout::error::Elapsed, 
 use self::connect::Connector;
 use crate::{
     conn::Fetch,
-    error::{Kind, ProxyError, chain},
+    error::{FailureCause, Kind, ProxyError, ServerFailure, chain},
     message::{Body, Request, Response, UpgradeHandler},
 };
 
@@ -174,7 +176,13 @@ fn proxy_error(error: BoxError) -> ProxyError {
         // What hyper says of it ("client error (Connect)") adds nothing to the kind.
         Some(error) => {
             let kind = if error.is_connect() { Kind::Connect } else { Kind::Reset };
-            std::error::Error::source(error).map_or_else(|| kind.into(), |source| ProxyError::new(kind, chain(source)))
+            let Some(source) = std::error::Error::source(error) else { return kind.into() };
+            let is_parse = source.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
+            let failure = match is_parse {
+                true => ServerFailure::new(FailureCause::NotHttp, chain(source)),
+                false => ServerFailure::of(source),
+            };
+            ProxyError::new(kind, failure)
         }
         None => ProxyError::new(Kind::Reset, error),
     }
@@ -341,10 +349,14 @@ mod tests {
         let (_, address, _) = server(&[b"h2"]).await;
         let fetch = Builder::new(Roots::none(), Duration::from_secs(60)).resolve(here(address)).build();
         let error = get(&fetch, "https://a.example/").await.unwrap_err();
-        assert!(error.source.unwrap().to_string().starts_with("TLS handshake failed: invalid peer certificate"));
+        assert_eq!(FailureCause::of(&error), FailureCause::UnknownAuthority);
+        assert_eq!(
+            error.source.unwrap().to_string(),
+            "TLS handshake failed: the certificate is signed by an unknown authority"
+        );
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let error = get(&fetch, &format!("http://{free}/")).await.unwrap_err();
-        assert_eq!(error.kind, Kind::Connect);
+        assert_eq!((error.kind, FailureCause::of(&error)), (Kind::Connect, FailureCause::Refused));
         let said = error.source.unwrap().to_string();
         assert!(said.starts_with("not reachable: ") && said.contains("refused"), "{said}");
         let mut request = Request::new(Body::empty());

@@ -1,4 +1,4 @@
-//! What is known of a connection, and the few handles that rooms hand each other beside a request.
+//! What is known of a connection, and the handles that modules exchange beside a request.
 
 mod permits;
 
@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use http::{StatusCode, uri::Scheme};
 
 use crate::{
-    error::ProxyError,
+    error::{ProxyError, ServerFailure},
     message::{Fields, Request, Response},
 };
 
@@ -117,43 +117,13 @@ pub struct RequestObservers {
 /// one. The URI is absolute.
 pub type Fetch = Arc<dyn Fn(Request) -> BoxFuture<'static, Result<Response, ProxyError>> + Send + Sync>;
 
-/// What a TLS server shows to a client that looks at its certificate.
+/// The certificate that a TLS server presents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// The certificate, DER.
     pub leaf: Bytes,
-    /// Whether a client would go on.
-    pub trust: Result<(), VerifyError>,
-}
-
-/// Why a client would not go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VerifyError {
-    /// It has ended.
-    Expired,
-    /// It has not begun: a clock is wrong.
-    NotYet,
-    /// It is for other names.
-    WrongName,
-    /// Nobody that clients trust has signed it.
-    Unknown,
-    /// Anything else, in words.
-    Other(String),
-}
-
-/// Why a TLS server shows nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TlsFailure {
-    /// Nothing listens on the port, or something on the way refuses.
-    Refused,
-    /// No answer in time.
-    Silent,
-    /// This machine has no way there: for instance no IPv6.
-    NoRoute,
-    /// The `unrecognized_name` alert: the server has no certificate for the name.
-    NoSuchName,
-    /// Anything else, in words.
-    Other(String),
+    /// Whether a client would accept it.
+    pub trust: Result<(), ServerFailure>,
 }
 
 /// How long the phases of reaching an upstream took, for the access log. Filled by whoever dials; a request on a kept

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     config::plan::{Matrix, RTC_GET_TOKEN},
     conn::Fetch,
+    error::ServerFailure,
 };
 
 /// The state event of a member of a call.
@@ -97,16 +98,16 @@ async fn login(check: &Check, matrix: &Matrix, way: &Fetch, user: &str, password
                 ))
             }
         },
-        Err(error) => Err(check.fail("silent", format!("no response ({error})"), "read Synapse's log")),
+        Err(error) => Err(check.silent(&error, "read Synapse's log")),
     }
 }
 
 impl Session<'_> {
-    async fn get(&self, path: &str) -> Result<super::ask::ProbeResponse, String> {
+    async fn get(&self, path: &str) -> Result<super::ask::ProbeResponse, ServerFailure> {
         ProbeRequest::get(format!("{}{path}", self.matrix.homeserver)).token(&self.token).ask(&self.way).await
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Result<super::ask::ProbeResponse, String> {
+    async fn post(&self, path: &str, body: &Value) -> Result<super::ask::ProbeResponse, ServerFailure> {
         ProbeRequest::post(format!("{}{path}", self.matrix.homeserver), body).token(&self.token).ask(&self.way).await
     }
 
@@ -118,7 +119,7 @@ impl Session<'_> {
                 return vec![check.fail("token", fact, "pass the access token of an open session")];
             }
             Err(error) => {
-                return vec![check.fail("silent", format!("no response ({error})"), "read Synapse's log")];
+                return vec![check.silent(&error, "read Synapse's log")];
             }
         };
         self.user = whoami["user_id"].as_str().unwrap_or_default().to_owned();
@@ -149,7 +150,7 @@ impl Session<'_> {
             Ok(response) if response.status == 200 => response.json(),
             Ok(response) => return (rtc::off(&check, &response), None),
             Err(error) => {
-                return (check.fail("silent", format!("no response ({error})"), "read Synapse's log"), None);
+                return (check.silent(&error, "read Synapse's log"), None);
             }
         };
         let list = response["rtc_transports"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -315,7 +316,7 @@ impl Session<'_> {
                 ServiceCall { findings: vec![finding], livekit_url: Some(url.to_owned()), pass }
             }
             Ok(response) => refused(&check, &response).into(),
-            Err(error) => check.fail("silent", format!("no response ({error})"), "read lk-jwt-service's log").into(),
+            Err(error) => check.silent(&error, "read lk-jwt-service's log").into(),
         }
     }
 
@@ -325,7 +326,7 @@ impl Session<'_> {
             return Ok(CallRoom { id: id.clone(), is_ours: false });
         }
         let body = json!({ "preset": "private_chat", "name": "vestibule doctor" });
-        let response = self.post("/_matrix/client/v3/createRoom", &body).await?;
+        let response = self.post("/_matrix/client/v3/createRoom", &body).await.map_err(|error| error.to_string())?;
         match response.json()["room_id"].as_str() {
             Some(id) => Ok(CallRoom { id: id.to_owned(), is_ours: true }),
             None => Err(format!("no room can be created: {}", response.words())),
@@ -368,7 +369,7 @@ impl Session<'_> {
                 self.enter(&check, &url, response.json()["jwt"].as_str().unwrap_or_default()).await
             }
             Ok(response) => (refused_by_homeserver(&check, &response, &url, old.livekit_url.as_deref(), named), None),
-            Err(error) => (check.fail("silent", format!("no response ({error})"), "read Synapse's log"), None),
+            Err(error) => (check.silent(&error, "read Synapse's log"), None),
         };
         let fault =
             |finding: &Finding| finding.fix.as_ref().and_then(|_| finding.id.rsplit('.').next().map(str::to_owned));

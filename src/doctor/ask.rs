@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     conn::Fetch,
-    error::{ProxyError, chain},
+    error::{FailureCause, ProxyError, ServerFailure, chain},
     message::{self, Body, BodyError, Fields, Request, Response, UpgradeHandler},
     telemetry::redact_target,
 };
@@ -102,32 +102,34 @@ impl ProbeRequest {
     /// Requests an upgrade and returns the handler of the upgraded connection.
     ///
     /// # Errors
-    /// Why there is none, in words.
-    pub async fn upgrade(self, fetch: &Fetch) -> Result<UpgradeHandler, String> {
-        let response = fetch(self.request()?).await.map_err(|error| words(&error))?;
-        response.takeover.ok_or_else(|| format!("it answers {}", response.status.as_u16()))
+    /// Why there is none.
+    pub async fn upgrade(self, fetch: &Fetch) -> Result<UpgradeHandler, ServerFailure> {
+        let response = fetch(self.request()?).await.map_err(|error| failure(&error))?;
+        let status = response.status.as_u16();
+        response.takeover.ok_or_else(|| ServerFailure::new(FailureCause::Other, format!("it returns {status}")))
     }
 
     /// Sends the request and reads the complete response.
     ///
     /// # Errors
-    /// Why there is none, in words.
-    pub async fn ask(self, fetch: &Fetch) -> Result<ProbeResponse, String> {
-        let Response { status, fields, body, .. } = fetch(self.request()?).await.map_err(|error| words(&error))?;
-        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+    /// Why there is none.
+    pub async fn ask(self, fetch: &Fetch) -> Result<ProbeResponse, ServerFailure> {
+        let Response { status, fields, body, .. } = fetch(self.request()?).await.map_err(|error| failure(&error))?;
+        let body = body.collect().await.map_err(|error| ServerFailure::of(&error))?.to_bytes();
         Ok(ProbeResponse { status, fields, body })
     }
 
-    fn request(self) -> Result<Request, String> {
+    fn request(self) -> Result<Request, ServerFailure> {
         let body = self.announced.map_or_else(|| Body::full(self.body), |bytes| Body::stream(PendingBody(bytes)));
         let mut request = Request::new(body);
         request.method = self.method;
         request.uri = self.url.parse::<Uri>().map_err(|error| {
             // The query may contain a call token.
-            format!("{} is not a URL: {error}", redact_target(&self.url))
+            ServerFailure::new(FailureCause::Other, format!("{} is not a URL: {error}", redact_target(&self.url)))
         })?;
         for (name, value) in self.fields {
-            let value = message::Value::new(value.as_bytes()).map_err(|error| format!("{name}: {error}"))?;
+            let value = message::Value::new(value.as_bytes())
+                .map_err(|error| ServerFailure::new(FailureCause::Other, format!("{name}: {error}")))?;
             request.fields.append(name, value);
         }
         Ok(request)
@@ -205,9 +207,10 @@ impl ProbeResponse {
     }
 }
 
-/// The cause where there is one: what kind of failure it is, the fact says already.
-fn words(error: &ProxyError) -> String {
-    error.source.as_deref().map_or_else(|| error.kind.to_string(), |source| chain(source))
+/// The failure of a request, without the kind of the error if there is a source: the finding already shows the kind.
+fn failure(error: &ProxyError) -> ServerFailure {
+    let text = error.source.as_deref().map_or_else(|| error.kind.to_string(), |source| chain(source));
+    ServerFailure::new(FailureCause::of(error), text)
 }
 
 #[cfg(test)]
@@ -243,8 +246,8 @@ mod tests {
         let refused = || ProxyError::new(Kind::Connect, "nobody listens");
         let fetch: Fetch = std::sync::Arc::new(move |_| Box::pin(async move { Err(refused()) }));
         let ask = |url| ProbeRequest::get(url).ask(&fetch);
-        assert_eq!(ask("http://a/").await.unwrap_err(), "nobody listens");
-        let said = ask("http://a b/rtc/validate?access_token=s3cret").await.unwrap_err();
+        assert_eq!(ask("http://a/").await.unwrap_err().to_string(), "nobody listens");
+        let said = ask("http://a b/rtc/validate?access_token=s3cret").await.unwrap_err().to_string();
         assert!(said.contains("is not a URL") && !said.contains("s3cret"), "{said}");
     }
 

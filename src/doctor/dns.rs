@@ -6,14 +6,16 @@ use super::{
     finding::{Check, Finding, Layer},
     names::NameReport,
 };
+use crate::error::{FailureCause, Role};
 
 /// Assesses the addresses of a name; whether they answer is for `tls.rs`.
 pub fn assess(seen: &NameReport) -> Finding {
     let check = Check::new(Layer::Dns, "dns", &seen.host);
-    let fix = format!("create an A record (and AAAA, if this machine has IPv6) for {}", seen.host);
     match &seen.addresses {
-        Err(error) => check.fail("missing", format!("the name does not resolve ({error})"), fix),
-        Ok(addresses) if addresses.is_empty() => check.fail("missing", "the name has no address", fix),
+        Err(error) => check.fail("missing", error.to_string(), error.fix(Role::Public)),
+        Ok(addresses) if addresses.is_empty() => {
+            check.fail("missing", FailureCause::NoAddress.to_string(), FailureCause::NoAddress.fix(Role::Public))
+        }
         Ok(addresses) => {
             let words: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
             let private = addresses.iter().all(|address| !is_public(address.ip()));

@@ -11,7 +11,11 @@ use super::{
     names::server_name_origin,
     srv,
 };
-use crate::{config::plan::Matrix, conn::Fetch};
+use crate::{
+    config::plan::Matrix,
+    conn::Fetch,
+    error::{Role, ServerFailure},
+};
 
 /// The port of a server name without a port and without delegation.
 const PORT: u16 = 8448;
@@ -146,22 +150,22 @@ fn has_port(name: &str) -> bool {
     })
 }
 
-fn unreachable(check: &Check, target: &Target, error: &str) -> Finding {
+fn unreachable(check: &Check, target: &Target, error: &ServerFailure) -> Finding {
     let fact = format!("{} leads to {}, which does not answer ({error})", target.step, target.authority);
     if target.machine.is_none() && target.authority.ends_with(&format!(":{PORT}")) {
         let fix = "serve /.well-known/matrix/server on the server name with a port in m.server, as `vestibule check` prints it, or add \"[::]:8448\" to listen.https";
         return check.fail("delegation", fact, fix);
     }
-    check.fail(
-        "unreachable",
-        fact,
-        "set m.server (matrix.federation) to an address that is reachable from the internet",
-    )
+    let fix = match error.cause.is_unreachable() {
+        true => error.fix(Role::Public),
+        false => "set m.server (matrix.federation) to an address that is reachable from the internet",
+    };
+    check.fail("unreachable", fact, fix)
 }
 
 fn name(
     check: &Check,
-    response: Result<super::ask::ProbeResponse, String>,
+    response: Result<super::ask::ProbeResponse, ServerFailure>,
     matrix: &Matrix,
     now: SystemTime,
 ) -> Finding {
@@ -171,7 +175,7 @@ fn name(
             let fact = format!("/_matrix/key/v2/server returns {}", response.words());
             return check.fail("missing", fact, "proxy all of /_matrix/ to Synapse");
         }
-        Err(error) => return check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
+        Err(error) => return check.silent(&error, "read Synapse's log"),
     };
     let name = text(&keys["server_name"]);
     let until = SystemTime::UNIX_EPOCH + Duration::from_millis(keys["valid_until_ts"].as_u64().unwrap_or(0));
@@ -194,13 +198,13 @@ fn name(
 }
 
 /// The request that lk-jwt-service sends to the homeserver of each user.
-fn openid(check: &Check, response: Result<super::ask::ProbeResponse, String>) -> Finding {
+fn openid(check: &Check, response: Result<super::ask::ProbeResponse, ServerFailure>) -> Finding {
     let fix =
         "add `federation` or `openid` to the resources of Synapse's listener, and do not filter /_matrix/federation/";
     match response {
         Ok(response) if response.is(401, "M_UNKNOWN_TOKEN") => check.ok("call services can verify users"),
         Ok(response) => check.fail("missing", format!("call services cannot verify users: {}", response.words()), fix),
-        Err(error) => check.fail("silent", format!("no response ({error})"), fix),
+        Err(error) => check.silent(&error, fix),
     }
 }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::error::{Role, ServerFailure};
+
 /// The layer that a finding belongs to, in order of dependency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -124,6 +126,12 @@ impl Check {
     /// Fails: the last part of the id, the fact, the fix.
     pub fn fail(&self, what: &str, fact: impl Into<String>, fix: impl Into<String>) -> Finding {
         self.finding(Verdict::Fail, Some(what), fact.into(), Some(fix.into()))
+    }
+
+    /// Fails because a request to a public address got no response: `otherwise` is the fix if the address is reachable.
+    pub fn silent(&self, failure: &ServerFailure, otherwise: impl Into<String>) -> Finding {
+        let fix = if failure.cause.is_unreachable() { failure.fix(Role::Public).to_owned() } else { otherwise.into() };
+        self.fail("silent", format!("no response ({failure})"), fix)
     }
 
     fn finding(&self, verdict: Verdict, what: Option<&str>, fact: String, fix: Option<String>) -> Finding {

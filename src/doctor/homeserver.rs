@@ -10,8 +10,9 @@ use super::{
     names::authority,
 };
 use crate::{
-    config::plan::{BodyPath, Kind, Matrix, Route, Verdict as Access},
+    config::plan::{Access, BodyPath, Kind, Matrix, Route},
     conn::Fetch,
+    error::ServerFailure,
 };
 
 /// The first requests of a client.
@@ -49,7 +50,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
 async fn versions(check: &Check, way: &Fetch, matrix: &Matrix) -> Result<Value, Finding> {
     let fix = "proxy all of /_matrix/ at that address to Synapse";
     let response = ProbeRequest::get(format!("{}/_matrix/client/versions", matrix.homeserver)).ask(way).await;
-    let response = response.map_err(|error| check.fail("silent", format!("no response ({error})"), fix))?;
+    let response = response.map_err(|error| check.silent(&error, fix))?;
     if response.status != 200 || !response.json()["versions"].is_array() {
         return Err(check.fail("other", format!("/_matrix/client/versions returns {}", response.words()), fix));
     }
@@ -90,7 +91,7 @@ async fn delayed_events(check: &Check, versions: &Value, way: &Fetch, matrix: &M
             let fact = format!("a restart of a delayed event returns {}", response.words());
             check.fail("other", fact, "update Synapse")
         }
-        Err(error) => check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
+        Err(error) => check.silent(&error, "read Synapse's log"),
     }
 }
 
@@ -118,7 +119,7 @@ async fn untouched(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
                 );
             }
             Ok(_) => {}
-            Err(error) => return check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
+            Err(error) => return check.silent(&error, "read Synapse's log"),
         }
     }
     check.ok("paths arrive unchanged")
@@ -136,7 +137,7 @@ async fn login(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
             let fix = "proxy /_matrix/client/v3/login to Synapse, or to the authentication service if there is one";
             return check.fail("other", format!("/_matrix/client/v3/login returns {}", response.words()), fix);
         }
-        Err(error) => return check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
+        Err(error) => return check.silent(&error, "read Synapse's log"),
     };
     if whoami.is_ok_and(|response| response.status == 503) {
         let fact = "Synapse cannot reach its authentication service to verify a token (503)";
@@ -169,7 +170,7 @@ async fn upload(check: &Check, context: &ProbeContext<'_>, way: &Fetch, matrix: 
             let fact = format!("the preflight of an upload returns {}", response.words());
             return check.fail("preflight", fact, "make the server in front of vestibule pass OPTIONS");
         }
-        Err(error) => return check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
+        Err(error) => return check.silent(&error, "read Synapse's log"),
     }
     let Some(limit) = media_limit(context, matrix) else { return check.ok("web clients can upload") };
     match ProbeRequest::upload(&url, limit + 1).ask(way).await {
@@ -232,7 +233,7 @@ pub async fn exposed(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding
     ];
     let asked = join_all(paths.map(|path| ProbeRequest::get(format!("{}{path}", matrix.homeserver)).ask(&way))).await;
     // The statuses of Synapse itself, whether or not it authorises the request.
-    let open = |response: &Result<super::ask::ProbeResponse, String>| {
+    let open = |response: &Result<super::ask::ProbeResponse, ServerFailure>| {
         response.as_ref().is_ok_and(|response| matches!(response.status.as_u16(), 200 | 400 | 401 | 405))
     };
     let open: Vec<&str> =

@@ -43,7 +43,8 @@ use crate::{
         Plan,
         plan::{Kind, Matrix},
     },
-    conn::{Fetch, PeerCertificate, TlsFailure},
+    conn::{Fetch, PeerCertificate},
+    error::ServerFailure,
     message::BoxIo,
 };
 
@@ -58,7 +59,7 @@ pub type ClientFactory = Arc<dyn Fn(Option<SocketAddr>) -> Fetch + Send + Sync>;
 
 /// Fetches the certificate that an address presents for a name.
 pub type InspectTls =
-    Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, Result<PeerCertificate, TlsFailure>> + Send + Sync>;
+    Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, Result<PeerCertificate, ServerFailure>> + Send + Sync>;
 
 /// Opens a TLS connection to an address for a name, for protocols other than HTTP.
 pub type ConnectTls = Arc<dyn Fn(SocketAddr, String) -> BoxFuture<'static, io::Result<BoxIo>> + Send + Sync>;

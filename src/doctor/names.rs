@@ -4,10 +4,7 @@ use std::net::SocketAddr;
 
 use http::Uri;
 
-use crate::{
-    config::Plan,
-    conn::{PeerCertificate, TlsFailure},
-};
+use crate::{config::Plan, conn::PeerCertificate, error::ServerFailure};
 
 /// Whether and where a public name can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,11 +22,11 @@ pub struct NameReport {
     /// The port that clients use.
     pub port: u16,
     /// The addresses that the name resolves to.
-    pub addresses: Result<Vec<SocketAddr>, String>,
+    pub addresses: Result<Vec<SocketAddr>, ServerFailure>,
     /// The certificate that each address presents.
-    pub outside: Vec<(SocketAddr, Result<PeerCertificate, TlsFailure>)>,
+    pub outside: Vec<(SocketAddr, Result<PeerCertificate, ServerFailure>)>,
     /// The certificate that this machine's own listener presents, if the name is one of its sites.
-    pub inside: Option<(SocketAddr, Result<PeerCertificate, TlsFailure>)>,
+    pub inside: Option<(SocketAddr, Result<PeerCertificate, ServerFailure>)>,
 }
 
 /// The host and port of a URL.

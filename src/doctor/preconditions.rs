@@ -12,9 +12,12 @@ use super::{
     names::{NameReport, Reachability, authority, server_name_origin},
     services, tls,
 };
-use crate::config::{
-    Plan,
-    plan::{Site, SiteTls},
+use crate::{
+    config::{
+        Plan,
+        plan::{Site, SiteTls},
+    },
+    error::{ServerFailure, UnresolvedName},
 };
 
 /// Which names and services can be reached.
@@ -87,7 +90,8 @@ fn names(plan: &Plan) -> BTreeMap<(String, u16), Option<&Site>> {
 }
 
 async fn see(host: String, port: u16, site: Option<&Site>, plan: &Plan, reach: &ProbeTargets) -> NameReport {
-    let addresses = (reach.resolve)(host.clone(), port).await.map_err(|error| error.to_string());
+    let addresses = (reach.resolve)(host.clone(), port).await;
+    let addresses = addresses.map_err(|error| ServerFailure::of(&UnresolvedName::new(host.as_str(), &error)));
     let outside =
         addresses.iter().flatten().map(|address| async { (*address, (reach.look)(*address, host.clone()).await) });
     let inside = async {

@@ -16,6 +16,7 @@ use crate::{
         versions,
     },
     conn::Fetch,
+    error::ServerFailure,
 };
 
 pub const TRANSPORTS: &str = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
@@ -46,7 +47,7 @@ pub async fn transports(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Find
     };
     vec![match response {
         Ok(response) => without_token(&check, &response, who),
-        Err(error) => check.fail("silent", format!("no response ({error})"), "read Synapse's log"),
+        Err(error) => check.silent(&error, "read Synapse's log"),
     }]
 }
 
@@ -99,8 +100,7 @@ async fn jwt_answers(
     way: &Fetch,
     direct: Option<&DirectProbe<'_>>,
 ) -> Result<Finding, Finding> {
-    let silent =
-        |error: String| check.fail("silent", format!("no response ({error})"), "make the name resolve to vestibule");
+    let silent = |error: ServerFailure| check.silent(&error, "make the name resolve to vestibule");
     let put = |method: Method, path: &str| {
         let request = ProbeRequest::get(format!("{url}{path}")).method(method);
         async move { request.ask(way).await.map_err(silent) }
@@ -198,8 +198,7 @@ pub fn sfus(context: &ProbeContext<'_>) -> Vec<String> {
 }
 
 async fn sfu_answers(check: &Check, url: &str, way: &Fetch) -> Result<Finding, Finding> {
-    let silent =
-        |error: String| check.fail("silent", format!("no response ({error})"), "make the name resolve to vestibule");
+    let silent = |error: ServerFailure| check.silent(&error, "make the name resolve to vestibule");
     let get = |path: &str| {
         let request = ProbeRequest::get(format!("{url}{path}"));
         async move { request.ask(way).await.map_err(silent) }

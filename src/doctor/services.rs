@@ -9,7 +9,10 @@ use super::{
     ask::{ProbeRequest, ProbeResponse},
     finding::{Check, Finding, Layer},
 };
-use crate::config::plan::Kind;
+use crate::{
+    config::plan::Kind,
+    error::{FailureCause, Role, ServerFailure},
+};
 
 /// Sends a request to each service; returns the reasons of those that are down, and the findings.
 pub async fn probe(reach: &ProbeTargets) -> (HashMap<String, String>, Vec<Finding>) {
@@ -63,6 +66,11 @@ fn assess(check: &Check, kind: Kind, path: &str, response: &ProbeResponse) -> (F
                 Some("is not ready"),
             )
         }
+        // What nginx and Go answer to plain HTTP on a TLS port.
+        (_, 400) if String::from_utf8_lossy(&response.body).contains("HTTPS") => {
+            let fact = format!("{name} does not answer ({})", FailureCause::NotPlain);
+            (check.fail("down", fact, FailureCause::NotPlain.fix(Role::Upstream)), Some("does not answer"))
+        }
         _ => {
             let fact = format!("{path} returns {}, which {name} never does", response.words());
             let fix = format!("set the site's `upstream` to the address of {name}");
@@ -71,24 +79,63 @@ fn assess(check: &Check, kind: Kind, path: &str, response: &ProbeResponse) -> (F
     }
 }
 
-/// The fix for a service that does not answer, by the cause.
-fn advice(service: &Service, error: &str) -> String {
-    let certificate = "give the service a certificate that the system's roots sign and that has the name in `upstream`, or \
-                       use http:// inside one host or network";
-    if error.contains("the certificate ") {
-        return certificate.to_owned();
-    }
-    if error.contains("does not resolve") {
-        return "correct the name in `upstream`; in compose it is the name of the service, in a network that the edge shares"
-            .to_owned();
-    }
-    let log = "start it and read its log; it must share a network with the edge, under the name and port of `upstream`";
-    match service.kind {
-        // lk-jwt-service 0.5 and later ends at once without it; its image has neither curl nor wget for a healthcheck.
-        Kind::LkJwt => format!(
-            "{log}; if it restarts again and again, set LIVEKIT_FULL_ACCESS_HOMESERVERS to your server name, and drop a \
+/// The fix for a service that does not answer.
+fn advice(service: &Service, failure: &ServerFailure) -> String {
+    let fix = failure.fix(Role::Upstream);
+    match (service.kind, failure.cause) {
+        // lk-jwt-service 0.5 and later exits at once without it; its image has neither curl nor wget for a healthcheck.
+        (Kind::LkJwt, FailureCause::Refused | FailureCause::NoAddress) => format!(
+            "{fix}; if it restarts again and again, set LIVEKIT_FULL_ACCESS_HOMESERVERS to your server name, and remove a \
              healthcheck that calls curl"
         ),
-        Kind::Synapse | Kind::Livekit | Kind::Http => log.to_owned(),
+        _ => fix.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        error::{self, ProxyError},
+        message::{Body, Response},
+    };
+
+    fn service(kind: Kind, answer: impl Fn() -> Result<Response, ProxyError> + Send + Sync + 'static) -> Service {
+        Service {
+            host: "matrix.example.org".into(),
+            prefix: "/".into(),
+            kind,
+            server: "https://synapse:8008".into(),
+            client: std::sync::Arc::new(move |_| {
+                let answer = answer();
+                Box::pin(async move { answer })
+            }),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_cause_has_its_own_fix() {
+        let mut fixes = HashSet::new();
+        for cause in FailureCause::ALL {
+            let failing = service(Kind::Synapse, move || Err(ProxyError::new(error::Kind::Connect, cause)));
+            let (finding, _) = greet(&failing).await;
+            assert_eq!(finding.id, "services.synapse.down");
+            assert_eq!(finding.fact, format!("Synapse does not answer ({cause})"));
+            assert_eq!(finding.fix.as_deref(), Some(cause.fix(Role::Upstream)));
+            fixes.insert(finding.fix);
+        }
+        assert_eq!(fixes.len(), FailureCause::ALL.len());
+    }
+
+    #[tokio::test]
+    async fn a_service_that_expects_tls_is_named() {
+        let text = "Client sent an HTTP request to an HTTPS server.\n";
+        let answer = move || {
+            let mut response = Response::new(Body::full(text));
+            response.status = http::StatusCode::BAD_REQUEST;
+            Ok(response)
+        };
+        let (finding, _) = greet(&service(Kind::Synapse, answer)).await;
+        assert_eq!(finding.fix.as_deref(), Some(FailureCause::NotPlain.fix(Role::Upstream)));
     }
 }

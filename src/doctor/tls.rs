@@ -17,7 +17,8 @@ use crate::{
         Plan,
         plan::{Challenge, Site, SiteTls},
     },
-    conn::{PeerCertificate, TlsFailure, VerifyError},
+    conn::PeerCertificate,
+    error::{FailureCause, Role, ServerFailure},
 };
 
 /// A certificate with less than this fraction of its lifetime left should have been renewed: renewal begins at a third.
@@ -25,8 +26,12 @@ const ENDING: f64 = 0.1;
 
 /// Whether the proxy answers neither on this machine nor at any public address, so that no further probe is of use.
 pub fn edge_is_down(seen: &[NameReport]) -> bool {
-    let deaf = |shown: &Result<PeerCertificate, TlsFailure>| {
-        matches!(shown, Err(TlsFailure::Refused | TlsFailure::Silent | TlsFailure::NoRoute))
+    let deaf = |shown: &Result<PeerCertificate, ServerFailure>| {
+        let cause = shown.as_ref().err().map(|failure| failure.cause);
+        matches!(
+            cause,
+            Some(FailureCause::Refused | FailureCause::TimedOut | FailureCause::NoResponse | FailureCause::NoRoute)
+        )
     };
     let mut inside = seen.iter().filter_map(|seen| Some((seen, seen.inside.as_ref()?))).peekable();
     inside.peek().is_some()
@@ -68,7 +73,7 @@ pub fn assess(
     }
     let inside = match &seen.inside {
         // From another machine than the proxy's, only the public addresses can be tested.
-        Some((at, Err(TlsFailure::Refused))) if good.is_some() => {
+        Some((at, Err(failure))) if failure.cause == FailureCause::Refused && good.is_some() => {
             let check = Check::new(Layer::Tls, "tls.inside", &seen.host);
             findings.push(check.skip(format!("nothing listens on {at} here: vestibule runs on another machine")));
             None
@@ -103,35 +108,30 @@ pub fn assess(
 fn address_shows(
     seen: &NameReport,
     address: std::net::SocketAddr,
-    shown: &Result<PeerCertificate, TlsFailure>,
+    shown: &Result<PeerCertificate, ServerFailure>,
     own: Option<&PeerCertificate>,
     reach: &ProbeTargets,
 ) -> Finding {
     let check = Check::new(Layer::Tls, "tls", format!("{} at {}", seen.host, address.ip()));
-    let port = seen.port;
-    let way = "open it in the firewall and forward it to vestibule";
     match shown {
-        Err(TlsFailure::Refused) => check.fail(
-            "closed",
-            format!("port {port} refuses connections"),
-            format!("{way}; if the address belongs to another machine, correct the DNS record"),
-        ),
-        Err(TlsFailure::Silent) => check.fail(
-            "silent",
-            format!("port {port} does not answer"),
-            format!(
-                "{way}; if only this machine cannot reach it, make the name resolve to vestibule's private address inside the network"
-            ),
-        ),
-        Err(TlsFailure::NoRoute) => check.skip("this machine has no route to that address (no IPv6?)"),
-        Err(TlsFailure::NoSuchName) => {
-            check.fail("missing", "the server has no certificate for the name", "`vestibule status` shows the last error of the CA")
+        Err(failure) if failure.cause == FailureCause::NoRoute => {
+            check.skip("this machine has no route to that address (no IPv6?)")
         }
-        Err(TlsFailure::Other(error)) => check.fail(
-            "handshake",
-            format!("the TLS handshake fails ({error})"),
-            "find out which program listens on that port instead of vestibule",
-        ),
+        Err(failure) => {
+            let fact = match failure.cause {
+                FailureCause::Refused => format!("port {} refuses connections", seen.port),
+                FailureCause::TimedOut | FailureCause::NoResponse => format!("port {} does not answer", seen.port),
+                FailureCause::NoCertificate => failure.to_string(),
+                _ => format!("the TLS handshake fails ({failure})"),
+            };
+            let what = match failure.cause {
+                FailureCause::Refused => "closed",
+                FailureCause::TimedOut | FailureCause::NoResponse => "silent",
+                FailureCause::NoCertificate => "missing",
+                _ => "handshake",
+            };
+            check.fail(what, fact, failure.fix(Role::Public))
+        }
         Ok(shown) => match (&shown.trust, own) {
             (Err(_), Some(own)) if own.trust.is_ok() && own.leaf != shown.leaf => check.fail(
                 "elsewhere",
@@ -143,7 +143,7 @@ fn address_shows(
                 format!("a server in front of vestibule answers, with a certificate {}", describe(shown)),
                 "make sure that the CDN or proxy in front passes WebSockets, long requests and the client's address",
             ),
-            (Err(error), _) => untrusted(&check, error, shown),
+            (Err(failure), _) => untrusted(&check, failure, shown),
             (Ok(()), _) => trusted(&check, shown, reach),
         },
     }
@@ -151,56 +151,38 @@ fn address_shows(
 
 fn edge_shows(
     seen: &NameReport,
-    shown: &Result<PeerCertificate, TlsFailure>,
+    shown: &Result<PeerCertificate, ServerFailure>,
     plan: &Plan,
     reach: &ProbeTargets,
 ) -> Finding {
     let check = Check::new(Layer::Tls, "tls.inside", &seen.host);
-    let status = "`vestibule status` shows the last error of the CA";
     match shown {
-        Err(TlsFailure::NoSuchName) => check.fail("missing", "vestibule has no certificate for the name yet", status),
-        Err(TlsFailure::Refused | TlsFailure::Silent | TlsFailure::NoRoute) => {
-            let fact = format!("vestibule does not answer on {}", plan.listen.https[0]);
-            check.fail("closed", fact, "start `vestibule run` with this file")
-        }
-        Err(TlsFailure::Other(error)) => {
-            let fact = format!("the TLS handshake with vestibule fails ({error})");
-            check.fail("handshake", fact, "find out which program listens on that port instead of vestibule")
+        Err(failure) => {
+            let (what, fact) = match failure.cause {
+                FailureCause::NoCertificate => ("missing", "vestibule has no certificate for the name yet".to_owned()),
+                FailureCause::Refused | FailureCause::TimedOut | FailureCause::NoResponse | FailureCause::NoRoute => {
+                    ("closed", format!("vestibule does not answer on {}", plan.listen.https[0]))
+                }
+                _ => ("handshake", format!("the TLS handshake with vestibule fails ({failure})")),
+            };
+            check.fail(what, fact, failure.fix(Role::Listener))
         }
         Ok(shown) => match &shown.trust {
             Ok(()) => trusted(&check, shown, reach),
-            Err(error) => untrusted(&check, error, shown),
+            Err(failure) => untrusted(&check, failure, shown),
         },
     }
 }
 
-fn untrusted(check: &Check, error: &VerifyError, shown: &PeerCertificate) -> Finding {
-    let is = describe(shown);
-    match error {
-        VerifyError::Expired => check.fail(
-            "expired",
-            format!("the certificate has expired: {is}"),
-            "`vestibule status` shows why it was not renewed; replace a certificate that comes from a file",
-        ),
-        VerifyError::NotYet => check.fail(
-            "not_yet",
-            format!("the certificate is not valid yet: {is}"),
-            "correct the clock of this machine",
-        ),
-        VerifyError::WrongName => check.fail(
-            "name",
-            format!("the certificate is for another name: {is}"),
-            "use a certificate for this host, or let vestibule obtain one (tls = \"acme\")",
-        ),
-        VerifyError::Unknown => check.fail(
-            "unknown",
-            format!("the certificate is signed by an unknown authority: {is}"),
-            "use a public CA and not its staging environment; for a private CA, pass its root to doctor with --ca-file",
-        ),
-        VerifyError::Other(error) => {
-            check.fail("invalid", format!("clients reject the certificate ({error}): {is}"), "replace the certificate")
-        }
-    }
+fn untrusted(check: &Check, failure: &ServerFailure, shown: &PeerCertificate) -> Finding {
+    let what = match failure.cause {
+        FailureCause::Expired => "expired",
+        FailureCause::NotYetValid => "not_yet",
+        FailureCause::WrongName => "name",
+        FailureCause::UnknownAuthority => "unknown",
+        _ => "invalid",
+    };
+    check.fail(what, format!("{failure}: {}", describe(shown)), failure.fix(Role::Public))
 }
 
 fn trusted(check: &Check, shown: &PeerCertificate, reach: &ProbeTargets) -> Finding {

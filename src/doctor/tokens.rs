@@ -16,6 +16,7 @@ use crate::{
         versions::{self, Assessment, Version},
     },
     conn::Fetch,
+    error::ServerFailure,
 };
 
 /// The path at which other homeservers request tokens for their users.
@@ -50,13 +51,13 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
             findings.push(check.ok("the homeserver issues call tokens; to request one, pass --token or --user"));
             findings.push(federation(context, matrix).await);
         }
-        Err(error) => findings.push(check.fail("silent", format!("no response ({error})"), "read Synapse's log")),
+        Err(error) => findings.push(check.silent(&error, "read Synapse's log")),
     }
     findings
 }
 
 /// Requests a token without an account, as Element Call does to detect the endpoint.
-pub async fn ask(way: &Fetch, matrix: &Matrix) -> Result<ProbeResponse, String> {
+pub async fn ask(way: &Fetch, matrix: &Matrix) -> Result<ProbeResponse, ServerFailure> {
     let request = |path: &str| ProbeRequest::post(format!("{}{path}", matrix.homeserver), &json!({}));
     let response = request(RTC_GET_TOKEN[0]).ask(way).await?;
     if response.status == 404 { request(RTC_GET_TOKEN[1]).ask(way).await } else { Ok(response) }

@@ -150,7 +150,7 @@ struct IceServer {
 /// Joins as a client does, and reads the relays from the first message.
 async fn ice_servers(way: &Fetch, sfu: &str, jwt: &str) -> Result<Vec<IceServer>, String> {
     let url = format!("{}/rtc?access_token={jwt}&protocol=9&auto_subscribe=0", sfu.trim_end_matches('/'));
-    let upgrade = ProbeRequest::websocket(url).upgrade(way).await?;
+    let upgrade = ProbeRequest::websocket(url).upgrade(way).await.map_err(|error| error.to_string())?;
     let (mut near, far) = duplex(64 * 1024);
     tokio::select! {
         () = upgrade.run(Box::new(far), Bytes::new()) => Err("it closed the connection".to_owned()),

@@ -90,9 +90,10 @@ async fn fetch(
     let mut url = first.clone();
     for _ in 0..HOPS {
         let way = context.way(&url).map_err(|reason| check.skip(reason))?;
-        let response = ProbeRequest::get(&url).ask(&way).await.map_err(|error| {
-            check.fail("silent", format!("no response ({error})"), format!("serve {first} with vestibule"))
-        })?;
+        let response = ProbeRequest::get(&url)
+            .ask(&way)
+            .await
+            .map_err(|error| check.silent(&error, format!("serve {first} with vestibule")))?;
         if response.cors() != Cors::Open {
             return Err(cors(&check, &response, &url, &first));
         }

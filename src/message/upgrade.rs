@@ -84,6 +84,6 @@ impl UpgradeHandler {
 
 impl fmt::Debug for UpgradeHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Takeover")
+        f.write_str("UpgradeHandler")
     }
 }

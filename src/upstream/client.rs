@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::plan,
     conn::{Phases, RequestObservers},
-    error::{BoxError, Kind, ProxyError},
+    error::{BoxError, FailureCause, Kind, ProxyError},
     message::{Body, Fields, Request, Response, UpgradeHandler, Value},
     wire::{self, Framing, HeadLimits, ResponseHead, WireError, head_len},
 };
@@ -178,12 +178,18 @@ impl Exchange {
                 }
                 Ok(None) => match self.link.poll_fill_lent(cx) {
                     Poll::Ready(Ok(n)) if n > 0 => self.saw_bytes = true,
+                    Poll::Ready(_) if is_tls(&self.link.read) => {
+                        return Poll::Ready(Err(ProxyError::new(Kind::Reset, FailureCause::NotPlain)));
+                    }
                     Poll::Ready(end) => return Poll::Ready(Err(hung_up(end.err()))),
                     Poll::Pending => {
                         self.link.read.give_back();
                         return self.link.idle_timer.poll(cx).map(|()| Err(Kind::ResponseTimeout.into()));
                     }
                 },
+                Err(_) if is_tls(&self.link.read) => {
+                    return Poll::Ready(Err(ProxyError::new(Kind::BadResponse, FailureCause::NotPlain)));
+                }
                 Err(error) => return Poll::Ready(Err(ProxyError::new(Kind::BadResponse, error))),
             }
         }
@@ -263,6 +269,11 @@ fn upgraded(
         })
     });
     Response { status: head.status, fields: head.fields, body: Body::empty(), takeover: Some(takeover) }
+}
+
+/// Whether a response begins as a TLS record does: an alert, or a handshake (RFC 8446 section 5.1).
+fn is_tls(read: &[u8]) -> bool {
+    matches!(read.first(), Some(0x15 | 0x16))
 }
 
 fn nonsense(what: &'static str) -> ProxyError {

@@ -23,11 +23,11 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{read_buffer::ReadBuffer, resolve::Resolver};
 use crate::{
-    client::Roots,
+    client::{Roots, name_cause},
     clock::IdleTimer,
     config::plan::Server,
     conn::{Permit, Phase, Phases},
-    error::BoxError,
+    error::{BoxError, FailureCause, ServerFailure, chain},
 };
 
 /// After this long the next address is tried beside the first (RFC 8305 section 5).
@@ -61,6 +61,17 @@ impl From<io::Error> for DialError {
 }
 
 impl DialError {
+    /// The failure, for log and status.
+    pub fn failure(&self) -> ServerFailure {
+        let cause = match self {
+            Self::NoEndpoint => FailureCause::NoAddress,
+            Self::TimedOut => FailureCause::TimedOut,
+            Self::NoSocket(_) => FailureCause::NoSocket,
+            Self::Io(error) | Self::Tls(error) => FailureCause::of(error),
+        };
+        ServerFailure::new(cause, chain(self))
+    }
+
     /// Whether the next moment may be better: a container that restarts refuses, or has no name yet.
     pub const fn is_passing(&self) -> bool {
         matches!(self, Self::Io(_))
@@ -145,26 +156,7 @@ pub async fn dial(target: Target<'_>, permit: Permit, phases: &Phases) -> Result
 async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialError> {
     let name = ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))?;
     let stream = TlsConnector::from(roots.http1().clone()).connect(name, tcp).await;
-    Ok(Socket::Tls(Box::new(stream.map_err(|error| DialError::Tls(in_words(error)))?)))
-}
-
-/// A rejected certificate in words that an operator can search for.
-fn in_words(error: io::Error) -> io::Error {
-    use rustls::{CertificateError, Error};
-    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    let Some(Error::InvalidCertificate(certificate)) = cause else { return error };
-    let words = match certificate {
-        CertificateError::UnknownIssuer => "the certificate is signed by an unknown authority",
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "the certificate has expired",
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "the certificate is not valid yet"
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "the certificate is for another name"
-        }
-        _ => return error,
-    };
-    io::Error::new(error.kind(), words)
+    Ok(Socket::Tls(Box::new(stream.map_err(|error| DialError::Tls(name_cause(error)))?)))
 }
 
 /// Opens TCP connections to one server for bytes that are not HTTP.
@@ -206,7 +198,7 @@ async fn tcp(resolver: &Resolver, host: &str, port: u16, phases: &Phases) -> io:
 
 async fn any_of(addresses: &mut impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut dials = FuturesUnordered::new();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut last = io::Error::new(io::ErrorKind::NotFound, FailureCause::NoAddress);
     loop {
         let more = match addresses.next() {
             Some(address) => {

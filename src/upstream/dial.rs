@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     conn::Phases,
-    error::{ProxyError, chain},
+    error::{ProxyError, Role, ServerFailure},
 };
 
 /// Pauses between dials that are refused: short at first, since a restart often takes less than a blink.
@@ -85,7 +85,7 @@ impl Upstream {
             let pause = pauses.next().unwrap_or(PAUSES[PAUSES.len() - 1]);
             let may_wait = options.may_wait && failed.is_passing();
             if !may_wait || self.0.outage.lasted() + pause > self.0.plan.retry_connect {
-                self.report_outage(&failed);
+                self.report_outage(&failed.failure());
                 return Err(failed.into());
             }
             sleep(pause).await;
@@ -124,16 +124,17 @@ impl Upstream {
             }
             Err(error) => {
                 endpoint.eject(matches!(error, DialError::TimedOut));
-                endpoint.observation.failed(chain(error));
+                endpoint.observation.failed(&error.failure());
             }
         }
         dialled
     }
 
     /// One line when a service goes away, one when it is back, whatever notices.
-    pub(super) fn report_outage(&self, error: &(dyn std::error::Error + 'static)) {
+    pub(super) fn report_outage(&self, failure: &ServerFailure) {
         if self.0.outage.report() {
-            warn!(upstream = %self.0.plan.name, error = chain(error), "upstream does not answer");
+            let fix = failure.fix(Role::Upstream);
+            warn!(upstream = %self.0.plan.name, error = %failure, fix, "upstream does not answer");
         }
     }
 

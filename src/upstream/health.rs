@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::plan::{self, Server},
     conn::{Phases, RequestObservers},
-    error::{ProxyError, chain},
+    error::{FailureCause, ProxyError, Role, ServerFailure, chain},
     message::{Body, Request, Value},
 };
 
@@ -39,6 +39,18 @@ enum ProbeError {
     /// No response in time.
     #[error("the probe was not answered within {} seconds", PROBE_TIMEOUT.as_secs())]
     TimedOut,
+}
+
+impl ProbeError {
+    /// The failure, for log and status.
+    fn failure(&self) -> ServerFailure {
+        match self {
+            Self::Dial(error) => error.failure(),
+            Self::Exchange(error) => ServerFailure::of(error),
+            Self::Status(_) => ServerFailure::new(FailureCause::Unhealthy, chain(self)),
+            Self::TimedOut => ServerFailure::new(FailureCause::NoResponse, chain(self)),
+        }
+    }
 }
 
 /// Probes the endpoints of an upstream until it is told to stop. Where no probe is configured, only those are looked for
@@ -68,7 +80,7 @@ async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) 
     let endpoint = &upstream.0.endpoints[index];
     match &outcome {
         Ok(()) => endpoint.observation.answered(began.elapsed()),
-        Err(error) => endpoint.observation.failed(chain(error)),
+        Err(error) => endpoint.observation.failed(&error.failure()),
     }
     let was_healthy = endpoint.healthy.swap(outcome.is_ok(), Ordering::Relaxed);
     if outcome.is_ok() {
@@ -78,12 +90,14 @@ async fn probe_server(upstream: &Upstream, index: usize, health: &plan::Health) 
     let is_one_of_several = upstream.0.endpoints.len() > 1;
     match outcome {
         Err(error) if was_healthy && is_one_of_several => {
-            warn!(upstream = %upstream.name(), server = %endpoint.server, error = chain(&error), "probe failed");
+            let failure = error.failure();
+            let fix = failure.fix(Role::Upstream);
+            warn!(upstream = %upstream.name(), server = %endpoint.server, error = %failure, fix, "probe failed");
         }
         Ok(()) if !was_healthy && is_one_of_several => {
             info!(upstream = %upstream.name(), server = %endpoint.server, "probe succeeds again");
         }
-        Err(error) if was_healthy => upstream.report_outage(&error),
+        Err(error) if was_healthy => upstream.report_outage(&error.failure()),
         Ok(()) => upstream.report_answer(index),
         Err(_) => {}
     }

@@ -64,7 +64,7 @@ pub struct Env {
     pub roots: Arc<ArcSwap<Roots>>,
     /// The end of the process: tunnels close when it comes.
     pub drain: Drain,
-    /// Where tasks of this room are waited for.
+    /// Tracks the tasks of this module.
     pub tasks: TaskTracker,
     /// Tunnels open now, in the whole process.
     pub tunnels: Arc<AtomicUsize>,
@@ -127,6 +127,8 @@ pub struct Status {
     pub since: Duration,
     /// Why it is down or slow.
     pub why: Option<String>,
+    /// How to fix it, if it is down.
+    pub fix: Option<&'static str>,
     /// Requests in flight.
     pub in_flight: usize,
     /// Pooled connections.
@@ -161,7 +163,7 @@ impl Upstream {
     /// Sends a request and returns the head of its answer, with a body that reads on.
     ///
     /// The request is ready to go: fields of one hop are gone, the target is in origin-form. A WebSocket keeps
-    /// `Connection` and `Upgrade`, and its 101 comes back with a [`UpgradeHandler`](crate::message::Takeover). Dropping the future
+    /// `Connection` and `Upgrade`, and its 101 comes back with an [`UpgradeHandler`](crate::message::UpgradeHandler). Dropping the future
     /// or the body closes the connection to the service, which is how a request is cancelled.
     ///
     /// # Errors
@@ -214,6 +216,7 @@ impl Upstream {
                 is_probed: self.0.plan.health.is_some(),
                 since: seen.since.elapsed(),
                 why: seen.why,
+                fix: seen.fix,
                 in_flight: endpoint.in_flight.load(Ordering::Relaxed),
                 idle: endpoint.pool.len(),
                 dial_failures: endpoint.dial_failures.load(Ordering::Relaxed),

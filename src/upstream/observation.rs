@@ -1,4 +1,4 @@
-//! What was last seen of an endpoint and since when, for those who watch; nothing is decided by it.
+//! The last observation of an endpoint, for the admin interface and the metrics; it does not influence routing.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -7,73 +7,75 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::error::{Role, ServerFailure};
+
 /// A service that takes longer than this to accept a connection, or to answer its probe, is slow: on one machine or in one
 /// network both take milliseconds.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// How an endpoint is.
+/// The condition of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
     /// Nothing has been sent to it yet.
     Untried,
     /// It answers.
     Up,
-    /// It answers, and takes long.
+    /// It answers slowly.
     Slow,
     /// It does not answer.
     Down,
 }
 
-/// What was last seen of an endpoint.
+/// The state of an endpoint when it was last observed.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ObservedState {
     /// How it is.
     pub condition: Condition,
     /// Since when.
     pub since: Instant,
     /// Why it is down or slow.
     pub why: Option<String>,
+    /// How to fix it, if it is down.
+    pub fix: Option<&'static str>,
 }
 
 /// The last observation of an endpoint.
 #[derive(Debug)]
-pub struct Observation(Mutex<Seen>);
+pub struct Observation(Mutex<ObservedState>);
 
 impl Observation {
     /// Untried until something is seen.
     pub fn new() -> Self {
-        Self(Mutex::new(Seen { condition: Condition::Untried, since: Instant::now(), why: None }))
+        Self(Mutex::new(ObservedState { condition: Condition::Untried, since: Instant::now(), why: None, fix: None }))
     }
 
     /// It has accepted a connection or answered a probe, within this time.
     pub fn answered(&self, took: Duration) {
         if took > SLOW {
-            self.note(Condition::Slow, Some(format!("the last connection took {} ms", took.as_millis())));
+            let why = format!("the last connection took {} ms", took.as_millis());
+            self.note(Condition::Slow, Some(why), None);
         } else {
-            self.note(Condition::Up, None);
+            self.note(Condition::Up, None, None);
         }
     }
 
     /// It has not, and why.
-    pub fn failed(&self, why: String) {
-        self.note(Condition::Down, Some(why));
+    pub fn failed(&self, failure: &ServerFailure) {
+        self.note(Condition::Down, Some(failure.to_string()), Some(failure.fix(Role::Upstream)));
     }
 
     /// What was seen last.
-    pub fn seen(&self) -> Seen {
+    pub fn seen(&self) -> ObservedState {
         self.lock().clone()
     }
 
-    fn note(&self, condition: Condition, why: Option<String>) {
+    fn note(&self, condition: Condition, why: Option<String>, fix: Option<&'static str>) {
         let mut seen = self.lock();
-        if seen.condition != condition {
-            *seen = Seen { condition, since: Instant::now(), why };
-        } else {
-            seen.why = why;
-        }
+        let since = if seen.condition == condition { seen.since } else { Instant::now() };
+        *seen = ObservedState { condition, since, why, fix };
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, ObservedState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -81,6 +83,7 @@ impl Observation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::FailureCause;
 
     #[tokio::test(start_paused = true)]
     async fn a_condition_is_known_since_it_changed() {
@@ -93,7 +96,7 @@ mod tests {
             tokio::time::advance(second).await;
             match outcome {
                 Ok(millis) => observation.answered(Duration::from_millis(millis)),
-                Err(why) => observation.failed(why.to_owned()),
+                Err(why) => observation.failed(&ServerFailure::new(FailureCause::Refused, why)),
             }
             let now = observation.seen();
             seen.push((now.condition, (now.since - start).as_secs(), now.why.unwrap_or_default()));

@@ -16,6 +16,8 @@ use tokio::{
     time::Instant,
 };
 
+use crate::error::UnresolvedName;
+
 /// Resolves the name of one server.
 #[derive(Debug, Default)]
 pub struct Resolver(Arc<Mutex<Option<Lookup>>>);
@@ -24,7 +26,7 @@ pub struct Resolver(Arc<Mutex<Option<Lookup>>>);
 #[derive(Debug)]
 struct Lookup {
     began: Instant,
-    found: Result<Vec<SocketAddr>, (io::ErrorKind, String)>,
+    found: Result<Vec<SocketAddr>, UnresolvedName>,
 }
 
 impl Resolver {
@@ -39,31 +41,30 @@ impl Resolver {
         let host = host.to_owned();
         let look_up = move || {
             let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
-            found.map_err(|error| io::Error::new(error.kind(), format!("the name `{host}` does not resolve ({error})")))
+            found.map_err(|error| UnresolvedName::new(host.as_str(), &error))
         };
         self.share(look_up).await
     }
 
     async fn share(
         &self,
-        look_up: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+        look_up: impl FnOnce() -> Result<Vec<SocketAddr>, UnresolvedName> + Send + 'static,
     ) -> io::Result<Vec<SocketAddr>> {
         let asked = Instant::now();
         let mut last: OwnedMutexGuard<_> = self.0.clone().lock_owned().await;
         if let Some(lookup) = last.as_ref()
             && lookup.began >= asked
         {
-            return lookup.found.clone().map_err(|(kind, text)| io::Error::new(kind, text));
+            return lookup.found.clone().map_err(io::Error::other);
         }
         // The guard goes along: a dial that is given up leaves its look-up to end by itself, and none begins beside it.
         let looking_up = spawn_blocking(move || {
             let began = Instant::now();
-            let found = look_up().map_err(|error| (error.kind(), error.to_string()));
+            let found = look_up();
             *last = Some(Lookup { began, found: found.clone() });
             found
         });
-        let found = looking_up.await.map_err(io::Error::other)?;
-        found.map_err(|(kind, text)| io::Error::new(kind, text))
+        looking_up.await.map_err(io::Error::other)?.map_err(io::Error::other)
     }
 }
 
@@ -88,7 +89,11 @@ mod tests {
                     std::thread::sleep(Duration::from_millis(20));
                     running.fetch_sub(1, Ordering::SeqCst);
                     let n = made.fetch_add(1, Ordering::SeqCst);
-                    if n == 1 { Err(io::Error::new(io::ErrorKind::NotFound, "no such name")) } else { Ok(Vec::new()) }
+                    if n == 1 {
+                        Err(UnresolvedName::new("a.example", &io::Error::other("no such name")))
+                    } else {
+                        Ok(Vec::new())
+                    }
                 };
                 resolver.share(look_up).await
             }

@@ -13,6 +13,7 @@ use crate::{
     client::{self, Destination, Roots},
     config::plan::RTC_GET_TOKEN,
     conn::Fetch,
+    error::FailureCause,
     message::{Body, Fields, Request, Response, Value},
 };
 
@@ -34,19 +35,19 @@ pub async fn run(plain: SocketAddr, secure: SocketAddr, root: &str) -> Result<bo
             print_words(format_args!("  FAIL  {what:46} {error:#}\n"))
         }
     };
-    print("vestibule demo: a homeserver, a call service and an SFU behind one edge\n\n")?;
+    print("vestibule demo: a homeserver, a call service and an SFU behind vestibule\n\n")?;
     row("well-known of the server name", client.well_known("example.localhost").await)?;
     row("the same on the homeserver's name", client.well_known("matrix.localhost").await)?;
     row("well-known over plain HTTP", client.plain_well_known().await)?;
     row("everything else redirects to https", client.redirect().await)?;
     row("the homeserver answers", client.versions().await)?;
     row("its admin API is closed", client.admin_closed().await)?;
-    row("answers are compressed", client.compressed().await)?;
+    row("responses are compressed", client.compressed().await)?;
     row("a preflight is answered", client.preflight().await)?;
-    row("a call token is given by both ways", client.call_tokens().await)?;
+    row("both endpoints issue a call token", client.call_tokens().await)?;
     row("the SFU's WebSocket opens and echoes", client.websocket().await)?;
-    row("an upgrade without a token is refused", client.refused_upgrade().await)?;
-    row("a name that is not served is not served", client.unknown_name().await)?;
+    row("an upgrade without a token is rejected", client.refused_upgrade().await)?;
+    row("an unknown name is rejected", client.unknown_name().await)?;
     Ok(passed)
 }
 
@@ -227,7 +228,7 @@ impl Client {
     async fn unknown_name(&self) -> anyhow::Result<String> {
         match self.get("unknown.localhost", "/").await {
             Ok((status, ..)) => bail!("{status}"),
-            Err(error) if format!("{error:#}").to_lowercase().contains("unrecogni") => {
+            Err(error) if FailureCause::of(error.as_ref()) == FailureCause::NoCertificate => {
                 Ok("unrecognized_name".to_owned())
             }
             Err(error) => Err(error),

@@ -1,19 +1,23 @@
-//! What can go wrong between a request and its answer: a kind, and the cause for the log.
+//! The errors of a request, with their causes; why a server cannot be used, with the fix.
 //!
-//! Names no room. Which status and which body a kind becomes is decided in `layer/rescue.rs` and nowhere else.
+//! Only `layer/rescue.rs` decides which status and which body an error becomes.
+
+mod cause;
+
+pub use cause::{FailureCause, Role, ServerFailure, UnresolvedName};
 
 use http::StatusCode;
 
 /// The cause of an error, whatever its type.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// An error on the road of a request.
+/// An error in the processing of a request.
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct ProxyError {
-    /// What is wrong.
+    /// The kind of error.
     pub kind: Kind,
-    /// Why, for the log; never shown to a client.
+    /// The cause, for the log; never shown to a client.
     pub source: Option<BoxError>,
 }
 
@@ -30,14 +34,14 @@ impl From<Kind> for ProxyError {
     }
 }
 
-/// An error and all that is behind it, as one line.
+/// An error with its chain of sources, as one line.
 #[must_use]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let all = std::iter::successors(Some(error), |error| error.source());
     all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// What is wrong with an exchange. The text is the sentence that a client may read.
+/// The kind of error of a request. Its text is what the client reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Kind {
     /// The request breaks the grammar of HTTP (RFC 9110, 9112, 9113); the text says where.
