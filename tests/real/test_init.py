@@ -41,7 +41,7 @@ def test_it_writes_once_and_says_what_is_left_to_do(tmp_path, deployment):
     before = {name: (deployment / name).read_bytes() for name in FILES}
     (deployment / "livekit.yaml").unlink()
     again = init(deployment)
-    assert again.returncode == 1 and "vestibule.toml, compose.yaml, homeserver-lines.yaml, rtc-registration.yaml, .env are already in" in again.stderr
+    assert again.returncode == 1 and "vestibule.toml, compose.yaml, homeserver-lines.yaml, rtc-registration.yaml, .env already exist in" in again.stderr
     assert not (deployment / "livekit.yaml").exists()
     assert all((deployment / name).read_bytes() == text for name, text in before.items() if name != "livekit.yaml")
     said = init(tmp_path / "other", "--one-host", "--homeserver", "m.example.org").stdout
@@ -161,7 +161,7 @@ def test_calls_are_added_to_a_deployment_that_is_there(deployment):
     assert len(tokens) == 2 and not any(token in done.stdout + done.stderr for token in tokens)
     # Again: nothing is missing, and the tokens are those of before.
     again = init(deployment, "--add", "calls")
-    assert again.returncode == 0 and "Nothing was missing" in again.stdout
+    assert again.returncode == 0 and "No file was missing" in again.stdout
     assert re.findall("^[ah]s_token: (.+)$", registration.read_text(), re.MULTILINE) == tokens
     other = subprocess.run([BINARY, "init", "other.org", "--add", "calls", "--dir", deployment], capture_output=True, text=True)
     assert other.returncode == 1 and "example.org" in other.stderr

@@ -1,5 +1,5 @@
-//! `vestibule init SERVER_NAME --add calls`: brings a deployment that exists to calls by way of the homeserver (MSC4195).
-//! It writes the files that are missing and changes none that is there; what has to change in those, it prints.
+//! `vestibule init SERVER_NAME --add calls`: switches an existing deployment to call tokens from the homeserver (MSC4195).
+//! It writes missing files, and prints the changes that existing files need.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -22,13 +22,13 @@ use crate::{
     },
 };
 
-/// The names under which compose finds its file by itself.
+/// The default file names of compose.
 const COMPOSE: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
 
-/// Writes what is missing, and prints what has to change.
+/// Writes missing files, and prints the changes that existing files need.
 ///
 /// # Errors
-/// The folder is that of another server name, its vestibule.toml is broken, or it cannot be written.
+/// The directory belongs to another server name, its vestibule.toml is invalid, or it cannot be written.
 pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
     let dir = &args.dir;
     let mut addresses = (deployment.sfu_url(), deployment.jwt_url());
@@ -36,7 +36,7 @@ pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
         let matrix = plan.matrix.as_ref().context("vestibule.toml has no [matrix]: set matrix.server_name first")?;
         if matrix.server_name != args.server_name {
             let (folder, theirs) = (dir.display(), &matrix.server_name);
-            return Err(anyhow::anyhow!("{folder} is the folder of {theirs}, not of {}", args.server_name).into());
+            return Err(anyhow::anyhow!("{folder} is the directory of {theirs}, not of {}", args.server_name).into());
         }
         if let Some((_, host)) = matrix.homeserver.split_once("://") {
             deployment.homeserver = host.split([':', '/']).next().unwrap_or(host).to_owned();
@@ -64,10 +64,10 @@ pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
     write(dir, &files)?;
     let mut text = String::new();
     if files.is_empty() {
-        text += "Nothing was missing, so nothing was written.\n";
+        text += "No file was missing, so none was written.\n";
     } else {
         let names: Vec<_> = files.iter().map(|file| file.name).collect();
-        let _ = writeln!(text, "Written into {}: {}", dir.display(), names.join(", "));
+        let _ = writeln!(text, "Wrote to {}: {}", dir.display(), names.join(", "));
     }
     text += &share_registration(dir);
     let there =
@@ -77,7 +77,7 @@ pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
             continue;
         }
         let path = dir.join(name);
-        let there = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let there = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let changes = match kind {
             "vestibule.toml" => vestibule_changes(&there, &deployment),
             "compose.yaml" => compose_changes(&there, &deployment),
@@ -85,8 +85,8 @@ pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
             _ => homeserver_changes(&there, &addresses.0, &addresses.1),
         };
         let _ = match changes.as_str() {
-            "" => writeln!(text, "\n{name} has everything."),
-            changes => writeln!(text, "\nIn {name}, which stays as it is, put into their places:\n\n{changes}"),
+            "" => writeln!(text, "\n{name} needs no change."),
+            changes => writeln!(text, "\n{name} was not changed. Add these lines in their places:\n\n{changes}"),
         };
     }
     if deployment.turn.is_none() && !args.no_turn {
@@ -97,7 +97,7 @@ pub fn run(args: &Args, mut deployment: Deployment) -> Outcome {
              this command prints it as well."
         );
     }
-    text += "\nThe order in which this costs nobody a call: config/calls.md in the source of vestibule.\n";
+    text += "\nFor the order of the steps that interrupts no call, see config/calls.md in the source of vestibule.\n";
     print(text)
 }
 
@@ -108,11 +108,11 @@ fn existing(dir: &Path) -> anyhow::Result<Option<Plan>> {
     }
     match config::load(&path) {
         Ok((plan, _)) => Ok(Some(plan)),
-        Err(report) => anyhow::bail!("vestibule.toml has to be right first:\n{}", report.render()),
+        Err(report) => anyhow::bail!("vestibule.toml is invalid; correct it first:\n{}", report.render()),
     }
 }
 
-/// The lines of a YAML file that are no comments.
+/// The lines of a YAML file without comments.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(|line| line.split(" #").next().unwrap_or(line)).filter(|line| !line.trim_start().starts_with('#'))
 }
@@ -121,13 +121,13 @@ fn says(text: &str, what: &str) -> bool {
     lines(text).any(|line| line.contains(what))
 }
 
-/// What vestibule.toml lacks: everything of calls is there, or it is no deployment with calls; but the relay may be missing.
+/// The lines that vestibule.toml lacks: a deployment with calls can lack only the relay.
 fn vestibule_changes(there: &str, deployment: &Deployment) -> String {
     let missing = deployment.turn.as_ref().filter(|turn| !says(there, &turn.host));
     missing.map(|turn| turn_site(turn, &deployment.addresses.livekit).trim_start().to_owned()).unwrap_or_default()
 }
 
-/// What livekit.yaml lacks, as YAML.
+/// The lines that livekit.yaml lacks.
 fn livekit_changes(there: &str, deployment: &Deployment) -> String {
     let missing = deployment.turn.as_ref().filter(|_| !says(there, "external_tls"));
     missing
@@ -135,7 +135,7 @@ fn livekit_changes(there: &str, deployment: &Deployment) -> String {
         .unwrap_or_default()
 }
 
-/// What compose.yaml lacks, as YAML.
+/// The lines that compose.yaml lacks.
 fn compose_changes(there: &str, deployment: &Deployment) -> String {
     let server_name = &deployment.server_name;
     let mut jwt = image(there, &LK_JWT);
@@ -171,7 +171,7 @@ fn compose_changes(there: &str, deployment: &Deployment) -> String {
     services.map(|(name, lines)| format!("  {name}:\n{lines}")).chain([networks]).collect()
 }
 
-/// The line of an image, if the file has an older one or another.
+/// The line of an image, if the file has another version of it.
 fn image(there: &str, component: &Component) -> String {
     let (name, _) = component.image.rsplit_once(':').unwrap_or((component.image, ""));
     let name = name.rsplit('/').next().unwrap_or(name);
@@ -180,7 +180,7 @@ fn image(there: &str, component: &Component) -> String {
     if is_current { String::new() } else { format!("    image: {}\n", component.image) }
 }
 
-/// What the lines of Synapse lack, as YAML.
+/// The lines that homeserver-lines.yaml lacks.
 fn homeserver_changes(there: &str, sfu: &str, service: &str) -> String {
     let mut text = String::new();
     let flags = ["msc4143_enabled", "msc4502_enabled", "msc4512_enabled"];

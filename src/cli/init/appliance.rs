@@ -1,5 +1,5 @@
-//! The configuration of the appliance: the same files as for compose, with everything on the loopback of one container.
-//! They are written anew at every start; the secrets are those of the first.
+//! The configuration of the appliance: the files for compose, with all services on the loopback of one container.
+//! They are rewritten at every start; the secrets of the first start are kept.
 
 use std::{
     fs, io,
@@ -20,7 +20,7 @@ use super::{
     validate, write_new,
 };
 
-/// Where the services of one container are for each other; PostgreSQL by the folder of its socket.
+/// The addresses of the services inside the container; for PostgreSQL, the directory of its socket.
 pub fn addresses() -> Addresses {
     Addresses {
         synapse: "127.0.0.1:8008".into(),
@@ -32,28 +32,28 @@ pub fn addresses() -> Addresses {
     }
 }
 
-/// An address outside, of which it is only asked which of our own leads there. Nothing is sent (RFC 5737).
+/// A public address, used only to find the local address of the route to it. Nothing is sent (RFC 5737).
 const OUTSIDE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
-/// The relay, once its name leads where that of the homeserver does: before that no certificate for it can be had, and an
-/// appliance from before the relay may never get that name.
+/// The relay, if its name resolves to the address of the homeserver: before that, no certificate can be obtained for it, and an
+/// appliance that is older than the relay may never get that name.
 pub fn turn(server_name: &str, homeserver: &str) -> Option<Turn> {
     let host = Turn::in_compose(server_name).host;
     if lead_to_one_machine(homeserver, &host) { Some(Turn { host, address: own_address()? }) } else { None }
 }
 
-/// The address of this container, under which LiveKit is there for its own relay.
+/// The address of this container, at which the relay reaches LiveKit.
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect(OUTSIDE).ok()?;
     socket.local_addr().ok().map(|address| address.ip())
 }
 
-/// The secrets of the first start, or new ones that the next start will find. A deployment from before calls came by way of
-/// the homeserver has none of the tokens for that: they are made, and all else stays.
+/// The secrets of the first start, or new ones, which are stored. A deployment that is older than call tokens from
+/// the homeserver lacks the tokens for them; they are generated, and the rest stays.
 ///
 /// # Errors
-/// The folder cannot be read or written, or what stands in its `.env` is not what we have written.
+/// The directory cannot be read or written, or its `.env` lacks a secret.
 pub fn secrets(dir: &Path) -> anyhow::Result<Secrets> {
     let path = dir.join(".env");
     let text = match fs::read_to_string(&path) {
@@ -64,7 +64,7 @@ pub fn secrets(dir: &Path) -> anyhow::Result<Secrets> {
             replace(dir, &File { name: ".env", mode: 0o600, text: env(&secrets) + &token_lines(&secrets) })?;
             return Ok(secrets);
         }
-        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
     let find = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned);
     let value = |name: &str| find(name).with_context(|| format!("{} has no {name}", path.display()));
@@ -77,15 +77,15 @@ pub fn secrets(dir: &Path) -> anyhow::Result<Secrets> {
     Ok(secrets)
 }
 
-/// The lines of `.env` for the registration of lk-jwt-service, which under compose has a file of its own.
+/// The lines of `.env` for the registration of lk-jwt-service, which is a separate file under compose.
 fn token_lines(secrets: &Secrets) -> String {
     format!("LIVEKIT_AS_TOKEN={}\nLIVEKIT_HS_TOKEN={}\n", secrets.as_token, secrets.hs_token)
 }
 
-/// Writes everything but the secrets' own file, which is there.
+/// Writes all files except the one with the secrets.
 ///
 /// # Errors
-/// The names cannot be served together, or the folder cannot be written.
+/// The names conflict, or the directory cannot be written.
 pub fn write(dir: &Path, deployment: &Deployment) -> Outcome {
     let files = render(deployment);
     validate(&files)?;
@@ -123,7 +123,7 @@ fn lk_jwt_env(deployment: &Deployment) -> String {
     )
 }
 
-/// Writes a file so that a start which is cut off leaves the old one or the new one.
+/// Replaces a file atomically.
 fn replace(dir: &Path, file: &File) -> anyhow::Result<()> {
     let (path, new) = (dir.join(file.name), dir.join(format!("{}.new", file.name)));
     let written = || -> io::Result<()> {
@@ -134,7 +134,7 @@ fn replace(dir: &Path, file: &File) -> anyhow::Result<()> {
         write_new(&new, file)?;
         fs::rename(&new, &path)
     };
-    written().with_context(|| format!("{} cannot be written", path.display()))
+    written().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use self::render::{REGISTRATION, REGISTRATION_GROUP};
 use super::{Outcome, print, warn};
 use crate::config::{self, plan::Hostname};
 
-/// What `init` may be told.
+/// The arguments of `init`.
 #[derive(clap::Args)]
 pub struct Args {
     /// The Matrix server name (after the colon in user IDs), like example.org
@@ -38,28 +38,28 @@ pub struct Args {
     /// Serve calls under /livekit on the homeserver's host name instead of on two separate host names
     #[arg(long)]
     one_host: bool,
-    /// Omit media through port 443, which callers need whose firewall blocks everything else
+    /// Omit media through port 443, for callers whose firewall blocks all other ports
     #[arg(long)]
     no_turn: bool,
     /// Add a part to an existing deployment: write missing files, print the changes needed in existing files
     #[arg(long, value_name = "PART", value_enum, conflicts_with = "appliance")]
     add: Option<Part>,
-    /// What the appliance asks for at each of its starts: everything on one loopback, written anew over the last time
+    /// Write the files of the appliance, which it does at each start: all services on one loopback, replacing the last files
     #[arg(long, hide = true)]
     appliance: bool,
 }
 
-/// What can be added to a deployment.
+/// A part that can be added to a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
     /// Call tokens from the homeserver
     Calls,
 }
 
-/// Writes the files, and says what is left to do.
+/// Writes the files, and prints the next steps.
 ///
 /// # Errors
-/// One of the files exists, or the folder cannot be written; then nothing has been.
+/// One of the files exists, or the directory cannot be written; then no file is written.
 pub(super) fn run(args: &Args) -> Outcome {
     let layout = if args.one_host { Layout::OneHost } else { Layout::ThreeHosts };
     let homeserver = args.homeserver.clone().unwrap_or_else(|| format!("matrix.{}", args.server_name));
@@ -114,22 +114,26 @@ fn public_name(text: &str) -> Result<String, String> {
     let name = name.as_str();
     match name.rsplit_once('.') {
         Some((_, top)) if top.bytes().any(|b| b.is_ascii_alphabetic()) => Ok(name.to_owned()),
-        _ => Err(format!("`{name}` is not a public host name: write it like example.org")),
+        _ => Err(format!("`{name}` is not a public host name (like example.org)")),
     }
 }
 
 fn mail_address(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_graphic() && !"\"\\'<>,;$".contains(c);
     let is_address = text.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && domain.contains('.'));
-    if is_address && text.chars().all(plain) { Ok(text.to_owned()) } else { Err("this is not a mail address".into()) }
+    if is_address && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("this is not an e-mail address".into())
+    }
 }
 
-/// What we write is what `check` accepts, whatever the names.
+/// Checks that `check` accepts the file that is about to be written.
 fn validate(files: &[File]) -> anyhow::Result<()> {
     let Some(file) = files.iter().find(|file| file.name == "vestibule.toml") else { return Ok(()) };
     match config::parse(file.name, &file.text, PathBuf::new(), &|_| None) {
         Ok(_) => Ok(()),
-        Err(report) => anyhow::bail!("these names cannot be served together:\n{}", report.render()),
+        Err(report) => anyhow::bail!("these names conflict:\n{}", report.render()),
     }
 }
 
@@ -137,21 +141,21 @@ fn write(dir: &Path, files: &[File]) -> anyhow::Result<()> {
     let taken: Vec<_> =
         files.iter().map(|file| file.name).filter(|name| dir.join(name).symlink_metadata().is_ok()).collect();
     if !taken.is_empty() {
-        let are = if taken.len() == 1 { "is" } else { "are" };
-        anyhow::bail!("nothing was written, because {} {are} already in {}", taken.join(", "), dir.display());
+        let exist = if taken.len() == 1 { "exists" } else { "exist" };
+        anyhow::bail!("nothing was written, because {} already {exist} in {}", taken.join(", "), dir.display());
     }
-    fs::create_dir_all(dir).with_context(|| format!("the folder {} cannot be made", dir.display()))?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot create the directory {}", dir.display()))?;
     let mut written = Vec::new();
     for file in files {
         let path = dir.join(file.name);
         let outcome = write_new(&path, file);
         written.push(path);
         if let Err(error) = outcome {
-            // All or nothing: half a deployment would stand in the way of the next try.
+            // All or nothing: with half a deployment in place, the next try would fail.
             for path in &written[..written.len() - 1] {
                 let _ = fs::remove_file(path);
             }
-            return Err(error).with_context(|| format!("{} cannot be written", dir.join(file.name).display()));
+            return Err(error).with_context(|| format!("cannot write {}", dir.join(file.name).display()));
         }
     }
     Ok(())
@@ -166,7 +170,7 @@ fn write_new(path: &Path, file: &File) -> std::io::Result<()> {
     outcome
 }
 
-/// Lets the group of both containers read the registration, and nobody else; what is left to do where this user may not.
+/// Makes the registration readable only by the group of both containers, or returns the command if this user may not.
 fn share_registration(dir: &Path) -> String {
     let path = dir.join(REGISTRATION);
     let group = fs::metadata(&path).map(|file| file.gid());
@@ -177,7 +181,7 @@ fn share_registration(dir: &Path) -> String {
     match std::os::unix::fs::chown(&path, None, Some(REGISTRATION_GROUP)) {
         Ok(()) => String::new(),
         Err(_) => format!(
-            "\nSynapse and lk-jwt-service read {REGISTRATION} by its group, which this user cannot set:\n  \
+            "\nSynapse and lk-jwt-service need group access to {REGISTRATION}, which this user cannot set:\n  \
              sudo chgrp {REGISTRATION_GROUP} {}\n",
             path.display()
         ),
@@ -185,27 +189,27 @@ fn share_registration(dir: &Path) -> String {
 }
 
 fn next_steps(dir: &Path, deployment: &Deployment, files: &[File]) -> String {
-    let dir = if dir == Path::new(".") { "this folder".to_owned() } else { dir.display().to_string() };
+    let dir = if dir == Path::new(".") { "this directory".to_owned() } else { dir.display().to_string() };
     let names = files.iter().map(|file| file.name).collect::<Vec<_>>().join(", ");
     let hosts = deployment.hosts();
     let width = hosts.iter().map(String::len).max().unwrap_or_default() + 1;
     let records: String =
         hosts.iter().map(|host| format!("  {:width$}  A     ADDRESS\n", format!("{host}."))).collect();
     let version = env!("CARGO_PKG_VERSION");
-    let turn = if deployment.turn.is_some() { ", and media where all else is blocked" } else { "" };
+    let turn = if deployment.turn.is_some() { ", and media if all else is blocked" } else { "" };
     format!(
-        "Written into {dir}: {names}
+        "Wrote to {dir}: {names}
 
-DNS records, each with the public address of this machine; AAAA only if it has
-IPv6 in the containers as well:
+DNS records, each with the public address of this machine; add AAAA records
+only if IPv6 works in the containers too:
 {records}
-Ports to open, and to forward if a router stands before the machine:
+Ports to open, and to forward if the machine is behind a router:
   80/tcp    certificates, and the redirect to https
-  443/tcp   everything of Matrix, the signalling of calls{turn}
-  7881/tcp  media of calls where UDP is blocked; straight to LiveKit
-  7882/udp  media of calls; straight to LiveKit
+  443/tcp   Matrix, and the signalling of calls{turn}
+  7881/tcp  media of calls if UDP is blocked; directly to LiveKit
+  7882/udp  media of calls; directly to LiveKit
 
-The image of the edge, in the folder of its source:
+To build the image, in the directory of the source:
   docker build -t vestibule:{version} .
 
 Then, in {dir}:
@@ -213,10 +217,10 @@ Then, in {dir}:
   docker compose up --detach
   docker compose exec synapse register_new_matrix_user -c /data/homeserver.yaml -a http://localhost:8008
 
-Whether everything is as it should be, outside as well:
+To test the deployment, also as clients reach it:
   docker compose exec vestibule /usr/local/bin/vestibule doctor
 
-.env and {REGISTRATION} hold the secrets: keep them, and show them to nobody.
+.env and {REGISTRATION} contain the secrets: back them up, and keep them private.
 "
     )
 }
@@ -241,11 +245,11 @@ mod tests {
         assert_eq!((mode("b"), fs::read_to_string(dir.join("a")).unwrap().as_str()), (0o600, "a"));
         let more = [file("c", 0o644), file("b", 0o600), file("a", 0o644)];
         let said = write(&dir, &more).unwrap_err().to_string();
-        assert!(said.contains("b, a are already in"), "{said}");
+        assert!(said.contains("b, a already exist in"), "{said}");
         assert!(!dir.join("c").exists());
         // A disk that fails in the middle is played by a name that cannot be made.
         let said = write(&dir, &[file("c", 0o644), file("none/d", 0o644)]).unwrap_err().to_string();
-        assert!(said.contains("none/d cannot be written") && !dir.join("c").exists(), "{said}");
+        assert!(said.contains("cannot write") && !dir.join("c").exists(), "{said}");
     }
 
     #[test]

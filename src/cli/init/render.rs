@@ -220,11 +220,11 @@ pub fn vestibule_toml(deployment: &Deployment) -> String {
     let Addresses { synapse, lk_jwt, livekit, .. } = addresses;
     let email = match &deployment.email {
         Some(email) => format!("email = \"{email}\""),
-        None => format!("# email = \"you@{server_name}\"      # where the CA may write to about your certificates"),
+        None => format!("# email = \"you@{server_name}\"      # for mail from the CA about your certificates"),
     };
     let mut text = format!(
         r#"#:schema {SCHEMA_URL}
-# The front door of {server_name}. After a change: `vestibule check`. Every key: `vestibule reference`.
+# The reverse proxy of {server_name}. To validate it: `vestibule check`. All keys: `vestibule reference`.
 
 [acme]
 {email}
@@ -268,7 +268,7 @@ upstream = "http://{livekit}"
     if homeserver != server_name {
         text += &format!(
             r#"
-# Clients and other homeservers ask here for the way; the rest of the name is yours: a redirect, an upstream, or 404.
+# Clients and other homeservers look for the well-known documents here. For other paths, add a redirect or an upstream.
 [sites."{server_name}"]
 # redirect = "https://www.{server_name}"
 "#
@@ -283,7 +283,7 @@ pub fn turn_site(Turn { host, .. }: &Turn, livekit: &str) -> String {
     let livekit = livekit.rsplit_once(':').map_or(livekit, |(host, _)| host);
     format!(
         r#"
-# Media for callers whose firewall lets nothing out but 443: not HTTP, but TURN inside TLS, for LiveKit's relay.
+# Media for callers whose firewall blocks everything but 443: TURN inside TLS, to LiveKit's relay.
 [sites."{host}"]
 kind     = "turn"
 upstream = "tcp://{livekit}:{TURN_PORT}"
@@ -317,8 +317,8 @@ fn edge_service(deployment: &Deployment) -> String {
     let aliases: String = deployment.hosts().iter().map(|host| format!("\n          - {host}")).collect();
     let version = env!("CARGO_PKG_VERSION");
     format!(
-        r#"# {server_name}: homeserver, calls, and their front door. Beside this file: vestibule.toml, livekit.yaml,
-# homeserver-lines.yaml, and with the secrets .env and {REGISTRATION}. The first time:
+        r#"# {server_name}: homeserver, calls, and reverse proxy. Beside this file: vestibule.toml, livekit.yaml,
+# homeserver-lines.yaml, and, with secrets, .env and {REGISTRATION}. To start:
 #   docker compose run --rm --no-deps synapse generate
 #   docker compose up --detach
 services:
@@ -331,13 +331,13 @@ services:
       - "80:80"
       - "443:443"
     volumes:
-      # The folder and not the file: an editor that replaces the file is then seen as well. It cannot read the secrets.
+      # The directory, not the file, or edits by programs that replace the file are not seen. vestibule cannot read the secrets.
       - ./:/etc/vestibule:ro
       - vestibule:/var/lib/vestibule
     networks:
       web:
-        # The public names lead here from inside as well: lk-jwt-service asks https://{server_name} and LIVEKIT_URL, and
-        # many routers do not send that back in.
+        # The public names resolve to vestibule inside the network too: lk-jwt-service uses https://{server_name} and LIVEKIT_URL, and
+        # many routers do not route that back.
         aliases:{aliases}
 
 "#
@@ -350,7 +350,7 @@ fn homeserver_services(deployment: &Deployment) -> String {
     format!(
         r#"  synapse:
     image: {SYNAPSE}
-    # What `generate` made, with keys and secrets of its own, and over it what is in homeserver-lines.yaml.
+    # The file from `generate`, with its keys and secrets; homeserver-lines.yaml overrides it.
     command: run -c /data/homeserver.yaml -c /etc/synapse/homeserver-lines.yaml
     restart: unless-stopped
     depends_on:
@@ -359,7 +359,7 @@ fn homeserver_services(deployment: &Deployment) -> String {
     environment:
       SYNAPSE_SERVER_NAME: {server_name}
       SYNAPSE_REPORT_STATS: "no"
-      # Read by PostgreSQL's own library, so that the password stands in no file but .env.
+      # PostgreSQL's client library reads it, so only .env contains the password.
       PGPASSWORD: ${{POSTGRES_PASSWORD:?}}
     volumes:
       - synapse:/data
@@ -373,7 +373,7 @@ fn homeserver_services(deployment: &Deployment) -> String {
     environment:
       POSTGRES_USER: synapse
       POSTGRES_PASSWORD: ${{POSTGRES_PASSWORD:?}}
-      # Synapse refuses any other order of letters, and it cannot be changed after the first start.
+      # Synapse requires this collation, which cannot be changed after the first start.
       POSTGRES_INITDB_ARGS: --encoding=UTF8 --locale=C
     volumes:
       - postgres:/var/lib/postgresql/data
@@ -392,7 +392,7 @@ fn call_services(deployment: &Deployment) -> String {
     let (sfu_url, synapse) = (deployment.sfu_url(), &deployment.addresses.synapse);
     let network = match &deployment.turn {
         Some(Turn { address, .. }) => format!(
-            "\n      web:\n        # As livekit.yaml has it: the relay may reach this address and no other private one.\n        ipv4_address: {address}"
+            "\n      web:\n        # The only private address that the relay in livekit.yaml may reach.\n        ipv4_address: {address}"
         ),
         None => " [web]".into(),
     };
@@ -400,23 +400,23 @@ fn call_services(deployment: &Deployment) -> String {
         r#"  lk-jwt-service:
     image: {LK_JWT}
     restart: unless-stopped
-    # The group of {REGISTRATION}, which is Synapse's.
+    # Synapse's group, which can read {REGISTRATION}.
     group_add: ["{REGISTRATION_GROUP}"]
     environment:
-      # The url of the transports in homeserver-lines.yaml to the letter, or clients get no token.
+      # Exactly the `url` of the transports in homeserver-lines.yaml, or clients get no token.
       LIVEKIT_URL: {sfu_url}
       LIVEKIT_KEY: {LIVEKIT_KEY}
       LIVEKIT_SECRET: ${{LIVEKIT_SECRET:?}}
-      # An application service of Synapse, which hands out its tokens: every other way of running it is deprecated.
+      # As an application service of Synapse, which issues its tokens; any other setup is deprecated.
       LIVEKIT_AS_REGISTRATION_FILE: /etc/{REGISTRATION}
       LIVEKIT_HS_SERVER_NAME: {server_name}
-      # Whose users may open a call here: this one name.
+      # The server whose users may start calls here.
       LIVEKIT_FULL_ACCESS_HOMESERVERS: {server_name}
-      # The short way to our own homeserver, past the limits that it has for each address.
+      # The internal address of the homeserver, without its rate limits per client address.
       LIVEKIT_CS_API_URL_OVERRIDES: {server_name}=http://{synapse}
     volumes:
       - ./{REGISTRATION}:/etc/{REGISTRATION}:ro
-    # No healthcheck: the image has nothing to run one with.
+    # No healthcheck: the image has no program for one.
     networks: [web]
 
   livekit:
@@ -426,7 +426,7 @@ fn call_services(deployment: &Deployment) -> String {
     environment:
       LIVEKIT_KEYS: "{LIVEKIT_KEY}: ${{LIVEKIT_SECRET:?}}"
     ports:
-      # Media never passes the edge: these two have to be open to the world.
+      # Media does not pass through vestibule: open both ports to the internet.
       - "7881:7881"                 # ICE over TCP, not TLS
       - "7882:7882/udp"             # all media, multiplexed
     volumes:
@@ -447,14 +447,14 @@ pub fn registration(deployment: &Deployment) -> String {
     let Deployment { addresses: Addresses { lk_jwt, .. }, secrets, .. } = deployment;
     let Secrets { as_token, hs_token, .. } = secrets;
     format!(
-        r#"# lk-jwt-service as an application service of Synapse. Both read this file, and nobody else may: the as_token can act for
+        r#"# lk-jwt-service as an application service of Synapse. Only those two may read this file: the as_token can act for
 # every user of this homeserver. Generated once; after a change, restart both.
 id: livekit
 as_token: {as_token}
 hs_token: {hs_token}
 sender_localpart: _lk_jwt_service
-namespaces: {{ users: [{{ exclusive: false, regex: '.*' }}] }}     # it looks up who is in a room
-url: null                                                      # it is sent no events
+namespaces: {{ users: [{{ exclusive: false, regex: '.*' }}] }}     # it looks up the members of rooms
+url: null                                                      # it receives no events
 io.element.msc4502.scopes: ["urn:matrix:client:io.element.msc4502:rooms:is_joined"]
 io.element.msc4512.proxy_prefix: rtc/livekit
 io.element.msc4512.proxy_url: http://{lk_jwt}
@@ -480,13 +480,13 @@ bind_addresses: ["{bind}"]
 rtc:
   tcp_port: 7881
   udp_port: 7882
-  # LiveKit has to tell clients the public address; behind the bridge of Docker it would tell its own.
+  # LiveKit must announce the public address to clients; behind Docker's bridge it would announce its own.
   use_external_ip: true
 {internal}room:
-  # Or anybody with a token opens rooms, and LIVEKIT_FULL_ACCESS_HOMESERVERS means nothing.
+  # Otherwise anyone with a token can create rooms, whatever LIVEKIT_FULL_ACCESS_HOMESERVERS says.
   auto_create: false
 webhook:
-  # Lets lk-jwt-service end the membership of whoever drops out. The name of the key, not its secret.
+  # Tells lk-jwt-service when a participant loses the connection. The name of the key, not its secret.
   api_key: {LIVEKIT_KEY}
   urls: ["http://{lk_jwt}/sfu_webhook"]
 {turn}logging:
@@ -496,7 +496,7 @@ webhook:
 }
 
 /// Without it the relay would have to send to the public address from inside, which many routers do not turn around.
-pub const INTERNAL_ADDRESS: &str = "  # And its own as well: that is how its relay (below) finds it.
+pub const INTERNAL_ADDRESS: &str = "  # And its internal address, which its relay (below) uses.
   advertise_internal_ip: true
 ";
 
@@ -509,9 +509,9 @@ pub fn relay(turn: &Turn, bind: &str) -> String {
   enabled: true
   domain: {host}
   tls_port: {TURN_PORT}
-  external_tls: true                # the edge ends TLS
+  external_tls: true                # vestibule terminates TLS
   bind_addresses: ["{bind}"]
-  # LiveKit itself and nothing else: with a network here, whoever has a token reaches every container in it.
+  # Only LiveKit itself: with a network here, anyone with a call token could reach every container in it.
   allow_restricted_peer_cidrs: ["{address}/{}"]
 "#,
         if address.is_ipv4() { 32 } else { 128 }
@@ -525,29 +525,30 @@ pub fn homeserver_lines(deployment: &Deployment) -> String {
     let (sfu_url, jwt_url, port) = (deployment.sfu_url(), deployment.jwt_url(), port(&addresses.synapse));
     let Addresses { postgres, bind, registration, .. } = addresses;
     format!(
-        r#"# What Synapse needs for calls by Element, and behind this edge: read after homeserver.yaml, each of these keys in its place.
+        r#"# Synapse's settings for Element Call and for running behind vestibule. Synapse reads this file after homeserver.yaml;
+# each key here replaces the same key there.
 public_baseurl: https://{homeserver}/
 listeners:
   - port: {port}
     type: http
     bind_addresses: ["{bind}"]
-    x_forwarded: true               # or all clients share one address, and one rate limit
+    x_forwarded: true               # otherwise all clients share one address and one rate limit
     resources: [{{ names: [client, federation] }}]
 experimental_features:
-  msc4143_enabled: true             # the transports endpoint, which clients since August 2026 ask
+  msc4143_enabled: true             # the transports endpoint, which clients since August 2026 use
   msc4222_enabled: true             # state_after in /sync
-  msc4502_enabled: true             # lk-jwt-service may ask who is in a room
-  msc4512_enabled: true             # Synapse hands out call tokens, by way of lk-jwt-service
-app_service_config_files: ["{registration}"]   # takes the place of a list in homeserver.yaml: name its files here too
-max_event_delay_duration: 24h       # this, and no flag, turns delayed events on (MSC4140)
+  msc4502_enabled: true             # lk-jwt-service may look up the members of rooms
+  msc4512_enabled: true             # Synapse issues call tokens through lk-jwt-service
+app_service_config_files: ["{registration}"]   # replaces the list in homeserver.yaml: add its files here
+max_event_delay_duration: 24h       # turns delayed events on (MSC4140); no flag is needed
 matrix_rtc:
   transports:
     - type: livekit
-      url: {sfu_url}                # LIVEKIT_URL to the letter
+      url: {sfu_url}                # exactly LIVEKIT_URL
       livekit_service_url: {jwt_url}   # for clients older than November 2026
 rc_message: {{ per_second: 0.5, burst_count: 30 }}
 rc_delayed_event_mgmt: {{ per_second: 1, burst_count: 20 }}
-# A homeserver that has run on another database keeps that one: leave these lines out.
+# If your homeserver already has a database, remove these lines.
 database:
   name: psycopg2
   args: {{ host: {postgres}, user: synapse, dbname: synapse, cp_min: 5, cp_max: 10 }}   # the password is in PGPASSWORD
@@ -560,7 +561,7 @@ database:
 pub fn env(secrets: &Secrets) -> String {
     let Secrets { livekit, postgres, .. } = secrets;
     format!(
-        "# Generated once. Another POSTGRES_PASSWORD would shut Synapse out of its database.\n\
+        "# Generated once. With another POSTGRES_PASSWORD, Synapse cannot open its database.\n\
          LIVEKIT_SECRET={livekit}\n\
          POSTGRES_PASSWORD={postgres}\n"
     )

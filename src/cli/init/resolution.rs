@@ -1,4 +1,4 @@
-//! Where names lead, for a part of a deployment that is written only once its name is there.
+//! Name resolution, for a part of a deployment that is written only if its name resolves.
 
 use std::{
     net::{IpAddr, ToSocketAddrs as _},
@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-/// How long the name server is waited for.
+/// Time limit of a look-up.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Whether a name leads to an address that another one leads to as well.
+/// Whether two names share an address.
 pub fn lead_to_one_machine(one: &str, other: &str) -> bool {
     let (one, other) = (look_up(one), look_up(other));
     let addresses = |answer: mpsc::Receiver<Vec<IpAddr>>| answer.recv_timeout(PATIENCE).unwrap_or_default();
@@ -18,7 +18,7 @@ pub fn lead_to_one_machine(one: &str, other: &str) -> bool {
     one.iter().any(|address| other.contains(address))
 }
 
-/// The addresses of a name, from a thread that is left alone if the name server hangs: the process ends soon.
+/// The addresses of a name, from a thread that is abandoned if the name server hangs: the process exits soon.
 fn look_up(host: &str) -> mpsc::Receiver<Vec<IpAddr>> {
     let (sender, receiver) = mpsc::channel();
     let name = host.to_owned();
