@@ -1,24 +1,24 @@
 //! vestibule: the TLS reverse proxy of a self-hosted Matrix homeserver with Element Call.
 //!
 //! ```text
-//!   composition   cli ── app            knows every room; holds the order of things
+//!   composition   cli ── app            composes the modules, in order
 //!                  │
-//!   rooms          listen   tls   serve   stream   route   layer   upstream   (the road: a request walks them left to right)
-//!                  cert     admin  doctor                                  (beside the road)
+//!   modules        listen   tls   serve   stream   route   layer   upstream   (the request path, from left to right)
+//!                  cert     admin  doctor                                  (beside the request path)
 //!                  │
-//!   instruments    client                                                   (one way to the outside each, for what is beside the road)
+//!   clients        client                                                   (outgoing requests of what is beside the request path)
 //!                  │
-//!   vocabulary     clock  error  message  conn  drain  wire  config  telemetry   (words every room may use; no I/O except telemetry's output)
+//!   shared         clock  error  message  conn  drain  wire  config  telemetry   (types for every module; no I/O except the output of telemetry)
 //! ```
 //!
-//! Why there are two HTTP implementations: on the road we have our own (`wire`, `serve`, `upstream`), because it was measured:
+//! Why there are two HTTP implementations: the request path has its own (`wire`, `serve`, `upstream`), for measured reasons:
 //! no task and no channel for a connection to a service costs 28 % less CPU than a client that has them, 10 allocations an
-//! exchange instead of 27, and our HTTP/2 does a small answer with a quarter less work. Beside the road (the ACME client,
+//! exchange instead of 27, and our HTTP/2 does a small answer with a quarter less work. Beside the request path (the ACME client,
 //! doctor, the demo, the commands, the admin server) those microseconds do not matter and a well-kept library does: hyper,
-//! hyper-util and tower. It also makes the prober independent of the probed: what doctor finds wrong, it does not share.
+//! hyper-util and tower. It also makes doctor independent of the code that it tests.
 //!
 //! Invariants, held by `tests/tidy.rs` where a program can hold them:
-//! - No room imports another room. Only `app` knows the order.
+//! - No module imports another one of its row. Only `app` knows the order.
 //! - After `config::load` returns, nothing reads a string from the file again.
 //! - Every task is tracked. On SIGTERM everything is served until nothing in flight is waited for; then it ends at once.
 //! - `accept` never fails; a listener ends only when told to.

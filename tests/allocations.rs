@@ -109,7 +109,7 @@ fn an_exchange_allocates_no_more_than_it_did() {
     runtime.block_on(async {
         let clock = Clock::system();
         let edge = Edge::start(plan, Metrics::new(clock.now()), clock, Start::Alone).await.unwrap();
-        let addr = edge.addresses().find(|(door, _)| *door == ListenerKind::Tls).unwrap().1;
+        let addr = edge.addresses().find(|(kind, _)| *kind == ListenerKind::Tls).unwrap().1;
         for (what, (counted, spread), most) in [
             ("HTTP/1.1", http1(addr, &root, "/json1k").await, HTTP1),
             ("well-known", http1(addr, &root, "/.well-known/matrix/client").await, WELL_KNOWN),

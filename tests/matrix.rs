@@ -1,4 +1,4 @@
-//! What makes it a Matrix front door: well-known documents, kinds of sites, the guide's layouts.
+//! Matrix: well-known documents, kinds of sites, and the layouts of the guide.
 
 use std::sync::{Arc, Mutex};
 

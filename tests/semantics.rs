@@ -144,7 +144,7 @@ async fn the_scheme_of_a_trusted_proxy_is_a_list_in_any_case() {
 
 #[tokio::test]
 async fn a_loop_ends_with_508() {
-    // An upstream that is the edge itself, by way of a relay: as a name that leads to the front door does.
+    // An upstream that is the edge itself, by way of a relay: as a name that resolves to the edge would be.
     let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let edge = Edge::with("", &format!("{}tls = \"off\"\n", site(&format!("http://{}", relay.local_addr().unwrap()))));
     let back = edge.http();

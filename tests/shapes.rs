@@ -18,11 +18,11 @@ fn ask(target: &str, fields: &str) -> String {
 }
 
 /// The status and the body that a client sees.
-type Seen = (u16, &'static str);
+type Outcome = (u16, &'static str);
 
 /// What a service says when it is asked for a path, and what its client is to see: a status and a body, or a connection
 /// that ends before there is a whole answer.
-const ANSWERS: [(&str, &str, Option<Seen>); 26] = [
+const ANSWERS: [(&str, &str, Option<Outcome>); 26] = [
     ("/until-close", "HTTP/1.1 200 OK\r\n\r\nabc", Some((200, "abc"))),
     ("/1.0", "HTTP/1.0 200 OK\r\n\r\nabc", Some((200, "abc"))),
     ("/1.0-length", "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc", Some((200, "abc"))),

@@ -107,7 +107,7 @@ pub struct Edge {
     env: upstream::Env,
     /// Ends the probes of the current generation.
     probes: CancellationToken,
-    /// Ends what runs beside the road.
+    /// Ends the tasks that run beside the request path.
     stop: CancellationToken,
     background: TaskTracker,
     clock: Clock,

@@ -1,4 +1,4 @@
-//! The program as a whole: starts the rooms, hands them to each other, and keeps them in step with the configuration.
+//! The program as a whole: starts the modules, connects them, and keeps them in step with the configuration.
 //!
 //! One control thread (the first) looks after certificates, the admin server, signals and reloads; the workers do
 //! nothing but serve.

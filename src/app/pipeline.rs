@@ -35,7 +35,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Pipeline {
     /// The handshakes; another one only where `tls.min_version` changes, since it forgets its tickets.
     pub acceptor: ArcSwap<Acceptor>,
-    /// The road of the newest configuration.
+    /// The request path of the newest configuration.
     pub current: Arc<ArcSwap<Generation>>,
     /// Bounds on connections.
     pub permits: Permits,

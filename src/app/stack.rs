@@ -1,4 +1,4 @@
-//! The road of a request, in order, once. Every layer is named here and nowhere else, outermost first.
+//! The layers of the request path, outermost first. This is the only place that names them all.
 //!
 //! ```text
 //! handle    who is the client > log > { walk } > rescue > hsts
@@ -115,7 +115,7 @@ enum Action {
 }
 
 impl Generation {
-    /// Builds the road that a plan describes.
+    /// Builds the request path that a plan describes.
     #[must_use]
     pub fn new(plan: &plan::Plan, env: &upstream::Env, http01: Http01, metrics: &Metrics, clock: Clock) -> Self {
         let streams = stream_env(plan, env, metrics);

@@ -1,5 +1,5 @@
 //! Worker threads: each with a runtime, listeners and pooled sockets of its own, so that a connection lives and dies on
-//! one core and nothing on the road is contended.
+//! one core and nothing on the request path is contended.
 
 use std::{
     collections::HashMap,

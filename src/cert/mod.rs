@@ -57,7 +57,7 @@ use crate::{
 
 use self::{challenge::Challenges, issue::Issuer};
 
-/// How long a start or a reload waits for what is in the storage. A storage that hangs is waited for beside the road.
+/// How long a start or a reload waits for what is in the storage. A storage that hangs is waited for outside the request path.
 const LOAD_TIME: Duration = Duration::from_secs(5);
 
 /// Looks after the certificates of all sites.

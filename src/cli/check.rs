@@ -8,7 +8,7 @@ use crate::{
     clock::Clock,
     config::{
         self, Plan, Report, Severity,
-        plan::{AccessRule, Action, Conditions, Matching, PathMatch, Route, Site, SiteTls, Stream, Verdict},
+        plan::{Access, AccessRule, Action, Conditions, Matching, PathMatch, Route, Site, SiteTls, Stream},
     },
 };
 
@@ -142,13 +142,13 @@ fn open(route: &Route) -> Vec<String> {
         PathMatch::Any => Some("every path".to_owned()),
     };
     let one = |rule: &AccessRule| match &rule.verdict {
-        Verdict::Pass => path(rule),
-        Verdict::PassFrom(networks) if networks.is_empty() => None,
-        Verdict::PassFrom(networks) => {
+        Access::Pass => path(rule),
+        Access::PassFrom(networks) if networks.is_empty() => None,
+        Access::PassFrom(networks) => {
             let networks: Vec<_> = networks.iter().map(ToString::to_string).collect();
             path(rule).map(|path| format!("{path} (from {} only)", networks.join(" and ")))
         }
-        Verdict::NotFound => None,
+        Access::NotFound => None,
     };
     // Without a removed prefix, only what lies below it reaches the route.
     let meets = |rule: &&AccessRule| {

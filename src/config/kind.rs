@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::plan::{AccessRule, BodyPath, BodyRule, Kind, PathMatch, Verdict};
+use super::plan::{Access, AccessRule, BodyPath, BodyRule, Kind, PathMatch};
 
 const MIB: u64 = 1 << 20;
 
@@ -17,14 +17,14 @@ const LK_JWT_BODY: u64 = MIB;
 
 /// The paths that are open on a route of this kind.
 pub fn access(kind: Kind, admin_from: Vec<IpNet>) -> Vec<AccessRule> {
-    let pass = |path| AccessRule { path, verdict: Verdict::Pass };
+    let pass = |path| AccessRule { path, verdict: Access::Pass };
     match kind {
         Kind::Synapse => vec![
             // Synapse answers a browser here: it sends it to its page under `/_matrix/static/`.
             pass(PathMatch::Exact("/")),
             pass(PathMatch::Under("/_matrix/")),
             pass(PathMatch::Under("/_synapse/client/")),
-            AccessRule { path: PathMatch::Under("/_synapse/admin/"), verdict: Verdict::PassFrom(admin_from) },
+            AccessRule { path: PathMatch::Under("/_synapse/admin/"), verdict: Access::PassFrom(admin_from) },
             pass(PathMatch::Exact("/health")),
         ],
         Kind::LkJwt => ["/sfu/get", "/get_token", "/delegate_delayed_leave", "/healthz", "/sfu_webhook"]

@@ -671,7 +671,7 @@ pub struct AccessRule {
     /// Which paths.
     pub path: PathMatch,
     /// What happens to them.
-    pub verdict: Verdict,
+    pub verdict: Access,
 }
 
 /// A condition on a raw path, without its query.
@@ -687,7 +687,7 @@ pub enum PathMatch {
 
 /// What an [`AccessRule`] decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Access {
     /// It goes on.
     Pass,
     /// It goes on if the client is in one of these networks, else it is as if nothing were there.

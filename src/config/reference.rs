@@ -7,7 +7,7 @@ use toml::de::DeValue;
 
 use super::{
     kind,
-    plan::{BodyPath, Kind, PathMatch, Verdict},
+    plan::{Access, BodyPath, Kind, PathMatch},
     schema as strict,
 };
 
@@ -727,8 +727,8 @@ fn kinds() -> String {
             PathMatch::Any => "every path".to_owned(),
         };
         let open = kind::access(kind, Vec::new()).into_iter().map(|rule| match rule.verdict {
-            Verdict::PassFrom(_) => format!("{} from `admin_from`", path(&rule.path)),
-            Verdict::Pass | Verdict::NotFound => path(&rule.path),
+            Access::PassFrom(_) => format!("{} from `admin_from`", path(&rule.path)),
+            Access::Pass | Access::NotFound => path(&rule.path),
         });
         let limits = kind::max_body(kind).into_iter().map(|rule| {
             let size = rule.limit.map_or_else(|| "no limit".to_owned(), |bytes| format!("{} MiB", bytes >> 20));

@@ -104,7 +104,7 @@ impl Source {
                     && context == TomlContext::Bare
                     && let Some(instead) = misplaced(rest, at, problems)
                 {
-                    self.put(at..at + len, instead);
+                    self.substitute(at..at + len, instead);
                 } else {
                     self.keep(at..at + len);
                 }
@@ -123,7 +123,7 @@ impl Source {
         problems: &mut Vec<Diagnostic>,
     ) -> usize {
         if rest.starts_with("$$") {
-            self.put(at..at + 2, "$");
+            self.substitute(at..at + 2, "$");
             return 2;
         }
         let Some(expression) = expression(rest) else {
@@ -135,7 +135,7 @@ impl Source {
         let span = at..at + expression.len;
         match value(&expression, env) {
             Ok(value) => match fit(&value, context) {
-                Some(value) => self.put(span, &value),
+                Some(value) => self.substitute(span, &value),
                 None => problems.push(
                     Diagnostic::error(span, format!("the value of `{}` cannot stand here", expression.name))
                         .help("put the expression between double quotes"),
@@ -143,7 +143,7 @@ impl Source {
             },
             Err(unset) => {
                 // A placeholder, so that the rest of the file can be validated.
-                self.put(span.clone(), "unset");
+                self.substitute(span.clone(), "unset");
                 problems.push(unset.diagnostic(span));
             }
         }
@@ -159,7 +159,7 @@ impl Source {
         }
     }
 
-    fn put(&mut self, original: Range<usize>, value: &str) {
+    fn substitute(&mut self, original: Range<usize>, value: &str) {
         self.substitutions.push(Substitution { at: self.expanded.len(), original, verbatim: false });
         self.expanded.push_str(value);
     }

@@ -3,15 +3,15 @@
 
 use std::net::IpAddr;
 
-use crate::config::plan::{AccessRule, PathMatch, Verdict};
+use crate::config::plan::{Access, AccessRule, PathMatch};
 
 /// Whether the client may have the path (raw, without its query). What no rule names is closed.
 #[must_use]
 pub fn allows(rules: &[AccessRule], path: &str, client: IpAddr) -> bool {
     rules.iter().find(|rule| matches(&rule.path, path)).is_some_and(|rule| match &rule.verdict {
-        Verdict::Pass => true,
-        Verdict::PassFrom(networks) => networks.iter().any(|network| network.contains(&client)),
-        Verdict::NotFound => false,
+        Access::Pass => true,
+        Access::PassFrom(networks) => networks.iter().any(|network| network.contains(&client)),
+        Access::NotFound => false,
     })
 }
 
@@ -35,10 +35,10 @@ mod tests {
         let rules = [
             AccessRule {
                 path: PathMatch::Under("/_synapse/admin"),
-                verdict: Verdict::PassFrom(vec!["10.0.0.0/8".parse().unwrap()]),
+                verdict: Access::PassFrom(vec!["10.0.0.0/8".parse().unwrap()]),
             },
-            AccessRule { path: PathMatch::Under("/_matrix"), verdict: Verdict::Pass },
-            AccessRule { path: PathMatch::Exact("/health"), verdict: Verdict::Pass },
+            AccessRule { path: PathMatch::Under("/_matrix"), verdict: Access::Pass },
+            AccessRule { path: PathMatch::Exact("/health"), verdict: Access::Pass },
         ];
         let may = |path, ip: &str| allows(&rules, path, ip.parse().unwrap());
         assert!(may("/_matrix/client/versions", "192.0.2.1"));

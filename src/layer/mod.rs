@@ -1,4 +1,4 @@
-//! Policy: what the edge takes away, adds or refuses on the road. One file, one concern.
+//! Policy: what the proxy removes, adds or rejects on the request path. One file, one concern.
 //!
 //! A layer is a small value built with all it needs and called by `app/stack.rs`, which alone knows the order:
 //!

@@ -121,7 +121,7 @@ impl RtcTransports {
         // The answer is read here, so it must come as it is.
         request.fields.remove(header::ACCEPT_ENCODING);
         request.fields.remove(header::IF_NONE_MATCH);
-        let question = Question::of(&request);
+        let kept = TransportsRequest::of(&request);
         let mut answer = send(request).await?;
         if !matches!(answer.status, StatusCode::OK | StatusCode::NOT_FOUND) {
             return Ok(answer);
@@ -137,35 +137,35 @@ impl RtcTransports {
             return Ok(answer);
         }
         let mut token_is_good = answer.status == StatusCode::OK;
-        if question.stable {
-            match unstable(&question, &send).await? {
+        if kept.stable {
+            match unstable(&kept, &send).await? {
                 Unstable::List(list) => return Ok(json(list)),
                 Unstable::Nothing => token_is_good = true,
                 Unstable::Unknown => {}
             }
         }
-        let Some(ours) = self.ours(question.stable) else {
+        let Some(ours) = self.ours(kept.stable) else {
             answer.body = Body::full(bytes);
             return Ok(answer);
         };
         if token_is_good {
             return Ok(json(ours));
         }
-        self.verify_token(&question, ours, send).await
+        self.verify_token(&kept, ours, send).await
     }
 
     /// Answers a client whose token Synapse knows; any other gets what Synapse says of it.
     async fn verify_token<'a>(
         &self,
-        question: &Question,
+        request: &TransportsRequest,
         ours: Bytes,
         send: impl SendRequest<'a> + Send,
     ) -> Result<Response, ProxyError> {
-        let token = question.fields.get(header::AUTHORIZATION).map(|token| self.hasher.hash_one(token.as_bytes()));
+        let token = request.fields.get(header::AUTHORIZATION).map(|token| self.hasher.hash_one(token.as_bytes()));
         if token.is_some_and(|token| self.is_good(token)) {
             return Ok(json(ours));
         }
-        let answer = send(question.to(WHOAMI)).await?;
+        let answer = send(request.to(WHOAMI)).await?;
         if answer.status != StatusCode::OK {
             return Ok(answer);
         }
@@ -195,14 +195,14 @@ impl RtcTransports {
     }
 }
 
-/// What has to be kept of a request, to ask more on behalf of its client.
-struct Question {
+/// The parts of a request that further requests on behalf of its client need.
+struct TransportsRequest {
     stable: bool,
     fields: Fields,
     query: Option<String>,
 }
 
-impl Question {
+impl TransportsRequest {
     fn of(request: &Request) -> Self {
         let mut fields = request.fields.clone();
         fields.remove(header::CONTENT_LENGTH);
@@ -231,8 +231,11 @@ enum Unstable {
 }
 
 /// Synapse 1.163 has the unstable path alone: what it lists there is its word on `/v1` as well.
-async fn unstable<'a>(question: &Question, send: &(impl SendRequest<'a> + Send)) -> Result<Unstable, ProxyError> {
-    let answer = send(question.to(UNSTABLE)).await?;
+async fn unstable<'a>(
+    request: &TransportsRequest,
+    send: &(impl SendRequest<'a> + Send),
+) -> Result<Unstable, ProxyError> {
+    let answer = send(request.to(UNSTABLE)).await?;
     if answer.status != StatusCode::OK {
         return Ok(Unstable::Unknown);
     }

@@ -1,4 +1,4 @@
-//! The one body type that every room passes on, whatever protocol it came by.
+//! The body type of all modules, whatever the protocol.
 //!
 //! A newtype with a concrete error, because `BoxBody<Bytes, Box<dyn Error>>` as an alias does not survive boxing of the
 //! services around it (a known limit of rustc on `dyn Error` in boxed futures).

@@ -1,4 +1,4 @@
-//! A request and a response as they walk the road, and what both are made of.
+//! A request and a response on the request path, and their parts.
 
 mod body;
 mod fields;
@@ -10,12 +10,12 @@ pub use upgrade::{BoxIo, ClientIo, Io, Transferred, UpgradeHandler};
 
 use http::{Method, StatusCode, Uri, Version, uri::PathAndQuery};
 
-/// A request as it walks the road.
+/// A request on the request path.
 #[derive(Debug, Default)]
 pub struct Request {
     /// The method, any token.
     pub method: Method,
-    /// The target: in origin-form on the road, absolute where somebody is asked by a [`Fetch`](crate::conn::Fetch).
+    /// The target: in origin-form on the request path, absolute for a [`Fetch`](crate::conn::Fetch).
     pub uri: Uri,
     /// What its client speaks.
     pub version: Version,

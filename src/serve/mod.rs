@@ -3,7 +3,7 @@
 //! HTTP/1.1 is our own (`h1`), because what a proxy must refuse (bare LF, `Content-Length` beside `Transfer-Encoding`)
 //! cannot be seen after a lenient parser, and because an idle connection should own no buffer. So is HTTP/2 (`h2`), for what it
 //! costs otherwise.
-//! Whoever answers the requests is a [`Handler`]; this room does not know what is behind it.
+//! A [`Handler`] answers the requests; this module does not know what is behind it.
 
 mod h1;
 mod h2;

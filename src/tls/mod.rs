@@ -1,6 +1,6 @@
 //! Handshakes: the ClientHello first, then the configuration that fits it.
 //!
-//! Which certificate a name has is decided by the resolver that is handed in; this room knows neither files nor ACME.
+//! The caller's resolver decides which certificate a name has; this module knows neither files nor ACME.
 
 mod config;
 mod stream;
@@ -64,12 +64,12 @@ pub struct ClientHello<IO> {
     name: Option<String>,
     /// The client has not said the name: the resolver will not find it in the hello.
     is_assumed: bool,
-    offered: Offered,
+    offered: OfferedAlpn,
 }
 
 /// What of a ClientHello's ALPN matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Offered {
+enum OfferedAlpn {
     /// A CA that validates a name.
     AcmeTls,
     StunTurn,
@@ -160,7 +160,7 @@ impl Acceptor {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let ClientHello { start, name, is_assumed, offered } = hello;
-        if offered == Offered::AcmeTls {
+        if offered == OfferedAlpn::AcmeTls {
             (self.find_challenge)(name.as_deref().unwrap_or_default()).await;
             let mut stream =
                 start.into_stream(self.configs.validation.clone()).await.map_err(AcceptError::Handshake)?;
@@ -174,7 +174,7 @@ impl Acceptor {
         };
         let config = match (protocols, offered) {
             (Protocols::Http, _) => &self.configs.http,
-            (Protocols::Turn, Offered::StunTurn) => &self.configs.turn,
+            (Protocols::Turn, OfferedAlpn::StunTurn) => &self.configs.turn,
             (Protocols::Turn | Protocols::None, _) => &self.configs.stream,
         };
         let ReplayStream { io, read, .. } = start.io;
@@ -198,7 +198,7 @@ impl<IO> ClientHello<IO> {
     /// The hello as if it had this name, where it has none.
     #[must_use]
     pub fn or_named<'a>(self, name: impl FnOnce() -> Option<&'a str>) -> Self {
-        if self.name.is_some() || self.offered == Offered::AcmeTls {
+        if self.name.is_some() || self.offered == OfferedAlpn::AcmeTls {
             return self;
         }
         let name = name().map(str::to_owned);
@@ -229,9 +229,9 @@ async fn read_hello<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> Result<Client
     let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
     let offers = |protocol| hello.alpn().is_some_and(|mut offered| offered.any(|offer| offer == protocol));
     let offered = match () {
-        () if offers(ACME_TLS) => Offered::AcmeTls,
-        () if offers(STUN_TURN) => Offered::StunTurn,
-        () => Offered::Other,
+        () if offers(ACME_TLS) => OfferedAlpn::AcmeTls,
+        () if offers(STUN_TURN) => OfferedAlpn::StunTurn,
+        () => OfferedAlpn::Other,
     };
     Ok(ClientHello { start, name, is_assumed: false, offered })
 }

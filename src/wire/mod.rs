@@ -1,7 +1,7 @@
 //! HTTP/1.1 (RFC 9112) and HTTP/2 (RFC 9113, RFC 7541) as they stand on the wire: heads, framing, the chunked coding, frames and
 //! HPACK. Pure: bytes in, words out.
 //!
-//! Both sides of the road use it, `serve` towards clients and `upstream` towards services, so that what one refuses the
+//! Both sides of the proxy use it, `serve` towards clients and `upstream` towards services, so that what one refuses the
 //! other cannot send. It is stricter than the RFC asks wherever leniency is what request smuggling is made of: a bare LF,
 //! white space before a colon, folded lines, `Content-Length` beside `Transfer-Encoding`, and chunk sizes with anything
 //! but digits are errors.

@@ -199,12 +199,12 @@ impl Edge {
         serde_json::from_str(&line).unwrap()
     }
 
-    /// A page of the operator's door, with its head.
+    /// A page of the admin server, with its head.
     pub async fn page(&self, path: &str) -> String {
-        let mut door = tokio::net::UnixStream::connect(self.path("admin.sock")).await.unwrap();
-        door.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+        let mut socket = tokio::net::UnixStream::connect(self.path("admin.sock")).await.unwrap();
+        socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).await.unwrap();
         let mut page = String::new();
-        door.read_to_string(&mut page).await.unwrap();
+        socket.read_to_string(&mut page).await.unwrap();
         page
     }
 

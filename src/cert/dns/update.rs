@@ -85,22 +85,22 @@ async fn exchange(server: SocketAddr, message: &[u8]) -> io::Result<Vec<u8>> {
 fn update(zone: &str, action: Action, name: &str, value: &str) -> Vec<u8> {
     let mut message = Vec::new();
     for word in [0x7675, UPDATE, 1, 0, 1, 0] {
-        put(&mut message, word);
+        push_u16(&mut message, word);
     }
-    put_name(&mut message, zone);
-    put(&mut message, SOA);
-    put(&mut message, IN);
-    put_name(&mut message, name);
-    put(&mut message, TXT);
+    push_name(&mut message, zone);
+    push_u16(&mut message, SOA);
+    push_u16(&mut message, IN);
+    push_name(&mut message, name);
+    push_u16(&mut message, TXT);
     let (class, ttl) = match action {
         Action::Present => (IN, TTL),
         Action::Cleanup => (NONE, 0),
     };
-    put(&mut message, class);
+    push_u16(&mut message, class);
     message.extend(ttl.to_be_bytes());
     // The digest of a key authorization has 43 characters: one string takes it.
     let value = &value.as_bytes()[..value.len().min(255)];
-    put(&mut message, u16::try_from(value.len() + 1).unwrap_or(u16::MAX));
+    push_u16(&mut message, u16::try_from(value.len() + 1).unwrap_or(u16::MAX));
     message.push(u8::try_from(value.len()).unwrap_or(u8::MAX));
     message.extend(value);
     message
@@ -114,12 +114,12 @@ fn signed(mut message: Vec<u8>, server: &Rfc2136, secret: &[u8], now: SystemTime
         TsigAlgorithm::HmacSha512 => ("hmac-sha512", hmac::HMAC_SHA512),
     };
     let mut key_name = Vec::new();
-    put_name(&mut key_name, &server.key_name);
+    push_name(&mut key_name, &server.key_name);
     let mut algorithm_name = Vec::new();
-    put_name(&mut algorithm_name, algorithm);
+    push_name(&mut algorithm_name, algorithm);
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut time = seconds.to_be_bytes()[2..].to_vec();
-    put(&mut time, FUDGE);
+    push_u16(&mut time, FUDGE);
     let class_and_ttl = [ANY.to_be_bytes().as_slice(), &[0; 4]].concat();
     let no_error = [0; 4];
     let parts = [&message[..], &key_name, &class_and_ttl, &algorithm_name, &time, &no_error];
@@ -129,21 +129,21 @@ fn signed(mut message: Vec<u8>, server: &Rfc2136, secret: &[u8], now: SystemTime
     let size = u16::try_from(mac.len()).unwrap_or_default().to_be_bytes();
     let data = [&algorithm_name[..], &time, &size, mac, &id, &no_error].concat();
     message.extend(key_name);
-    put(&mut message, TSIG);
+    push_u16(&mut message, TSIG);
     message.extend(class_and_ttl);
-    put(&mut message, u16::try_from(data.len()).unwrap_or_default());
+    push_u16(&mut message, u16::try_from(data.len()).unwrap_or_default());
     message.extend(data);
     // The count of additional records.
     message[11] = 1;
     message
 }
 
-fn put(message: &mut Vec<u8>, word: u16) {
+fn push_u16(message: &mut Vec<u8>, word: u16) {
     message.extend(word.to_be_bytes());
 }
 
 /// A name in wire form, lower case as the signature wants it, without compression.
-fn put_name(message: &mut Vec<u8>, name: &str) {
+fn push_name(message: &mut Vec<u8>, name: &str) {
     for label in name.split('.').filter(|label| !label.is_empty()) {
         let label = &label.as_bytes()[..label.len().min(63)];
         message.push(u8::try_from(label.len()).unwrap_or_default());

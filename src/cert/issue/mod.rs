@@ -487,7 +487,7 @@ impl Issuer {
         challenge: Challenge,
         token: &str,
         authorization: &KeyAuthorization,
-    ) -> Result<Shown, Failure> {
+    ) -> Result<PresentedProof, Failure> {
         let failed = |text: String| Failure::of(Cause::Challenge, format!("{}: {text}", word(challenge)));
         let proof = match challenge {
             Challenge::Http01 => Proof::http01(token, authorization.as_str()),
@@ -495,23 +495,23 @@ impl Issuer {
             Challenge::Dns01 => {
                 let Some(dns) = &self.plan.dns else { return Err(failed("acme.dns is not set".into())) };
                 let record = dns::present(dns, &self.dns_api, host, &authorization.dns_value(), self.clock.now()).await;
-                return record.map(Shown::Record).map_err(|error| failed(chain(&error)));
+                return record.map(PresentedProof::Record).map_err(|error| failed(chain(&error)));
             }
-            Challenge::DnsPersist01 => return Ok(Shown::Lasting),
+            Challenge::DnsPersist01 => return Ok(PresentedProof::Lasting),
         };
         let published = self.challenges.publish(proof).await;
-        published.map(Shown::Published).map_err(|error| failed(chain(&error)))
+        published.map(PresentedProof::Published).map_err(|error| failed(chain(&error)))
     }
 
     /// Takes a proof back; what happened meanwhile, in words.
-    async fn withdraw(&self, shown: Shown) -> String {
+    async fn withdraw(&self, shown: PresentedProof) -> String {
         match (shown, &self.plan.dns) {
-            (Shown::Published(published), _) => published.withdraw().await,
-            (Shown::Record(record), Some(dns)) => {
+            (PresentedProof::Published(published), _) => published.withdraw().await,
+            (PresentedProof::Record(record), Some(dns)) => {
                 dns::remove(dns, &self.dns_api, &record, self.clock.now()).await;
                 "the record was in DNS".into()
             }
-            (Shown::Record(_) | Shown::Lasting, _) => "the record is in DNS".into(),
+            (PresentedProof::Record(_) | PresentedProof::Lasting, _) => "the record is in DNS".into(),
         }
     }
 
@@ -543,7 +543,7 @@ impl Issuer {
 }
 
 /// A proof that the CA can see.
-enum Shown {
+enum PresentedProof {
     /// At our own listeners.
     Published(Published),
     /// In DNS, for this order.
