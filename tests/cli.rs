@@ -100,7 +100,7 @@ fn init_writes_once_what_check_accepts() {
     let written = std::fs::read(format!("{dir}/.env")).unwrap();
     let second = program(&["init", "example.org", "--dir", &dir]);
     assert_eq!(second.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&second.stderr).contains(".env are already in"));
+    assert!(String::from_utf8_lossy(&second.stderr).contains(".env already exist in"));
     assert_eq!(std::fs::read(format!("{dir}/.env")).unwrap(), written);
     assert_eq!(program(&["init", "localhost", "--dir", &dir]).status.code(), Some(2));
 }
@@ -263,6 +263,39 @@ fn the_pages_name_only_commands_and_files_that_there_are() {
     for command in commands {
         assert_eq!(program(&[&command, "--help"]).status.code(), Some(0), "`vestibule {command}` stands in a page");
     }
+}
+
+/// The tables whose keys the pages name as `table.key`.
+const TABLES: [&str; 10] =
+    ["listen", "acme", "storage", "tls", "matrix", "compression", "limits", "timeouts", "log", "admin"];
+
+#[test]
+fn the_pages_name_only_keys_and_options_that_there_are() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let printed = |arguments: &[&str]| String::from_utf8(program(arguments).stdout).unwrap();
+    let reference = printed(&["reference"]);
+    let commands = ["run", "check", "init", "doctor", "demo", "import-caddy", "dashboard"];
+    let help: String = commands.map(|command| printed(&[command, "--help"])).concat();
+    let is_key = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || "_.".contains(c));
+    let mut seen = 0;
+    for page in PAGES.iter().filter(|page| **page != "config/reference.md") {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        for token in text.split('`').skip(1).step_by(2).filter_map(|code| code.split([' ', '=']).next()) {
+            if token.starts_with("--") {
+                assert!(help.contains(token), "`{token}` stands in {page}");
+                seen += 1;
+            }
+            let Some((table, key)) = token.split_once('.').filter(|(table, _)| TABLES.contains(table)) else {
+                continue;
+            };
+            if is_key(key) && !["toml", "yaml", "md"].contains(&key) {
+                let last = key.rsplit('.').next().unwrap();
+                assert!(reference.contains(&format!("| `{last}` |")), "`{table}.{key}` stands in {page}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20, "{seen}");
 }
 
 #[test]

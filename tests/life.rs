@@ -1,4 +1,4 @@
-//! The life of the process: reload, drain, the operator's door.
+//! The life of the process: reload, drain, the admin server.
 
 use std::{
     sync::Arc,
@@ -391,7 +391,7 @@ async fn who_has_nothing_to_do_does_nothing() {
         let config = responding("one");
         let edge = Edge::start(&config);
         if admin == "off" {
-            // The door is gone at the next start; this one is about to be replaced by it.
+            // The socket is gone at the next start; this one is about to be replaced by it.
             let text = std::fs::read_to_string(edge.path("vestibule.toml")).unwrap();
             let off: String = text
                 .lines()
@@ -464,7 +464,7 @@ async fn the_operators_door_moves_and_tls_tightens_with_a_reload() {
     std::fs::write(edge.path("vestibule.toml"), &moved).unwrap();
     edge.wait_for_log("the old configuration stays");
     assert_eq!(std::fs::read_to_string(edge.path("other.sock")).unwrap(), "a file that is no socket");
-    assert!(edge.page("/health").await.contains("200 OK"), "the old door stays");
+    assert!(edge.page("/health").await.contains("200 OK"), "the old address stays");
     assert_eq!(Client::tls(&edge, HOST).await.get(HOST, "/").await.text(), "one");
     std::fs::remove_file(edge.path("other.sock")).unwrap();
     edge.signal("HUP");
@@ -472,7 +472,7 @@ async fn the_operators_door_moves_and_tls_tightens_with_a_reload() {
     assert!(edge.command(&["healthcheck"]).status.success());
     let until = Instant::now() + Duration::from_secs(5);
     while tokio::net::UnixStream::connect(edge.path("admin.sock")).await.is_ok() {
-        assert!(Instant::now() < until, "the old door is still open");
+        assert!(Instant::now() < until, "the old address still answers");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let hello = |version: &str| {
@@ -500,6 +500,19 @@ async fn commands_say_in_one_sentence_that_nobody_is_there() {
             assert_eq!((said.status.code(), error.lines().count()), (Some(1), 1), "{error}");
             assert!(error.contains(&format!("no edge answers at {place}")), "{error}");
         }
+    }
+}
+
+#[tokio::test]
+async fn renew_distinguishes_an_unknown_name_from_one_without_an_acme_certificate() {
+    let edge = Edge::start(&responding("one"));
+    for (host, answer) in [
+        (HOST, format!("{HOST} has no ACME certificate: its source is")),
+        ("nowhere.example.org", "no site with TLS is named nowhere.example.org".to_owned()),
+    ] {
+        let output = edge.command(&["renew", host]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && error.contains(&answer), "{error}");
     }
 }
 
