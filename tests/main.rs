@@ -17,6 +17,7 @@ mod import_caddy;
 mod life;
 mod matrix;
 mod pressure;
+mod progress;
 mod reload;
 mod routes;
 mod semantics;

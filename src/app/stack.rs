@@ -27,7 +27,7 @@ use crate::{
         plan::{self, Kind as SiteKind},
         template::Template,
     },
-    conn::{ConnInfo, Interim, RequestObservers},
+    conn::{ClientHandle, ConnInfo, RequestObservers},
     error::{Kind, ProxyError},
     layer::{
         access,
@@ -369,7 +369,7 @@ impl Generation {
         }
         limit::bound_head(&request, route.kind)?;
         let observers = RequestObservers {
-            interim: context.interim.take(),
+            interim: context.client_side.take(),
             phases: context.exchange.phases(),
             client: Some(context.client.ip),
         };
@@ -515,7 +515,7 @@ struct RequestContext<'a> {
     form: Form,
     hsts: bool,
     exchange: Exchange,
-    interim: Option<Interim>,
+    client_side: Option<ClientHandle>,
     /// What the site and the route change of the fields of the response.
     edits: Option<ReadyEdits>,
     cors: bool,
@@ -560,11 +560,11 @@ impl serve::Handler for EdgeService {
         &self,
         mut request: Request,
         conn: &Arc<ConnInfo>,
-        interim: Option<Interim>,
+        client_side: ClientHandle,
     ) -> impl Future<Output = Response> + Send {
         let road = self.current.load_full();
         let client = Client::find(conn, &request.fields, &road.listen.trusted_proxies);
-        let exchange = road.log.begin(&mut request, conn, client.ip, client.id.as_str());
+        let exchange = road.log.begin(&mut request, conn, client.ip, &client_side, client.id.as_str());
         let mut context = RequestContext {
             conn,
             form: Form::of(request.uri.path(), &request.fields),
@@ -572,7 +572,7 @@ impl serve::Handler for EdgeService {
             hsts: false,
             client,
             exchange,
-            interim,
+            client_side: Some(client_side),
             edits: None,
             cors: false,
         };

@@ -511,6 +511,11 @@ fn routes(
     let cors = root.cors.as_ref().is_some_and(|cors| cors.value);
     for (route, raw) in routes.iter_mut().zip(&site.routes) {
         route.cors = raw.cors.as_ref().map_or(cors, |cors| cors.value);
+        route.body_stall = route.body_stall.or_else(|| body_stall(root));
+        // A route with a kind keeps what its service can take, which a number for the whole site was not meant to raise.
+        if let (None, None, Some(limit)) = (&raw.max_body, &raw.kind, max_body(root)) {
+            route.max_body = limit;
+        }
     }
     routes.extend(root_twirp(&routes));
     if !site.in_order {
@@ -544,10 +549,6 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     if let (Some(spa), false) = (&raw.spa, matches!(action, Action::Files(_))) {
         reader.error_with(spa.span.clone(), "`spa` is for `files`", "leave it out, or set files = \"/path\"");
     }
-    let max_body = match &raw.max_body {
-        Some(limit) => vec![BodyRule { path: BodyPath::Any, limit: limit.value }],
-        None => kind::max_body(kind),
-    };
     let root_redirect = raw.redirect.as_ref().filter(|_| proxies).map(|origin| origin.value.clone());
     let mut access = kind::access(kind, raw.admin_from.as_ref().map(|list| list.value.clone()).unwrap_or_default());
     if !proxies {
@@ -575,11 +576,19 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
         access,
         strip_prefix,
         compress: raw.compress.as_ref().is_none_or(|compress| compress.value),
-        max_body,
-        body_stall: raw.body_stall.as_ref().map(|at| at.value.filter(|limit| !limit.is_zero())),
+        max_body: max_body(raw).unwrap_or_else(|| kind::max_body(kind)),
+        body_stall: body_stall(raw),
         rtc_transports: transports.filter(|_| kind == Kind::Synapse && proxies).cloned(),
         root_redirect,
     })
+}
+
+fn max_body(raw: &raw::Route) -> Option<Vec<BodyRule>> {
+    raw.max_body.as_ref().map(|limit| vec![BodyRule { path: BodyPath::Any, limit: limit.value }])
+}
+
+fn body_stall(raw: &raw::Route) -> Option<Option<Duration>> {
+    raw.body_stall.as_ref().map(|at| at.value.filter(|limit| !limit.is_zero()))
 }
 
 /// Whether the prefix is taken off. Neither LiveKit nor lk-jwt-service knows of one, so below a prefix under which none

@@ -368,12 +368,17 @@ const SITE: &[Key] = &[
         "`acme`, `internal`, `wildcard` (the certificate of the site `*.` above it), `off` (plain HTTP only), `passthrough` (on a `tcp` site: the upstream ends TLS and has the certificate), or `{ cert = \"a.pem\", key = \"b.pem\" }`, watched, the last good pair kept.",
     ),
     key("compress", Switch, "true", "Whether responses may be compressed."),
-    key("max_body", Size, "by kind", "Largest request body; over it, 413."),
+    key(
+        "max_body",
+        Size,
+        "by kind",
+        "Largest request body; over it, 413. For every route that sets neither it nor a `kind`.",
+    ),
     key(
         "body_stall",
         Span,
         "`timeouts.body_stall`",
-        "A body that the service sends or takes, without progress. `off` for event streams with long silences.",
+        "A body that the service sends or takes, without progress. `off` for event streams with long silences. For every route that does not set it.",
     ),
     key("hsts", Switch, "false", "Whether `Strict-Transport-Security` is sent (a year, this host)."),
     key(
@@ -441,8 +446,13 @@ const ROUTE: &[Key] = &[
     key("security_fields", Switch, "false", "As for a site."),
     key("cors", Switch, "that of the site", "As for a site."),
     key("respond", Respond, "none", "A fixed response: a text, or `{ status, content_type, body }`."),
-    key("max_body", Size, "by kind", "As for a site."),
-    key("body_stall", Span, "`timeouts.body_stall`", "As for a site."),
+    key(
+        "max_body",
+        Size,
+        "by kind, or that of the site",
+        "As for a site. That of the site holds where the route has no `kind`.",
+    ),
+    key("body_stall", Span, "that of the site", "As for a site."),
     key("compress", Switch, "true", "As for a site."),
 ];
 

@@ -92,21 +92,35 @@ fn is_spoofable(name: &str) -> bool {
     SPOOFABLE.contains(&name) || SPOOFABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Passes interim responses (103 Early Hints, 102) towards the client while the final one is awaited; 100 and 101 are
-/// never sent through it.
-pub trait InterimSink: Send + Sync {
-    /// Passes one on. Best effort: a client that cannot take it now may never see it.
-    fn push(&self, status: StatusCode, fields: &Fields);
+/// The client's side of an exchange, as far as it concerns whoever handles the request.
+pub trait ClientSide: Send + Sync {
+    /// Passes an interim response (103 Early Hints, 102) on while the final one is awaited; never 100 or 101. Best effort:
+    /// a client that cannot take it now, or whose protocol has none, never sees it.
+    fn push_interim(&self, status: StatusCode, fields: &Fields);
+
+    /// Why we ended the exchange before its end, if it was us and not the client.
+    fn cut(&self) -> Option<Cut>;
 }
 
-/// The way for interim responses, from the server side, where the protocol can carry them.
-pub type Interim = Arc<dyn InterimSink>;
+/// A [`ClientSide`], shared with those who watch the exchange.
+pub type ClientHandle = Arc<dyn ClientSide>;
+
+/// Why we ended an exchange although its client was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The client took nothing of the answer for `timeouts.body_stall`.
+    Stalled,
+    /// Its connection cost too much.
+    ExcessiveLoad,
+    /// It broke the protocol.
+    ProtocolError,
+}
 
 /// Who is told of a request while a service works on it.
 #[derive(Clone, Default)]
 pub struct RequestObservers {
     /// Takes interim responses.
-    pub interim: Option<Interim>,
+    pub interim: Option<ClientHandle>,
     /// Takes the times of a dial, and the bytes of a tunnel.
     pub phases: Option<Arc<Phases>>,
     /// The client whose share of the sockets a dial counts for.

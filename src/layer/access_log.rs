@@ -20,7 +20,7 @@ use tracing::info;
 use crate::{
     clock::Clock,
     config::plan::{ClientIpLog, Kind as SiteKind},
-    conn::{ConnInfo, Phase, Phases, TunnelEnd},
+    conn::{ClientHandle, ConnInfo, Cut, Phase, Phases, TunnelEnd},
     error::{Fault, Kind, ProxyError, chain},
     message::{Body, BodyError, Request, Response, UpgradeHandler},
     telemetry::{Metrics, RecentError, SiteNumbers, redact_target},
@@ -44,7 +44,14 @@ impl AccessLog {
 
     /// Starts the record of an exchange.
     #[must_use]
-    pub fn begin(&self, request: &mut Request, conn: &Arc<ConnInfo>, client: IpAddr, id: &str) -> Exchange {
+    pub fn begin(
+        &self,
+        request: &mut Request,
+        conn: &Arc<ConnInfo>,
+        client: IpAddr,
+        client_side: &ClientHandle,
+        id: &str,
+    ) -> Exchange {
         let entry = self.write.then(|| {
             let sent = Arc::new(AtomicU64::new(0));
             count(&mut request.body, &sent);
@@ -52,6 +59,7 @@ impl AccessLog {
             let host = request.fields.get(header::HOST).and_then(|host| host.to_str());
             Box::new(Entry {
                 client: self.client_ip.apply(client),
+                client_side: Some(client_side.clone()),
                 host: host.unwrap_or_default().to_owned(),
                 target: request.target().to_owned(),
                 version: request.version,
@@ -91,6 +99,8 @@ impl AccessLog {
 /// What is written of an exchange, as far as it is known from its request.
 struct Entry {
     client: Option<IpAddr>,
+    /// Until the exchange becomes a tunnel, which has an end of its own.
+    client_side: Option<ClientHandle>,
     host: String,
     target: String,
     version: Version,
@@ -172,6 +182,9 @@ impl Exchange {
             open.failed(id, response.status, reason);
         }
         if let Some(tunnel) = response.takeover.take() {
+            if let Some(entry) = &mut open.entry {
+                entry.client_side = None;
+            }
             let counted = open.site.tunnel(open.is_call);
             response.takeover = Some(UpgradeHandler::new(move |io, early| {
                 Box::pin(async move {
@@ -239,12 +252,17 @@ impl Open {
     }
 
     /// Who ended the exchange, why where it is worth a word, and which phase failed.
-    fn ending(&self, phases: &Phases) -> (&'static str, Option<&'static str>, Option<&'static str>) {
+    fn ending(&self, phases: &Phases, cut: Option<Cut>) -> (&'static str, Option<&'static str>, Option<&'static str>) {
         let unfinished = if self.status.is_some() { "body" } else { "head" };
         match self.ended {
             End::Complete => ("end", None, None),
             End::ClientLeft if self.site.is_cut() => ("drain", Some("drain"), Some(unfinished)),
-            End::ClientLeft => ("client", Some("client_gone"), Some(unfinished)),
+            End::ClientLeft => match cut {
+                Some(Cut::Stalled) => ("limit", Some("client_stalled"), Some(unfinished)),
+                Some(Cut::ExcessiveLoad) => ("limit", Some("excessive_load"), Some(unfinished)),
+                Some(Cut::ProtocolError) => ("client", Some("protocol_error"), Some(unfinished)),
+                None => ("client", Some("client_gone"), Some(unfinished)),
+            },
             End::Cut(BodyError::Stalled) => ("limit", Some("body_stalled"), Some("body")),
             End::Cut(BodyError::TooLarge) => ("limit", Some("body_too_large"), Some("body")),
             End::Cut(_) => ("upstream", Some("body_cut_short"), Some("body")),
@@ -265,9 +283,10 @@ impl Open {
     }
 
     fn write(&self, entry: &Entry) {
-        let (ended_by, reason, failed) = self.ending(&entry.phases);
+        let cut = entry.client_side.as_ref().and_then(|client| client.cut());
+        let (ended_by, reason, failed) = self.ending(&entry.phases, cut);
         let status = match (self.ended, self.status) {
-            (End::ClientLeft, None) if !self.site.is_cut() => 499,
+            (End::ClientLeft, None) if !self.site.is_cut() && cut.is_none() => 499,
             (_, status) => status.map_or(0, |status| status.as_u16()),
         };
         let millis = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;

@@ -185,6 +185,10 @@ impl<IO: ClientIo> ClientIo for Prefixed<IO> {
     fn has_left(&self) -> bool {
         self.io.has_left()
     }
+
+    fn try_write(&mut self, bytes: &[u8]) -> usize {
+        self.io.try_write(bytes)
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Prefixed<IO> {

@@ -28,9 +28,21 @@ pub trait ClientIo: Io {
     fn has_left(&self) -> bool {
         false
     }
+
+    /// Writes before the socket says that it has room, and returns how much of `bytes` it took. The kernel says so once a
+    /// third of its buffer is free, for which a client that reads 2 KB/s may need minutes. A layer that holds bytes back
+    /// writes those instead, which [`transferred`](Self::transferred) tells.
+    fn try_write(&mut self, _bytes: &[u8]) -> usize {
+        0
+    }
 }
 
 impl ClientIo for tokio::net::TcpStream {
+    fn try_write(&mut self, bytes: &[u8]) -> usize {
+        // An error shows at the next write.
+        socket2::SockRef::from(&*self).send(bytes).unwrap_or(0)
+    }
+
     fn has_left(&self) -> bool {
         let readiness = pin!(self.ready(Interest::READABLE));
         let readiness = readiness.poll(&mut Context::from_waker(Waker::noop()));
@@ -47,6 +59,10 @@ impl<T: ClientIo> ClientIo for Box<T> {
 
     fn has_left(&self) -> bool {
         (**self).has_left()
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> usize {
+        (**self).try_write(bytes)
     }
 }
 

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     clock::Clock,
     config::plan::{Limits, Timeouts},
-    conn::{Alpn, ConnInfo, Interim},
+    conn::{Alpn, ClientHandle, ConnInfo},
     drain::Drain,
     error::ProxyError,
     message::{ClientIo, Request, Response, Value},
@@ -42,12 +42,12 @@ pub use crate::wire::h2::cost::FIRST_REQUEST;
 ///
 /// The future is dropped when the client leaves. A 101 with a [`UpgradeHandler`](crate::message::Takeover) gets the byte stream.
 pub trait Handler: Clone + Send + Sync + 'static {
-    /// Answers one request; `interim` is there where the protocol can carry interim responses.
+    /// Answers one request.
     fn handle(
         &self,
         request: Request,
         conn: &Arc<ConnInfo>,
-        interim: Option<Interim>,
+        client: ClientHandle,
     ) -> impl Future<Output = Response> + Send;
 
     /// The answer to something that never became a request; `target` as far as it could be read.

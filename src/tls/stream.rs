@@ -67,6 +67,13 @@ impl<IO: ClientIo> ClientIo for TlsStream<IO> {
     fn has_left(&self) -> bool {
         self.io.has_left()
     }
+
+    fn try_write(&mut self, _bytes: &[u8]) -> usize {
+        let n = self.io.try_write(&self.sealed);
+        self.sealed.advance(n);
+        self.transferred.sent += n as u64;
+        0
+    }
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {

@@ -214,7 +214,7 @@ impl Exchange {
                     wire::strip_hop(&mut head.fields);
                     head.fields.remove(header::CONTENT_LENGTH);
                     head.fields.remove(header::ALT_SVC);
-                    interim.push(head.status, &head.fields);
+                    interim.push_interim(head.status, &head.fields);
                 }
             }
             _ => return Ok(Some(head)),

@@ -3,34 +3,43 @@
 
 use std::{
     future::{Future, pending},
+    io,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::BytesMut;
 use http::StatusCode;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
 use vestibule::{
     clock::Clock,
-    conn::{Alpn, ConnInfo, Interim, TlsInfo},
+    conn::{Alpn, ClientHandle, ConnInfo, TlsInfo},
     drain::{Drain, Phase},
     error::ProxyError,
-    message::{Body, Request, Response, UpgradeHandler},
+    message::{Body, ClientIo, Request, Response, UpgradeHandler},
     serve::{Handler, Settings, serve_connection},
-    wire::HeadLimits,
+    wire::{
+        HeadLimits,
+        h2::{Connection, cost},
+    },
 };
 
-use crate::frames::{
-    self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame,
+use crate::{
+    frames::{self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame},
+    service::Wakers,
+    world::LIMITS,
 };
 
 pub const HOST: &str = "a.example.org";
@@ -77,7 +86,7 @@ impl Service {
 }
 
 impl Handler for Service {
-    fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: Option<Interim>) -> impl Future<Output = Response> + Send {
+    fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: ClientHandle) -> impl Future<Output = Response> + Send {
         let service = self.clone();
         async move {
             let target = request.target().to_owned();
@@ -138,6 +147,10 @@ impl Client {
     /// Connects, and sends nothing.
     pub fn silent(pipe: usize) -> Self {
         let (io, far) = duplex(pipe);
+        Self::served(io, far)
+    }
+
+    fn served(io: DuplexStream, far: impl ClientIo) -> Self {
         let (service, tasks, drain) = (Service::default(), TaskTracker::new(), Drain::new(1));
         let address = "127.0.0.1:1".parse().unwrap();
         let tls = TlsInfo { sni: None, alpn: Alpn::Http2, version: "TLSv1.3", resumed: false };
@@ -461,4 +474,86 @@ async fn a_drain_costs_no_more_than_the_time_to_write() {
     busy.send(frame(DATA, END_STREAM, 1, b"up")).await;
     assert_eq!(busy.end().await.1, None);
     assert_eq!(busy.service.seen(), ["GET /up None", "GET /late Some(0)"]);
+}
+
+/// Takes all of what a peer sends, turn by turn; the most that a turn took, and how many there were.
+fn take(machine: &mut Connection<Wakers>, bytes: &[u8]) -> (usize, usize) {
+    let mut input = BytesMut::from(bytes);
+    let (now, mut most, mut turns) = (std::time::Instant::now(), 0, 0);
+    while !input.is_empty() {
+        let before = input.len();
+        machine.begin_turn(now);
+        machine.receive(&mut input);
+        assert!(machine.end().is_none() && input.len() < before, "{:?}", machine.end());
+        (most, turns) = (most.max(before - input.len()), turns + 1);
+    }
+    (most, turns)
+}
+
+fn uploading() -> Connection<Wakers> {
+    let mut machine = Connection::new(LIMITS, std::time::Instant::now());
+    take(&mut machine, &[frames::PREFACE, &request(1, 0, "/up")].concat());
+    machine
+}
+
+/// A byte in a frame of its own once held 60, and pieces of odd sizes the buffers that they were read into.
+#[test]
+fn a_body_in_pieces_of_any_size_holds_little_more_than_it_carries() {
+    let window = cost::STREAM_WINDOW as usize;
+    for size in [1, 100, 4_097, cost::PINNED_LEAST - 1, cost::PINNED_LEAST, cost::PINNED_LEAST + 1, 65_000] {
+        let mut machine = uploading();
+        take(&mut machine, &frame(DATA, 0, 1, &vec![7; size]).repeat(window / size));
+        let (held, most) = (machine.held(), 2 * window + 2 * cost::PINNED * cost::READ);
+        assert!(held <= most, "pieces of {size} hold {held} of {most} bytes");
+    }
+}
+
+/// Three megabytes of them once let every other connection of the thread wait for 1.2 s.
+#[test]
+fn tiny_frames_take_turns_with_other_connections() {
+    let frame = frame(DATA, 0, 1, b"x");
+    let (most, turns) = take(&mut uploading(), &frame.repeat(300_000));
+    assert!(most <= 1_024 * frame.len() && turns >= 290, "{most} bytes in one turn of {turns}");
+}
+
+/// A socket that counts what it is asked to write.
+struct Counting {
+    io: DuplexStream,
+    writes: Arc<AtomicUsize>,
+}
+
+impl ClientIo for Counting {}
+
+impl AsyncRead for Counting {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_turn_says_leaves_in_one_write() {
+    let (io, far) = duplex(1 << 20);
+    let writes = Arc::new(AtomicUsize::new(0));
+    let mut client = Client::served(io, Counting { io: far, writes: writes.clone() });
+    let requests = (0..40).flat_map(|n| request(2 * n + 1, END_STREAM, "/"));
+    client.send(frames::PREFACE.iter().copied().chain(requests).collect::<Vec<_>>()).await;
+    for _ in 0..40 {
+        client.until(DATA).await;
+    }
+    assert!(writes.load(Ordering::Relaxed) <= 3, "{writes:?} writes");
 }

@@ -29,7 +29,7 @@ pub enum Manner {
     Broken,
 }
 
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     streams: 50,
     list: 16_384,
     header: Some(Duration::from_secs(15)),

@@ -82,6 +82,16 @@ async fn handshake(
     name: &str,
     protocols: &[&str],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    tls_over(TcpStream::connect(addr).await?, root, name, protocols).await
+}
+
+/// Shakes hands over any stream, trusting this root.
+pub async fn tls_over<IO: AsyncRead + AsyncWrite + Unpin>(
+    io: IO,
+    root: &str,
+    name: &str,
+    protocols: &[&str],
+) -> std::io::Result<TlsStream<IO>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -91,8 +101,7 @@ async fn handshake(
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let tcp = TcpStream::connect(addr).await?;
-    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.to_owned()).unwrap(), tcp).await
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name.to_owned()).unwrap(), io).await
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Client<IO> {

@@ -45,6 +45,12 @@ pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| field(name.as_bytes(), value.as_bytes())).collect()
 }
 
+/// A request without fields of its own.
+pub fn request(id: u32, flags: u8, method: &str, host: &str, path: &str) -> Vec<u8> {
+    let fields = [(":method", method), (":scheme", "https"), (":path", path), (":authority", host)];
+    frame(HEADERS, END_HEADERS | flags, id, &block(&fields))
+}
+
 /// The pseudo-fields of a GET.
 pub fn get(host: &str) -> Vec<u8> {
     block(&[(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", host)])

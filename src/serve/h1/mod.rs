@@ -22,12 +22,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use self::{
     body::Incoming,
     stream::{ReadEvent, Shared, Stream},
-    write::{InterimQueue, ResponseWriter, Truncated},
+    write::{ResponseWriter, Truncated},
 };
 use super::{FIRST_REQUEST, Handler, Settings, normalize};
 use crate::{
     clock::IdleTimer,
-    conn::{ConnInfo, Interim},
+    conn::ConnInfo,
     drain::{Drain, InFlight, Kind as Work, Phase, PhaseWatch},
     error::{Kind, ProxyError},
     message::{Body, ClientIo, Request, Response, UpgradeHandler},
@@ -63,8 +63,7 @@ pub async fn serve<IO: ClientIo, H: Handler>(
     settings: Arc<Settings>,
     drain: Drain,
 ) -> Option<Upgrade<IO>> {
-    let server =
-        Server { stream: Shared::new(Stream::new(io)), conn, handler, settings, drain, interim: Arc::default() };
+    let server = Server { stream: Shared::new(Stream::new(io)), conn, handler, settings, drain };
     let mut phase = server.drain.watch();
     let mut idle = IdleTimer::new(None);
     let mut grace = Some(Instant::now() + FIRST_REQUEST);
@@ -85,7 +84,6 @@ struct Server<IO, H> {
     handler: H,
     settings: Arc<Settings>,
     drain: Drain,
-    interim: Arc<InterimQueue>,
 }
 
 /// A head that was read, or why it is refused.
@@ -177,8 +175,7 @@ impl<IO: ClientIo, H: Handler> Server<IO, H> {
                 Err((error, target)) => return Box::pin(self.refuse(error, target)).await,
             };
             let answered = {
-                let interim = (asked.version == Version::HTTP_11).then(|| self.interim.clone() as Interim);
-                let mut handling = pin!(self.handler.handle(request, &self.conn, interim));
+                let mut handling = pin!(self.handler.handle(request, &self.conn, self.stream.client_side()));
                 poll_fn(|cx| {
                     if let Poll::Ready(response) = handling.as_mut().poll(cx) {
                         return Poll::Ready(Waited::ResponseWriter(response));
@@ -187,7 +184,7 @@ impl<IO: ClientIo, H: Handler> Server<IO, H> {
                         return Poll::Ready(Waited::Expired);
                     }
                     let mut stream = self.stream.lock();
-                    self.interim.write(cx, &mut stream);
+                    stream.send_interim(cx);
                     // A client that leaves takes its request with it: dropping the handler cancels what goes on
                     // upstream.
                     stream.poll_watch(cx).map(|_gone| Waited::Gone)
@@ -226,7 +223,7 @@ impl<IO: ClientIo, H: Handler> Server<IO, H> {
             return Err((kind.into(), target));
         }
         let asked = RequestFacts::of(&head);
-        self.stream.lock().begin_body(head.framing, asked.expects_continue);
+        self.stream.lock().begin_body(head.framing, &asked);
         let work = self.drain.begin(Work::of(&head.method, has_body(&head)));
         Ok((self.request(head), asked, work))
     }
@@ -251,9 +248,8 @@ impl<IO: ClientIo, H: Handler> Server<IO, H> {
         let close = !asked.keep_alive || self.drain.has_begun() || !self.stream.lock().may_skip_body();
         self.stream.lock().answers();
         let answer = ResponseWriter::new(&mut response, asked, close, &self.settings);
-        let leftover = self.interim.take();
         let close = close || answer.ends_by_close();
-        (answer.write(leftover, response.body, &self.stream, &self.settings, Some(work)), close)
+        (answer.write(response.body, &self.stream, &self.settings, Some(work)), close)
     }
 
     /// What comes after an answer that has been written.
@@ -272,7 +268,7 @@ impl<IO: ClientIo, H: Handler> Server<IO, H> {
             let error = ProxyError::from(Kind::BadResponse);
             return self.refuse(error, None).await;
         };
-        let mut out = self.interim.take();
+        let mut out = Vec::new();
         wire::response_head(&mut out, response.status, &response.fields);
         if write::all(&self.stream, &out, self.settings.body_stall).await.is_err() {
             return Next::Close;
@@ -288,7 +284,7 @@ impl<IO: ClientIo, H: Handler> Server<IO, H> {
         let mut response = self.handler.refuse(error, target.as_deref(), &self.conn);
         let asked = RequestFacts::nothing();
         let answer = ResponseWriter::new(&mut response, &asked, true, &self.settings);
-        let written = answer.write(Vec::new(), response.body, &self.stream, &self.settings, None).await;
+        let written = answer.write(response.body, &self.stream, &self.settings, None).await;
         if written.is_ok() {
             self.stream.linger(self.drain.reached(Phase::Closing)).await;
         }

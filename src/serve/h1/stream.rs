@@ -6,20 +6,23 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use http::{StatusCode, Version};
 use tokio::{
     io::{AsyncWriteExt as _, ReadBuf},
     time::{Instant, Sleep, sleep, timeout},
 };
 
+use super::RequestFacts;
 use crate::{
-    message::{ClientIo, Transferred},
-    wire::{BodyDecoder, BodyFrame, Framing, HeadLimits, RequestHead, WireError, head_len, parse_request},
+    conn::{ClientHandle, ClientSide, Cut},
+    message::{ClientIo, Fields, Transferred},
+    wire::{self, BodyDecoder, BodyFrame, Framing, HeadLimits, RequestHead, WireError, head_len, parse_request},
 };
 
 /// What is read at once while no body is awaited. Heads are a few hundred bytes; the buffer belongs to the thread, so
@@ -49,6 +52,9 @@ const LINGER: Duration = Duration::from_secs(300);
 const LINGER_RATE: usize = 16 * 1024;
 const LINGER_WINDOW: Duration = Duration::from_secs(5);
 
+/// Interim responses that wait for a client which takes none. A service has no reason to send many.
+const MAX_INTERIM: usize = 16 * 1024;
+
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
 }
@@ -64,6 +70,10 @@ pub struct Stream<IO> {
     owes_continue: bool,
     /// Interim responses that the client has not taken yet, whole or in part. They go before everything else.
     unsent: Vec<u8>,
+    /// The client understands them.
+    takes_interim: bool,
+    /// Why its exchange has been ended by us.
+    pub cut: Option<Cut>,
     /// The client has closed its side, or the connection is broken.
     ended: bool,
     /// Looks for a client that has left while nothing more is read of it.
@@ -80,6 +90,8 @@ impl<IO: ClientIo> Stream<IO> {
             stride: BODY_READ,
             owes_continue: false,
             unsent: Vec::new(),
+            takes_interim: false,
+            cut: None,
             ended: false,
             look: None,
         }
@@ -146,16 +158,18 @@ impl<IO: ClientIo> Stream<IO> {
     }
 
     /// From here on what arrives is a body framed like this.
-    pub fn begin_body(&mut self, framing: Framing, owes_continue: bool) {
+    pub fn begin_body(&mut self, framing: Framing, asked: &RequestFacts) {
         self.body = BodyDecoder::new(framing);
         self.stride = BODY_READ;
-        self.owes_continue = owes_continue && !self.body.is_done();
+        self.owes_continue = asked.expects_continue && !self.body.is_done();
+        self.takes_interim = asked.version == Version::HTTP_11;
     }
 
     /// The next piece of the body. Asking for it is what sends the 100 that the client waits for.
     pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<BodyFrame, ReadError>> {
         if std::mem::take(&mut self.owes_continue) && self.read.is_empty() {
-            self.send_interim(cx, b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.unsent.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.send_interim(cx);
         }
         loop {
             if let Some(piece) = self.body.decode(&mut self.read).map_err(|_| ReadError::Malformed)? {
@@ -226,16 +240,15 @@ impl<IO: ClientIo> Stream<IO> {
     }
 
     /// Sends interim responses: as much as the client takes now, the rest before whatever is written next.
-    pub fn send_interim(&mut self, cx: &mut Context<'_>, heads: &[u8]) {
-        self.unsent.extend_from_slice(heads);
-        if self.poll_unsent(cx).is_ready() {
+    pub fn send_interim(&mut self, cx: &mut Context<'_>) {
+        if !self.unsent.is_empty() {
             // An error shows at the next write or read.
             let _ = self.poll_flush(cx);
         }
     }
 
     /// Ready once no interim response is left, or the client is gone.
-    pub fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let Some(io) = &mut self.io else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
             let n = ready!(Pin::new(io).poll_write(cx, &self.unsent))?;
@@ -254,6 +267,13 @@ impl<IO: ClientIo> Stream<IO> {
             Some(io) => Pin::new(io).poll_write_vectored(cx, slices),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
+    }
+
+    /// Writes although the socket has not said that it has room; how much of `bytes` it took.
+    pub fn try_write(&mut self, bytes: &[u8]) -> usize {
+        let Some(io) = &mut self.io else { return 0 };
+        // Nothing overtakes an interim response.
+        io.try_write(if self.unsent.is_empty() { bytes } else { &[] })
     }
 
     /// Pushes everything written towards the client.
@@ -320,6 +340,19 @@ fn target_of(head: &[u8]) -> Option<String> {
     std::str::from_utf8(target).ok().map(str::to_owned)
 }
 
+impl<IO: ClientIo> ClientSide for Mutex<Stream<IO>> {
+    fn push_interim(&self, status: StatusCode, fields: &Fields) {
+        let mut stream = self.lock().unwrap_or_else(PoisonError::into_inner);
+        if stream.takes_interim && stream.unsent.len() < MAX_INTERIM {
+            wire::response_head(&mut stream.unsent, status, fields);
+        }
+    }
+
+    fn cut(&self) -> Option<Cut> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).cut
+    }
+}
+
 /// A handle on a stream; see the head of `h1/mod.rs` on the lock.
 pub struct Shared<IO>(Arc<Mutex<Stream<IO>>>);
 
@@ -338,7 +371,12 @@ impl<IO: ClientIo> Shared<IO> {
     /// The stream.
     pub fn lock(&self) -> MutexGuard<'_, Stream<IO>> {
         // A panic while it is held has already ended the task that would use the stream.
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream as a handler sees it.
+    pub fn client_side(&self) -> ClientHandle {
+        self.0.clone()
     }
 
     /// Reads more; 0 is the end.
@@ -412,7 +450,7 @@ mod tests {
     async fn a_fast_body_is_read_in_growing_pieces_and_a_slow_one_is_not() {
         let (near, mut far) = duplex(1 << 20);
         let mut stream = Stream::new(near);
-        stream.begin_body(Framing::Length(2 << 20), false);
+        stream.begin_body(Framing::Length(2 << 20), &RequestFacts::nothing());
         far.write_all(&vec![7; 1 << 20]).await.unwrap();
         let mut sizes = Vec::new();
         for _ in 0..4 {
@@ -441,7 +479,8 @@ mod tests {
         // Room for ten bytes.
         let (near, mut far) = duplex(10);
         let mut stream = Stream::new(near);
-        stream.begin_body(Framing::Length(5), true);
+        let asked = RequestFacts { expects_continue: true, ..RequestFacts::nothing() };
+        stream.begin_body(Framing::Length(5), &asked);
         poll_fn(|cx| {
             assert!(stream.poll_body(cx).is_pending());
             Poll::Ready(())

@@ -4,8 +4,7 @@ use std::{
     future::{Future, poll_fn},
     io::IoSlice,
     pin::Pin,
-    sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -13,15 +12,12 @@ use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame};
 
-use super::{
-    RequestFacts,
-    stream::{Shared, Stream},
-};
+use super::{RequestFacts, stream::Shared};
 use crate::{
     clock::IdleTimer,
-    conn::InterimSink,
+    conn::Cut,
     drain::InFlight,
-    message::{Body, BodyError, ClientIo, Fields, Response, Value},
+    message::{Body, BodyError, ClientIo, Response, Value},
     serve::{Date, Settings},
     wire::{self, Framing},
 };
@@ -66,21 +62,19 @@ impl ResponseWriter {
         self.framing == Framing::UntilClose
     }
 
-    /// Writes `before` (interim responses that could not be written yet), the head, and the body as it comes.
+    /// Writes the head, and the body as it comes.
     ///
     /// # Errors
     /// The client left or reads nothing, or the body was cut short.
     pub fn write<'a, 'b, IO: ClientIo>(
         self,
-        before: Vec<u8>,
         mut body: Body,
         stream: &'a Shared<IO>,
         settings: &Settings,
         work: Option<&'a mut InFlight<'b>>,
     ) -> impl Future<Output = Result<(), Truncated>> + use<'a, 'b, IO> {
-        let head = if before.is_empty() { self.head } else { [before, self.head].concat() };
         let stall = IdleTimer::new(settings.body_stall);
-        let mut out = Outgoing { stream, stall, sent: 0, work, small: head, data: Bytes::new(), tail: b"" };
+        let mut out = Outgoing { stream, stall, sent: 0, work, small: self.head, data: Bytes::new(), tail: b"" };
         let (framing, passes_trailers) = (self.framing, self.trailers);
         async move {
             let mut left = match framing {
@@ -171,11 +165,11 @@ impl<IO: ClientIo> Outgoing<'_, '_, IO> {
         while written < self.small.len() || self.data.has_remaining() || !self.tail.is_empty() {
             let mut n = poll_fn(|cx| {
                 let slices = [IoSlice::new(&self.small[written..]), IoSlice::new(&self.data), IoSlice::new(self.tail)];
-                let written = self.stream.lock().poll_write_vectored(cx, &slices);
-                match written {
+                let polled = self.stream.lock().poll_write_vectored(cx, &slices);
+                match polled {
                     Poll::Ready(Ok(n)) if n > 0 => Poll::Ready(Ok(n)),
                     Poll::Ready(_) => Poll::Ready(Err(Truncated)),
-                    Poll::Pending => self.poll_stall(cx),
+                    Poll::Pending => self.poll_stall(cx, written),
                 }
             })
             .await?;
@@ -196,7 +190,7 @@ impl<IO: ClientIo> Outgoing<'_, '_, IO> {
             let flushed = self.stream.lock().poll_flush(cx);
             match flushed {
                 Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_gone| Truncated)),
-                Poll::Pending => self.poll_stall(cx),
+                Poll::Pending => self.poll_stall(cx, 0).map_ok(|_nothing| ()),
             }
         });
         flushed.await?;
@@ -204,17 +198,32 @@ impl<IO: ClientIo> Outgoing<'_, '_, IO> {
         Ok(())
     }
 
-    /// The client takes nothing. Ready when that has gone on for too long.
-    fn poll_stall<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Truncated>> {
-        let sent = self.stream.lock().transferred().sent;
-        if std::mem::replace(&mut self.sent, sent) != sent {
-            // Of what was encrypted before, a part has left.
-            self.moved();
-        }
+    /// The client takes nothing. Ready when that has gone on for too long, or with what it takes at the last moment of
+    /// what follows the first `written` bytes.
+    fn poll_stall(&mut self, cx: &mut Context<'_>, written: usize) -> Poll<Result<usize, Truncated>> {
+        self.note_sent();
         if let Some(work) = &mut self.work {
             work.stalls();
         }
-        self.stall.poll(cx).map(|()| Err(Truncated))
+        ready!(self.stall.poll(cx));
+        let waiting = [&self.small[written..], &self.data, self.tail].into_iter().find(|part| !part.is_empty());
+        let taken = self.stream.lock().try_write(waiting.unwrap_or_default());
+        if taken > 0 {
+            return Poll::Ready(Ok(taken));
+        }
+        self.note_sent();
+        self.stall.poll(cx).map(|()| {
+            self.stream.lock().cut = Some(Cut::Stalled);
+            Err(Truncated)
+        })
+    }
+
+    /// Notes whether a part has left of what was encrypted before.
+    fn note_sent(&mut self) {
+        let sent = self.stream.lock().transferred().sent;
+        if std::mem::replace(&mut self.sent, sent) != sent {
+            self.moved();
+        }
     }
 
     fn moved(&mut self) {
@@ -267,43 +276,5 @@ fn frame(response: &mut Response, asked: &RequestFacts) -> Framing {
         }
         (None, None) if asked.version == Version::HTTP_11 => Framing::Chunked,
         (None, None) => Framing::UntilClose,
-    }
-}
-
-/// Interim responses that wait to be written between two polls of the handler. Never more than this many bytes: an
-/// upstream has no reason to send many hints.
-const MAX_INTERIM: usize = 16 * 1024;
-
-/// The queue of one connection.
-#[derive(Default)]
-pub struct InterimQueue(Mutex<Vec<u8>>);
-
-impl InterimQueue {
-    fn queue(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Writes as much as the stream takes now. More is queued only once the client has taken that.
-    pub fn write<IO: ClientIo>(self: &Arc<Self>, cx: &mut Context<'_>, stream: &mut Stream<IO>) {
-        if stream.poll_unsent(cx).is_ready() {
-            let mut queue = self.queue();
-            if !queue.is_empty() {
-                stream.send_interim(cx, &std::mem::take(&mut *queue));
-            }
-        }
-    }
-
-    /// What has not been written.
-    pub fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut *self.queue())
-    }
-}
-
-impl InterimSink for InterimQueue {
-    fn push(&self, status: StatusCode, fields: &Fields) {
-        let mut queue = self.queue();
-        if queue.len() < MAX_INTERIM {
-            wire::response_head(&mut queue, status, fields);
-        }
     }
 }

@@ -56,7 +56,7 @@ impl<'a, H: Handler> Exchange<'a, H> {
         let (request, tunnel) = self.request(incoming);
         // Boxed, so that a stream is small where it is moved, and while its body is sent.
         let handling = match request {
-            Ok(request) => Ok(Box::pin(self.handler.handle(request, &self.conn, Some(send.clone())))),
+            Ok(request) => Ok(Box::pin(self.handler.handle(request, &self.conn, send.clone()))),
             Err((kind, target)) => {
                 let target = target.as_ref().map(PathAndQuery::as_str);
                 Err(Box::new(self.handler.refuse(kind.into(), target, &self.conn)))

@@ -35,8 +35,8 @@ use crate::{
     drain::{Drain, Phase},
     message::ClientIo,
     wire::h2::{
-        FRAME_HEADER, FrameHeader,
-        connection::Incoming,
+        Connection, FRAME_HEADER, FrameHeader,
+        connection::{Incoming, Waiter},
         cost::{Limits, READ},
     },
 };
@@ -116,6 +116,16 @@ impl Wake for Rest {
     }
 }
 
+/// Writes what has waited for the socket until its deadline: whether the client moves is then for the socket to say.
+fn write_before_deadline<W: Waiter>(io: &mut impl ClientIo, connection: &mut Connection<W>) {
+    if connection.is_stalling() {
+        let before = io.transferred().sent;
+        let taken = io.try_write(connection.output());
+        connection.written(taken);
+        connection.note_socket(taken > 0 || io.transferred().sent != before, true);
+    }
+}
+
 /// What became of reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Read {
@@ -146,7 +156,7 @@ impl<IO: ClientIo, F: Future<Output = ()>> ConnectionDriver<IO, F> {
         }
         self.rest = None;
         loop {
-            self.shared.begin_turn();
+            self.shared.begin_turn(|connection| write_before_deadline(&mut self.io, connection));
             let over = self.take_turn(cx, &answer);
             let deadline = self.shared.end_turn(cx);
             if over.is_ready() || !self.poll_timer(cx, deadline.map(Instant::from_std)).is_ready() {

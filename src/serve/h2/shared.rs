@@ -11,7 +11,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use crate::{
-    conn::InterimSink,
+    conn::{ClientSide, Cut},
     message::Fields,
     wire::h2::{
         Connection, Reason,
@@ -75,11 +75,14 @@ impl Shared {
         Access(state)
     }
 
-    /// A turn of the connection's task begins.
-    pub fn begin_turn(&self) {
+    /// A turn of the connection's task begins, and `first` is done before its deadlines take effect.
+    pub fn begin_turn(&self, first: impl FnOnce(&mut Connection<Wakers>)) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now().into_std();
         state.in_turn = true;
-        state.connection.begin_turn(Instant::now().into_std());
+        state.connection.set_time(now);
+        first(&mut state.connection);
+        state.connection.begin_turn(now);
     }
 
     /// It ends; changes wake the task from now on, and so does the deadline that is returned.
@@ -194,9 +197,18 @@ impl Sender {
     }
 }
 
-impl InterimSink for Sender {
-    fn push(&self, status: StatusCode, fields: &Fields) {
+impl ClientSide for Sender {
+    fn push_interim(&self, status: StatusCode, fields: &Fields) {
         self.shared.lock().send_interim(self.id, status, fields);
+    }
+
+    fn cut(&self) -> Option<Cut> {
+        let reason = self.shared.lock().closed_for(self.id)?;
+        Some(match reason {
+            Reason::CANCEL => Cut::Stalled,
+            Reason::ENHANCE_YOUR_CALM => Cut::ExcessiveLoad,
+            _ => Cut::ProtocolError,
+        })
     }
 }
 

@@ -45,8 +45,9 @@ pub const HIGH_WATER: usize = 64 * 1024;
 /// What a stream may send before the next one has its turn. The frame that every peer accepts.
 pub const QUANTUM: usize = 16 * 1024;
 
-/// Streams reset by us of which frames may still be on their way (RFC 9113 section 5.1, "closed").
-pub const RESETS_REMEMBERED: usize = 64;
+/// Streams reset by us of which frames may still be on their way (RFC 9113 section 5.1, "closed"): as many as are usually
+/// open at once.
+pub const RESETS_REMEMBERED: usize = 256;
 
 /// How long a stream is held whose body nobody wants. RST_STREAM(NO_ERROR) right behind the answer is what the RFC allows
 /// (section 8.1), but clients that still write take it for a failure and forget the answer (curl before 8). So the

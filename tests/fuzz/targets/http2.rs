@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::TaskTracker;
 use vestibule::{
     clock::Clock,
-    conn::{Alpn, ConnInfo, Interim, TlsInfo},
+    conn::{Alpn, ClientHandle, ConnInfo, TlsInfo},
     drain::Drain,
     error::ProxyError,
     message::{Body, ClientIo, Request, Response},
@@ -66,7 +66,7 @@ impl AsyncWrite for Client {
 struct Echo;
 
 impl Handler for Echo {
-    fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: Option<Interim>) -> impl Future<Output = Response> + Send {
+    fn handle(&self, request: Request, _: &Arc<ConnInfo>, _: ClientHandle) -> impl Future<Output = Response> + Send {
         assert!(request.uri.authority().is_none() && request.fields.contains("host"));
         async move {
             match request.body.collect().await {

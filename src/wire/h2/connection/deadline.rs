@@ -137,6 +137,13 @@ impl<W: Waiter> Connection<W> {
         self.clocks.timer
     }
 
+    /// Whether the next turn ends the connection because its socket takes nothing.
+    #[must_use]
+    pub fn is_stalling(&self) -> bool {
+        let at = self.clocks.unwritten.zip(self.limits.body_stall).map(|(since, limit)| since + limit);
+        at.is_some_and(|at| at <= self.now)
+    }
+
     /// Tells how writing stands: whether the socket has taken bytes since the last call, and whether any wait for it,
     /// here or in a layer below.
     pub fn note_socket(&mut self, moved: bool, waits: bool) {
@@ -154,7 +161,7 @@ impl<W: Waiter> Connection<W> {
     /// Whether the connection is over: nothing is to be written any more, or there is no more time for it.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.end == Some(ConnectionEnd::Lost) || self.clocks.drop_at.is_some_and(|at| at <= self.now)
+        self.end.is_some_and(ConnectionEnd::is_silent) || self.clocks.drop_at.is_some_and(|at| at <= self.now)
     }
 
     /// Everything has been written. How long it is worth to wait for the peer to close: one that was sent something just
@@ -179,7 +186,7 @@ impl<W: Waiter> Connection<W> {
         if let Some(since) = self.clocks.unwritten
             && self.clocks.is_due(since, self.limits.body_stall, now)
         {
-            return self.lose();
+            return self.end_silently(ConnectionEnd::Stalled);
         }
         if self.end.is_some() {
             return;

@@ -60,12 +60,21 @@ pub struct Incoming {
 /// Why a connection takes no more frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionEnd {
-    /// The peer has left, the socket is broken, or the peer takes nothing that is written to it.
+    /// The peer has left, or the socket is broken.
     Lost,
+    /// The peer takes nothing that is written to it.
+    Stalled,
     /// The peer was told to leave, for this reason.
     Error(Reason),
     /// Everything is answered and no new streams are taken.
     Done,
+}
+
+impl ConnectionEnd {
+    /// Whether nothing more can be written.
+    const fn is_silent(self) -> bool {
+        matches!(self, Self::Lost | Self::Stalled)
+    }
 }
 
 /// How far a graceful shutdown is.
@@ -94,8 +103,8 @@ pub struct Connection<W> {
     /// Requests that can be answered, and those that wait for the first frame behind their head.
     requests: VecDeque<Incoming>,
     held: Vec<Incoming>,
-    /// The newest streams that we have reset.
-    resets: VecDeque<u32>,
+    /// The newest streams that we have reset, and why.
+    resets: VecDeque<(u32, Reason)>,
     /// The last stream that the client has opened, and the last one that we have looked at.
     last: u32,
     last_taken: u32,
@@ -206,10 +215,25 @@ impl<W: Waiter> Connection<W> {
         self.end
     }
 
+    /// Why we have closed a stream whose peer has not.
+    #[must_use]
+    pub fn closed_for(&self, id: u32) -> Option<Reason> {
+        let reset = self.resets.iter().find(|(reset, _)| *reset == id).map(|(_, reason)| *reason);
+        reset.or(match self.end? {
+            ConnectionEnd::Error(reason) => Some(reason),
+            ConnectionEnd::Stalled => Some(Reason::CANCEL),
+            ConnectionEnd::Lost | ConnectionEnd::Done => None,
+        })
+    }
+
     /// The peer has left, or the way to it is broken. Streams close; nothing more is written.
     pub fn lose(&mut self) {
+        self.end_silently(ConnectionEnd::Lost);
+    }
+
+    fn end_silently(&mut self, end: ConnectionEnd) {
         self.output.clear();
-        self.finish(ConnectionEnd::Lost);
+        self.finish(end);
     }
 
     /// Begins a graceful shutdown: open streams are answered, and so are those that are on their way here. A connection
@@ -261,7 +285,7 @@ impl<W: Waiter> Connection<W> {
     }
 
     fn finish(&mut self, end: ConnectionEnd) {
-        if self.end.is_some_and(|before| end != ConnectionEnd::Lost || before == end) {
+        if self.end.is_some_and(|before| before.is_silent() || !end.is_silent()) {
             return;
         }
         self.end = Some(end);
@@ -282,12 +306,12 @@ impl<W: Waiter> Connection<W> {
         if self.resets.len() == RESETS_REMEMBERED {
             self.resets.pop_front();
         }
-        self.resets.push_back(id);
+        self.resets.push_back((id, reason));
         self.remove(id);
     }
 
     fn was_reset_by_us(&self, id: u32) -> bool {
-        self.resets.contains(&id)
+        self.resets.iter().any(|(reset, _)| *reset == id)
     }
 
     /// Forgets a stream. Whoever still holds an end of it finds out.
