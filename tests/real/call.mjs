@@ -26,9 +26,14 @@ const operations = {
         await opened.goto(url);
     },
     evaluate: ({ page, code }) => pages[page].evaluate(code),
-    evaluateIn: ({ page, frame, code }) => pages[page].frames().find((found) => found.url().includes(frame)).evaluate(code),
+    evaluateIn: async ({ page, frame, code }) => pages[page].frames().find((found) => found.url().includes(frame))?.evaluate(code),
     reload: ({ page }) => pages[page].reload(),
     screenshot: ({ page, path }) => pages[page].screenshot({ path }).then(() => true),
+    // The renderer dies, and says nothing to anybody.
+    async crash({ page }) {
+        const session = await pages[page].context().newCDPSession(pages[page]);
+        session.send("Page.crash").catch(() => {});
+    },
     async close({ page }) {
         await pages[page].context().browser().close();
     },

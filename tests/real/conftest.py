@@ -283,9 +283,7 @@ def stack(request, tmp_path_factory):
 
 # Tests that are known to be red, or were not seen green since the code beneath them changed, each with what is open.
 # They run and are shown (`-rxX`); one that passes reliably leaves this list.
-NOT_YET_GREEN = {
-    "test_real_calls.py": "not run since its last changes",
-}
+NOT_YET_GREEN = {}
 
 
 # What a test asks for that needs a Docker engine: fixtures, and parameters.

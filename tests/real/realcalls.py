@@ -183,6 +183,7 @@ turn: {turn}
 THREE_NAMES = """
 [matrix]
 server_name = "example.org"
+{matrix}
 [sites."matrix.example.org"]
 kind     = "synapse"
 upstream = "http://127.0.0.1:{synapse}"
@@ -198,6 +199,7 @@ upstream = "http://127.0.0.1:7880"
 ONE_HOST = """
 [matrix]
 server_name = "example.org"
+{matrix}
 [sites."example.org"]
 [sites."matrix.example.org"]
 kind     = "synapse"
@@ -223,27 +225,30 @@ ADDRESSES = {"three": ("wss://matrixrtc.example.org", "https://jwt.matrixrtc.exa
 
 
 class Deployment:
-    """Edge, LiveKit, and where it is asked for Synapse and lk-jwt-service, on a machine (a namespace) of their own."""
+    """Edge, LiveKit, and where they are asked for Synapse and lk-jwt-service, on a machine (a namespace) of their own. `synapse`: its settings, for a deployment with them. `matrix`: more lines of
+    the edge's section."""
 
-    def __init__(self, folder, layout="three", turn=None, sites="", node_ip="127.0.0.1", synapse=False, listen=("127.0.0.1",), prepare=None):
+    def __init__(self, folder, layout="three", turn=None, sites="", node_ip="127.0.0.1", synapse=None, matrix="", listen=("127.0.0.1",), prepare=None):
         self.folder, self.namespace = folder, Namespace()
         self.sfu, self.service = ADDRESSES[layout]
         self.layout, self.extra, self.turn, self.node_ip = layout, sites, turn, node_ip
-        self.listen_on = listen
+        self.listen_on, self.matrix = listen, matrix
         self.pages = folder / "pages"
         self.pages.mkdir()
-        for name in ("call.html",):
+        for name in ("call.html", "widget.html"):
             (self.pages / name).write_text((HERE / name).read_text())
+        (self.pages / "call").symlink_to(PAGES / "@element-hq" / "element-call-embedded" / "dist")
+        (self.pages / "matrix-widget-api.js").symlink_to(PAGES / "matrix-widget-api" / "dist" / "api.min.js")
         (self.pages / "livekit-client.umd.js").write_bytes((PAGES / "livekit-client" / "dist" / "livekit-client.umd.js").read_bytes())
         self.started, self.servers = [], []
         if prepare:
             prepare(self.namespace)
         with self.namespace:
             self.serve_pages()
-            self.synapse = Synapse(self.make("synapse"), serves="client, federation, openid") if synapse else None
+            self.synapse = Synapse(self.make("synapse"), synapse, "client, federation, openid") if synapse is not None else None
             self.start_livekit()
             self.start_edge()
-            if synapse:
+            if self.synapse:
                 self.start_service()
 
     def make(self, name):
@@ -267,7 +272,7 @@ class Deployment:
         self.started.append(self.livekit)
 
     def start_edge(self):
-        sites = (THREE_NAMES if self.layout == "three" else ONE_HOST).format(synapse=self.synapse.port if self.synapse else 1)
+        sites = (THREE_NAMES if self.layout == "three" else ONE_HOST).format(matrix=self.matrix, synapse=self.synapse.port if self.synapse else 1)
         self.edge = Edge(self.make("edge"), sites + PAGE + self.extra, ports=(80, 443), addresses=self.listen_on)
 
     def restart_edge(self, end):
@@ -341,10 +346,11 @@ class Browsers:
     def state(self, page):
         return self.ask("evaluate", page=page, code="state()")
 
-    def join(self, page, url, token, relay=False, args=()):
+    def join(self, page, url, token, relay=False, args=(), delays=None):
         self.open(page, "https://app.example.org/call.html", args=list(args))
         options = {"rtcConfig": {"iceTransportPolicy": "relay"}} if relay else {}
-        return self.ask("evaluate", page=page, code=f"join({json.dumps(url)}, {json.dumps(token)}, {json.dumps(options)})")
+        arguments = ", ".join(map(json.dumps, (url, token, options, delays)))
+        return self.ask("evaluate", page=page, code=f"join({arguments})")
 
     def stop(self):
         with contextlib.suppress(OSError):
