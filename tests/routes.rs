@@ -1,6 +1,11 @@
 //! Routes: which one answers, and what it changes of the request and of the response.
 
-use crate::support::{Client, Edge, Origin, origin::ok};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
+use crate::support::{
+    Client, Edge, Origin,
+    origin::{answer, ok},
+};
 
 const HOST: &str = "a.example.org";
 
@@ -138,4 +143,164 @@ async fn cors_opens_responses_and_answers_preflights() {
     assert_eq!(client.get(HOST, "/y").await.field("access-control-allow-origin").unwrap(), "*");
     assert_eq!(client.ask(&format!("OPTIONS /closed {preflight}")).await.text(), "up /closed");
     assert_eq!(client.get(HOST, "/closed").await.field("access-control-allow-origin"), None);
+}
+
+/// `user:secret`, as a client sends it.
+fn basic(credentials: &str) -> String {
+    format!("Authorization: Basic {}\r\n", STANDARD.encode(credentials))
+}
+
+#[tokio::test]
+async fn a_password_is_asked_for_and_stays_with_the_edge() {
+    let upstream = Origin::answering(|_| ok("in")).await;
+    // The least cost, so that the test is quick.
+    let hash = bcrypt::hash_with_salt("secret", 4, [1; 16]).unwrap();
+    let edge = Edge::start(&format!(
+        "[sites.\"{HOST}\"]\nupstream = \"{url}\"\n\
+         basic_auth = {{ realm = \"Panel\", users = {{ alice = \"{hash}\" }} }}\n\
+         [sites.\"{HOST}\".routes]\n\"/open\" = {{ upstream = \"{url}\", basic_auth = false }}\n\
+         \"/kept\" = {{ upstream = \"{url}\", basic_auth = {{ users = {{ bob = \"{hash}\" }}, pass_authorization = true }} }}\n\
+         \"/text\" = {{ respond = \"hello\" }}\n",
+        url = upstream.url(),
+    ));
+    let mut client = Client::tls(&edge, HOST).await;
+    let mut ask = async |target: &str, fields: &str| {
+        client.ask(&format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n")).await
+    };
+    for target in ["/", "/text", "/kept", "/openx"] {
+        let answer = ask(target, "").await;
+        let realm = if target == "/kept" { "restricted" } else { "Panel" };
+        let challenge = format!("Basic realm=\"{realm}\", charset=\"UTF-8\"");
+        assert_eq!((answer.status, answer.field("www-authenticate")), (401, Some(challenge)), "{target}");
+    }
+    // What leads out of what is open leads to a password, whoever reads the path.
+    for spelling in ["/open/../x", "/open/%2e%2e/x", "//kept", "/%6bept", "/KEPT"] {
+        assert_eq!(ask(spelling, "").await.status, 401, "{spelling}");
+    }
+    for wrong in ["alice:Secret", "bob:secret", "alice", "eve:secret"] {
+        assert_eq!(ask("/", &basic(wrong)).await.status, 401, "{wrong}");
+    }
+    assert!(upstream.seen().is_empty());
+    assert_eq!(ask("/", &basic("alice:secret")).await.text(), "in");
+    assert_eq!(ask("/text", &basic("alice:secret")).await.text(), "hello");
+    assert_eq!(ask("/kept/x", &basic("bob:secret")).await.text(), "in");
+    assert_eq!(ask("/open", &basic("eve:x")).await.text(), "in");
+    let passed: Vec<_> =
+        upstream.seen().iter().map(|seen| seen.to_lowercase().contains("\r\nauthorization: ")).collect();
+    assert_eq!(passed, [false, true, true]);
+    assert!(!edge.log().contains("secret"), "{}", edge.log());
+}
+
+#[tokio::test]
+async fn guesses_of_a_password_are_bounded_for_each_address() {
+    let hash = bcrypt::hash_with_salt("secret", 4, [1; 16]).unwrap();
+    let edge = Edge::with(
+        "trusted_proxies = [\"127.0.0.0/8\"]",
+        &format!(
+            "[sites.\"{HOST}\"]\nbasic_auth = {{ users = {{ alice = \"{hash}\" }} }}\n[sites.\"{HOST}\".routes]\n\"/\" = {{ respond = \"in\" }}\n"
+        ),
+    );
+    let mut client = Client::tls(&edge, HOST).await;
+    let mut guess = async |password: &str, from: &str| {
+        let fields =
+            format!("X-Forwarded-For: {from}\r\nX-Forwarded-Proto: https\r\n{}", basic(&format!("alice:{password}")));
+        client.ask(&format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n")).await
+    };
+    let mut refused = None;
+    for n in 0..40 {
+        let answer = guess(&n.to_string(), "192.0.2.1").await;
+        if answer.status == 429 {
+            refused = Some(answer);
+            break;
+        }
+        assert_eq!(answer.status, 401, "{n}");
+    }
+    let refused = refused.expect("no guess of forty was refused");
+    assert!(refused.field("retry-after").unwrap().parse::<u32>().unwrap() > 0);
+    assert_eq!(guess("secret", "192.0.2.1").await.status, 429, "the right password is not told from a wrong one");
+    assert_eq!(guess("secret", "192.0.2.2").await.text(), "in");
+}
+
+/// Knows Alice by her cookie and sends everyone else to its own page.
+async fn auth_service() -> Origin {
+    Origin::answering(|request| {
+        let lower = request.to_lowercase();
+        match request {
+            _ if lower.starts_with("get /pages/") => ok("log in here"),
+            _ if lower.contains("\r\ncookie: alice\r\n") => {
+                answer("204 No Content", &[("Remote-User", "alice"), ("X-Other", "x")], "")
+            }
+            _ if lower.contains("\r\ncookie: none\r\n") => answer("401 Unauthorized", &[], "who?"),
+            _ => answer("302 Found", &[("Location", "https://auth.example.org/"), ("Set-Cookie", "s=1")], "this way"),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_service_is_asked_who_may_come_and_says_who_it_is() {
+    let (auth, app) = (auth_service().await, Origin::answering(|_| ok("in")).await);
+    let edge = Edge::start(&format!(
+        "[sites.\"{HOST}\"]\nupstream = \"{app}\"\n\
+         forward_auth = {{ url = \"{auth}/verify?x=1\", copy_fields = [\"Remote-User\"], login_path = \"/pages\" }}\n\
+         [sites.\"{HOST}\".routes]\n\"/open\" = {{ upstream = \"{app}\", forward_auth = false }}\n\
+         \"/panel\" = {{ upstream = \"{app}\", forward_auth = {{ upstream = \"{auth}\", sign_in = \"/pages/in?rd={{uri}}\" }} }}\n",
+        auth = auth.url(),
+        app = app.url(),
+    ));
+    let mut client = Client::tls(&edge, HOST).await;
+    let mut ask =
+        async |line: &str, fields: &str| client.ask(&format!("{line} HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n")).await;
+    // Its own answer, untouched.
+    let refused = ask("GET /x", "Remote-User: alice\r\n").await;
+    assert_eq!((refused.status, refused.text().as_str()), (302, "this way"));
+    assert_eq!(
+        (refused.field("location").unwrap(), refused.field("set-cookie").unwrap()),
+        ("https://auth.example.org/".into(), "s=1".into())
+    );
+    assert!(app.seen().is_empty());
+    let forged = "Cookie: alice\r\nRemote-User: root\r\nREMOTE_USER: root\r\nX-Forwarded-Uri: /open\r\nX-Forwarded-Method: GET\r\n";
+    let admitted =
+        ask("POST /x/%2F?q=1", &format!("{forged}Content-Length: 4\r\n\r\nbody").trim_end_matches("\r\n")).await;
+    assert_eq!(admitted.text(), "in");
+    let question = auth.seen().pop().unwrap().to_lowercase();
+    assert!(question.starts_with("get /verify?x=1 http/1.1\r\n"), "{question}");
+    for said in [
+        "x-forwarded-method: post",
+        "x-forwarded-uri: /x/%2f?q=1",
+        "x-forwarded-host: a.example.org",
+        "x-forwarded-proto: https",
+        "x-forwarded-for: 127.0.0.1",
+    ] {
+        let name = said.split(':').next().unwrap();
+        assert_eq!(question.matches(&format!("\r\n{name}:")).count(), 1, "{question}");
+        assert!(question.contains(&format!("\r\n{said}\r\n")), "{said}: {question}");
+    }
+    assert!(!question.contains("content-length: 4") && !question.contains("root"), "{question}");
+    let seen = app.seen().pop().unwrap().to_lowercase();
+    assert!(seen.contains("\r\nremote-user: alice\r\n") && seen.ends_with("body"), "{seen}");
+    assert!(!seen.contains("root") && !seen.contains("x-other"), "{seen}");
+    // Nobody is asked about what is open.
+    let asked = auth.seen().len();
+    assert_eq!(ask("GET /open", "").await.text(), "in");
+    assert_eq!(ask("GET /open/../x", "").await.status, 302, "a spelling leads around the service");
+    assert_eq!(ask("GET /pages/in", "").await.text(), "log in here");
+    assert_eq!(auth.seen().len(), asked + 2);
+    let sign_in = ask("GET /panel/x?y", "Cookie: none\r\n").await;
+    assert_eq!((sign_in.status, sign_in.field("location").unwrap()), (302, "/pages/in?rd=/panel/x?y".into()));
+    assert_eq!(ask("GET /", "Cookie: none\r\n").await.text(), "who?");
+}
+
+#[tokio::test]
+async fn what_a_service_protects_is_closed_while_it_is_away() {
+    let app = Origin::answering(|_| ok("in")).await;
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let edge = Edge::start(&format!(
+        "[sites.\"{HOST}\"]\nupstream = \"{app}\"\n\
+         forward_auth = {{ upstream = {{ servers = \"http://{away}\", retry_connect = \"off\" }} }}\n",
+        app = app.url(),
+    ));
+    let mut client = Client::tls(&edge, HOST).await;
+    assert_eq!(client.get(HOST, "/").await.status, 502);
+    assert!(app.seen().is_empty());
 }

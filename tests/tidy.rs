@@ -31,6 +31,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tower_http", &["layer/files.rs"]),
     ("tower", &["client/", "admin/"]),
     ("instant_acme", &["cert/issue/"]),
+    ("bcrypt", &["layer/basic_auth.rs"]),
+    ("argon2", &["layer/basic_auth.rs"]),
     ("toml", &["config/"]),
     ("strsim", &["config/diagnostic.rs"]),
     ("clap", &["cli/"]),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! handle    who is the client > log > { walk } > rescue > hsts
-//!   walk    site by host > acme token > well-known > https redirect > route by path > access > action
+//!   walk    site by host > acme token > well-known > https redirect > route by path > access > preflight > guard > action
 //!     proxy loop > body bound > preflight > compress > hop > forwarded > head bound > transports > upstream > hop > compress
 //! ```
 //!
@@ -32,10 +32,12 @@ use crate::{
     layer::{
         access,
         access_log::{AccessLog, Exchange},
+        basic_auth::{Admission, BasicAuth, Passwords},
         compress::{AcceptedEncodings, Compress},
         conditions, cors,
         edit_fields::{self, FieldEdits, ReadyEdits, Values},
         files::Files,
+        forward_auth::ForwardAuth,
         forwarded::{Client, forwarded_scheme},
         hop, limit, loop_detection, redirect,
         request_id::{RequestId, X_REQUEST_ID},
@@ -61,7 +63,7 @@ const MATRIX_WELL_KNOWN: &str = "/.well-known/matrix/";
 /// Everything that one configuration makes of a request. A request sees one generation from its first byte to its last;
 /// a reload makes a new one beside it.
 pub struct Generation {
-    router: Router<Site, Route>,
+    router: Router<Site, Arc<Route>>,
     /// The sites with TLS that are addresses, each with its key in the router.
     addresses: Box<[(IpAddr, Box<str>)]>,
     listen: plan::Listen,
@@ -95,6 +97,7 @@ struct Route {
     strip: Option<String>,
     rewrite: plan::Rewrite,
     cors: bool,
+    guard: Option<Arc<Guard>>,
     request_fields: Option<FieldEdits>,
     response_fields: Option<FieldEdits>,
     max_body: Vec<plan::BodyRule>,
@@ -102,6 +105,65 @@ struct Route {
     transports: Option<Arc<RtcTransports>>,
     root_redirect: Option<String>,
     action: Action,
+}
+
+/// Who may come.
+struct Guard {
+    basic_auth: Option<BasicAuth>,
+    forward_auth: Option<AuthService>,
+}
+
+/// A service that is asked who may come.
+struct AuthService {
+    layer: ForwardAuth,
+    upstream: Upstream,
+}
+
+/// A question to an [`AuthService`].
+struct PendingAuth {
+    answer: BoxFuture<'static, Result<Response, ProxyError>>,
+    /// Where the client goes in place of a 401.
+    sign_in: Option<String>,
+}
+
+impl AuthService {
+    fn send_question(&self, request: &mut Request, context: &RequestContext<'_>) -> Result<PendingAuth, ProxyError> {
+        loop_detection::check(&request.fields)?;
+        let mut question = self.layer.question(request, &context.client)?;
+        loop_detection::announce(&mut question.fields);
+        limit::bound_head(&question, SiteKind::Http)?;
+        let sign_in = self.layer.sign_in().map(|to| edit_fields::fill(to, &context.values(request)));
+        self.layer.forget(&mut request.fields);
+        let observers = RequestObservers { interim: None, phases: None, client: Some(context.client.ip) };
+        Ok(PendingAuth { answer: self.upstream.send(question, observers), sign_in })
+    }
+}
+
+/// Makes the guards of a site: routes that ask the same have one, and its connections.
+struct Guards<'a> {
+    known: Vec<(&'a plan::Guard, Arc<Guard>)>,
+    passwords: &'a Arc<Passwords>,
+    env: &'a upstream::Env,
+}
+
+impl<'a> Guards<'a> {
+    fn of(&mut self, plan: &'a plan::Guard) -> Option<Arc<Guard>> {
+        if plan.is_open() {
+            return None;
+        }
+        if let Some((_, known)) = self.known.iter().find(|(known, _)| *known == plan) {
+            return Some(known.clone());
+        }
+        let guard = Arc::new(Guard {
+            basic_auth: plan.basic_auth.clone().map(|users| BasicAuth::new(users, self.passwords.clone())),
+            forward_auth: plan.forward_auth.clone().map(|service| AuthService {
+                upstream: Upstream::new(&service.upstream, self.env),
+                layer: ForwardAuth::new(service),
+            }),
+        });
+        self.known.push((plan, guard.clone()));
+        Some(guard)
+    }
 }
 
 enum Action {
@@ -119,8 +181,16 @@ impl Generation {
     #[must_use]
     pub fn new(plan: &plan::Plan, env: &upstream::Env, http01: Http01, metrics: &Metrics, clock: Clock) -> Self {
         let streams = stream_env(plan, env, metrics);
+        let passwords = Arc::new(Passwords::none());
         let sites = plan.sites.iter().map(|site| {
-            let routes = site.routes.iter().map(|route| (matcher(route), Route::new(route, site, env))).collect();
+            // Who may come must not depend on how a path is spelled.
+            let any_spelling = site.routes.iter().any(|route| !route.guard.is_open());
+            let mut guards = Guards { known: Vec::new(), passwords: &passwords, env };
+            let routes = site.routes.iter().map(|route| {
+                let guard = guards.of(&route.guard);
+                (matcher(route, any_spelling), Arc::new(Route { guard, ..Route::new(route, site, env) }))
+            });
+            let routes = routes.collect();
             (site.host.authority().into(), Site::new(site, metrics, &streams), routes)
         });
         let secure = plan.sites.iter().filter(|site| site.tls != plan::SiteTls::Off);
@@ -179,10 +249,20 @@ impl Generation {
     /// The upstreams and what leads to them, a host or a host and a path, for the admin.
     pub fn services(&self) -> impl Iterator<Item = (String, &Upstream)> {
         self.router.sites().flat_map(|(host, site)| {
-            site.routes().filter_map(move |(path, route)| match &route.action {
+            let routes = site.routes().filter_map(move |(path, route)| match &route.action {
                 Action::Proxy(upstream) => Some((format!("{host}{path}").trim_end_matches('/').to_owned(), upstream)),
                 _ => None,
-            })
+            });
+            let mut guards: Vec<&Arc<Guard>> = Vec::new();
+            for guard in site.routes().filter_map(|(_, route)| route.guard.as_ref()) {
+                if !guards.iter().any(|known| Arc::ptr_eq(known, guard)) {
+                    guards.push(guard);
+                }
+            }
+            let asked = guards.into_iter().filter_map(move |guard| {
+                Some((format!("{host} (forward_auth)"), &guard.forward_auth.as_ref()?.upstream))
+            });
+            routes.chain(asked)
         })
     }
 
@@ -229,25 +309,83 @@ impl Generation {
             return self.whole_server(request, context, found);
         }
         let client = context.client.ip;
-        let accepts = |route: &Route| {
+        let accepts = |route: &Arc<Route>| {
             route.conditions.is_empty() || conditions::are_met(&route.conditions, &request, client, route::is_like)
         };
         let route = found.route(path, accepts).ok_or(Kind::NoRoute)?;
         context.form = context.form.on(route.kind);
         context.cors = route.cors;
         context.edit(route.response_fields.as_ref(), &request);
-        if let (Some(origin), "/") = (&route.root_redirect, path) {
-            return redirect::to(origin, request.target()).map(Dispatch::Local);
-        }
-        let inner = match &route.strip {
-            Some(prefix) => Cow::Owned(route::strip(path, prefix)),
-            None => Cow::Borrowed(path),
-        };
-        if !access::allows(&route.access, &inner, context.client.ip) {
+        if !access::allows(&route.access, &route.inner_path(path), client) {
             return Err(Kind::NoRoute.into());
         }
         if route.cors && cors::is_preflight(&request.method, &request.fields) {
             return Ok(Dispatch::Local(cors::route_preflight(&request.fields)));
+        }
+        match &route.guard {
+            None => self.act(request, context, route),
+            Some(guard) => self.admit(request, context, route, guard),
+        }
+    }
+
+    /// Goes on with a request that may come, now or when that is known.
+    fn admit(
+        &self,
+        mut request: Request,
+        context: &mut RequestContext<'_>,
+        route: &Arc<Route>,
+        guard: &Arc<Guard>,
+    ) -> Result<Dispatch, ProxyError> {
+        context.guard = Some(guard.clone());
+        let mut verified = None;
+        if let Some(basic_auth) = &guard.basic_auth {
+            match basic_auth.admit(&request.fields, context.client.ip) {
+                Admission::Granted => {}
+                Admission::Refused(kind) => return Err(kind.into()),
+                Admission::Pending(verification) => verified = Some(verification),
+            }
+            if !basic_auth.passes_authorization() {
+                request.fields.remove(header::AUTHORIZATION);
+            }
+        }
+        let asked =
+            guard.forward_auth.as_ref().map(|service| service.send_question(&mut request, context)).transpose()?;
+        if verified.is_none() && asked.is_none() {
+            return self.act(request, context, route);
+        }
+        let (route, guard) = (route.clone(), guard.clone());
+        Ok(Dispatch::Guarded(Box::pin(async move {
+            if let Some(verified) = verified {
+                verified.await?;
+            }
+            if let (Some(service), Some(PendingAuth { answer, sign_in })) = (&guard.forward_auth, asked)
+                && let Err(refusal) = service.layer.admit(answer.await?, &mut request.fields).await
+            {
+                return match sign_in.filter(|_| refusal.status == StatusCode::UNAUTHORIZED) {
+                    Some(location) => redirect::location(&location, StatusCode::FOUND).map(AuthDecision::Answer),
+                    None => Ok(AuthDecision::Answer(refusal)),
+                };
+            }
+            Ok(AuthDecision::Admit(Box::new(Admitted { request, route })))
+        })))
+    }
+
+    /// Goes on with a request once it is known whether it may come.
+    fn admitted(&self, verdict: AuthDecision, context: &mut RequestContext<'_>) -> Result<Dispatch, ProxyError> {
+        match verdict {
+            AuthDecision::Admit(admitted) => self.act(admitted.request, context, &admitted.route),
+            AuthDecision::Answer(response) => {
+                let back = ResponseContext { asked: None, preflight: false };
+                Ok(Dispatch::Upstream { answer: Box::pin(std::future::ready(Ok(response))), back })
+            }
+        }
+    }
+
+    /// Does what a route does.
+    fn act(&self, request: Request, context: &mut RequestContext<'_>, route: &Route) -> Result<Dispatch, ProxyError> {
+        let path = request.uri.path();
+        if let (Some(origin), "/") = (&route.root_redirect, path) {
+            return redirect::to(origin, request.target()).map(Dispatch::Local);
         }
         match &route.action {
             Action::Proxy(upstream) => self.proxy(request, context, route, upstream),
@@ -256,7 +394,7 @@ impl Generation {
                 redirected(redirect::location(&location, *status)?, path).map(Dispatch::Local)
             }
             Action::Files(files) => {
-                let path = inner.into_owned();
+                let path = route.inner_path(path).into_owned();
                 Ok(self.files(request, route, files.clone(), path))
             }
             Action::Deny => Err(Kind::Denied.into()),
@@ -271,20 +409,22 @@ impl Generation {
         &self,
         request: Request,
         context: &mut RequestContext<'_>,
-        found: &route::Site<Site, Route>,
+        found: &route::Site<Site, Arc<Route>>,
     ) -> Result<Dispatch, ProxyError> {
         match found.route("/", |route| route.conditions.is_empty()) {
-            Some(route) if route.kind == SiteKind::Http && route.strip.is_none() => match &route.action {
-                Action::Proxy(upstream) => self.proxy(request, context, route, upstream),
-                _ => Ok(Dispatch::Local(rescue::options())),
-            },
+            Some(route) if route.kind == SiteKind::Http && route.strip.is_none() && route.guard.is_none() => {
+                match &route.action {
+                    Action::Proxy(upstream) => self.proxy(request, context, route, upstream),
+                    _ => Ok(Dispatch::Local(rescue::options())),
+                }
+            }
             _ => Ok(Dispatch::Local(rescue::options())),
         }
     }
 
     /// The site that the connection and the `Host` field agree on. A connection serves the name that its handshake was
     /// for and no other, so that a certificate never speaks for a site that it does not name.
-    fn site(&self, request: &Request, conn: &ConnInfo) -> Result<&route::Site<Site, Route>, ProxyError> {
+    fn site(&self, request: &Request, conn: &ConnInfo) -> Result<&route::Site<Site, Arc<Route>>, ProxyError> {
         let host = request.fields.get(header::HOST).and_then(|host| host.to_str()).unwrap_or_default();
         let site = self.router.site(host);
         let Some(tls) = &conn.tls else { return site.ok_or_else(|| Kind::NoRoute.into()) };
@@ -468,6 +608,7 @@ impl Route {
             conditions: plan.conditions.clone(),
             rewrite: plan.rewrite.clone(),
             cors: plan.cors,
+            guard: None,
             request_fields: edits(&site.request_fields, &plan.request_fields),
             response_fields: edits(&site.response_fields, &plan.response_fields),
             kind: plan.kind,
@@ -490,8 +631,34 @@ impl Route {
     }
 }
 
+impl Route {
+    /// The path as the service sees it before it is rewritten.
+    fn inner_path<'p>(&self, path: &'p str) -> Cow<'p, str> {
+        match &self.strip {
+            Some(prefix) => Cow::Owned(route::strip(path, prefix)),
+            None => Cow::Borrowed(path),
+        }
+    }
+}
+
+/// Whether a request may come.
+enum AuthDecision {
+    /// It may.
+    Admit(Box<Admitted>),
+    /// It may not: what its client gets.
+    Answer(Response),
+}
+
+/// A request that may come, and where it goes.
+struct Admitted {
+    request: Request,
+    route: Arc<Route>,
+}
+
 /// How far a request has come by itself.
 enum Dispatch {
+    /// Whether it may come is not known yet.
+    Guarded(BoxFuture<'static, Result<AuthDecision, ProxyError>>),
     /// It is answered.
     Local(Response),
     /// A service has been asked.
@@ -519,6 +686,8 @@ struct RequestContext<'a> {
     /// What the site and the route change of the fields of the response.
     edits: Option<ReadyEdits>,
     cors: bool,
+    /// What has asked for a password.
+    guard: Option<Arc<Guard>>,
 }
 
 impl RequestContext<'_> {
@@ -575,13 +744,21 @@ impl serve::Handler for EdgeService {
             client_side: Some(client_side),
             edits: None,
             cors: false,
+            guard: None,
         };
-        let step = road.walk(request, &mut context);
+        let mut step = road.walk(request, &mut context);
         async move {
-            let answer = match step {
-                Ok(Dispatch::Upstream { answer, back }) => road.back(answer.await, back, context.version),
-                Ok(Dispatch::Local(response)) => Ok(response),
-                Err(error) => Err(error),
+            let answer = loop {
+                break match step {
+                    Ok(Dispatch::Guarded(admission)) => {
+                        let verdict = admission.await;
+                        step = verdict.and_then(|verdict| road.admitted(verdict, &mut context));
+                        continue;
+                    }
+                    Ok(Dispatch::Upstream { answer, back }) => road.back(answer.await, back, context.version),
+                    Ok(Dispatch::Local(response)) => Ok(response),
+                    Err(error) => Err(error),
+                };
             };
             finish(answer, context)
         }
@@ -601,6 +778,11 @@ fn finish(answer: Result<Response, ProxyError>, context: RequestContext<'_>) -> 
         Ok(response) => (response, None),
         Err(error) => (rescue::response(&error, context.form, &context.client.id), Some(error)),
     };
+    if let (Some(guard), Some(Kind::Unauthorized)) = (&context.guard, error.as_ref().map(|error| error.kind))
+        && let Some(basic_auth) = &guard.basic_auth
+    {
+        response.fields.insert(header::WWW_AUTHENTICATE, basic_auth.challenge().into());
+    }
     if error.is_none() && response.status.is_server_error() {
         // A user who reports it can name it, and the log knows the rest.
         response.fields.insert(X_REQUEST_ID, context.client.id.value());
@@ -637,13 +819,14 @@ fn lk_jwt_preflight(answer: Result<Response, ProxyError>, client: Version) -> Re
 }
 
 /// How a route of the plan is compared with a path.
-fn matcher(route: &plan::Route) -> PathMatcher {
+fn matcher(route: &plan::Route, any_spelling: bool) -> PathMatcher {
     let of = |text: &str| match route.matching {
         plan::Matching::Prefix => PathMatcher::Prefix(text.into()),
         plan::Matching::Exact => PathMatcher::Exact(text.into()),
         plan::Matching::Pattern => PathMatcher::pattern(text),
     };
     match route.action {
+        _ if any_spelling => PathMatcher::any_spelling(&route.prefix, of),
         plan::Action::Deny => PathMatcher::any_spelling(&route.prefix, of),
         _ => of(&route.prefix),
     }

@@ -203,6 +203,14 @@ fn conditions(route: &Route) -> String {
 }
 
 fn does(route: &Route) -> String {
+    let password = if route.guard.basic_auth.is_some() { ", with a password" } else { "" };
+    let asked = route.guard.forward_auth.as_ref();
+    let asked =
+        asked.map(|asked| format!(", if {}{} lets it pass", asked.upstream.name, asked.path)).unwrap_or_default();
+    action(route) + password + &asked
+}
+
+fn action(route: &Route) -> String {
     let stripped = if route.strip_prefix { ", prefix removed" } else { "" };
     match &route.action {
         Action::Proxy(upstream) => {

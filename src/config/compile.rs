@@ -10,11 +10,12 @@ use std::{
 
 use super::{
     edits::{self, FieldChange, FieldEdit},
+    forward_auth::ForwardAuth,
     invisible, kind, loops,
     plan::{
-        AccessRule, Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression,
-        Encoding, Files, FixedAnswer, Hostname, Kind, Limits, Listen, Log, Matching, Matrix, Plan, Rewrite, Route,
-        RtcDocuments, RtcTransport, Server, Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream,
+        self, AccessRule, Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression,
+        Encoding, Files, FixedAnswer, Guard, Hostname, Kind, Limits, Listen, Log, Matching, Matrix, Plan, Rewrite,
+        Route, RtcDocuments, RtcTransport, Server, Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream,
         WellKnown,
     },
     raw::{self, Issuer, Raw, RtcService},
@@ -28,6 +29,8 @@ const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHO
 /// Bound on one dial.
 pub const CONNECT: Duration = Duration::from_secs(5);
 const RESPONSE: Duration = Duration::from_secs(300);
+/// How long the answer of `forward_auth` is waited for: a client waits for it before anything else happens.
+const FORWARD_AUTH: Duration = Duration::from_secs(30);
 const RETRY_CONNECT: Duration = Duration::from_secs(5);
 const WELL_KNOWN_AGE: Duration = Duration::from_secs(3600);
 
@@ -509,6 +512,7 @@ fn routes(
         })),
     }
     let cors = root.cors.as_ref().is_some_and(|cors| cors.value);
+    let guard = guard(root, &Guard::default());
     for (route, raw) in routes.iter_mut().zip(&site.routes) {
         route.cors = raw.cors.as_ref().map_or(cors, |cors| cors.value);
         route.body_stall = route.body_stall.or_else(|| body_stall(root));
@@ -516,7 +520,10 @@ fn routes(
         if let (None, None, Some(limit)) = (&raw.max_body, &raw.kind, max_body(root)) {
             route.max_body = limit;
         }
+        route.guard = self::guard(raw, &guard);
     }
+    // First, where the first that matches is used.
+    routes.splice(..0, login_routes(site, &routes, reader));
     routes.extend(root_twirp(&routes));
     if !site.in_order {
         routes.sort_by_key(|route| (route.matching, std::cmp::Reverse(route.prefix.len())));
@@ -571,6 +578,7 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
         request_fields: raw.request_fields.clone(),
         response_fields: response_fields(raw),
         cors: raw.cors.as_ref().is_some_and(|cors| cors.value),
+        guard: warned_guard(raw, kind, reader),
         action,
         kind,
         access,
@@ -589,6 +597,54 @@ fn max_body(raw: &raw::Route) -> Option<Vec<BodyRule>> {
 
 fn body_stall(raw: &raw::Route) -> Option<Option<Duration>> {
     raw.body_stall.as_ref().map(|at| at.value.filter(|limit| !limit.is_zero()))
+}
+
+/// Who may come to a route: what it says itself takes the place of what its site says.
+fn guard(raw: &raw::Route, of_site: &Guard) -> Guard {
+    let asked = |auth: &At<Option<ForwardAuth>>| {
+        let auth = auth.value.as_ref()?;
+        let mut upstream = upstream_plan(&auth.upstream);
+        if auth.upstream.value.response_timeout.is_none() {
+            upstream.response_timeout = Some(FORWARD_AUTH);
+        }
+        Some(Arc::new(plan::ForwardAuth {
+            upstream,
+            path: auth.path.clone(),
+            send_fields: auth.send_fields.clone(),
+            copy_fields: auth.copy_fields.clone(),
+            sign_in: auth.sign_in.clone(),
+        }))
+    };
+    Guard {
+        basic_auth: raw.basic_auth.as_ref().map_or_else(|| of_site.basic_auth.clone(), |auth| auth.value.clone()),
+        forward_auth: raw.forward_auth.as_ref().map_or_else(|| of_site.forward_auth.clone(), asked),
+    }
+}
+
+fn warned_guard(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Guard {
+    if let Some(at) = raw.basic_auth.as_ref().filter(|at| at.value.is_some() && kind != Kind::Http) {
+        let message =
+            format!("clients of `{}` have an access token in `Authorization`, and no password", kind.as_str());
+        reader.warn(at.span.clone(), message, "protect a route with `from`, or put `basic_auth` on a route of its own");
+    }
+    guard(raw, &Guard::default())
+}
+
+/// The paths on which the services of `forward_auth` have their own pages: whoever is not logged in has to reach them.
+fn login_routes(site: &raw::Site, routes: &[Route], reader: &Reader<'_>) -> Vec<Route> {
+    let services =
+        std::iter::once(&site.root).chain(&site.routes).filter_map(|raw| raw.forward_auth.as_ref()?.value.as_ref());
+    let mut found: Vec<Route> = Vec::new();
+    for service in services {
+        let Some(prefix) = &service.login_path else { continue };
+        let raw = raw::Route { upstream: Some(service.upstream.clone()), ..raw::Route::empty(prefix.clone()) };
+        let Some(login) = route(&raw, None, reader) else { continue };
+        let same = |other: &Route| other.prefix == login.prefix && other.matching == login.matching;
+        if !routes.iter().chain(&found).any(same) {
+            found.push(login);
+        }
+    }
+    found
 }
 
 /// Whether the prefix is taken off. Neither LiveKit nor lk-jwt-service knows of one, so below a prefix under which none
@@ -753,7 +809,7 @@ fn upstream_plan(raw: &At<raw::Upstream>) -> Upstream {
         connect_timeout: raw.connect_timeout.unwrap_or(CONNECT),
         response_timeout: raw.response_timeout.unwrap_or(Some(RESPONSE)),
         retry_connect: raw.retry_connect.unwrap_or(RETRY_CONNECT),
-        balance: raw.balance.unwrap_or(super::plan::Balance::LeastRequests),
+        balance: raw.balance.unwrap_or(plan::Balance::LeastRequests),
         health: raw.health.clone(),
     }
 }

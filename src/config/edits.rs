@@ -121,7 +121,7 @@ fn list_of<'a, 'i>(item: &'a Item<'i>) -> Vec<&'a Item<'i>> {
     }
 }
 
-fn name(text: &str, message: Message) -> Result<HeaderName, Problem> {
+pub(super) fn name(text: &str, message: Message) -> Result<HeaderName, Problem> {
     let name: HeaderName = text.parse().map_err(|_| Problem::new(format!("`{text}` is not a field name")))?;
     let text = name.as_str();
     if FRAMING.contains(&text) {

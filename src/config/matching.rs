@@ -56,7 +56,8 @@ pub fn redirect_to(item: &Item<'_>) -> Result<RedirectTo, Problem> {
     Ok(RedirectTo { to, status })
 }
 
-fn target(text: &str) -> Result<Template, Problem> {
+/// A URL or a path, with the placeholders of redirects.
+pub fn target(text: &str) -> Result<Template, Problem> {
     let help = "write it like \"https://example.org/new{path}\" or \"/login\"";
     let template = Template::parse(text, OF_REDIRECTS)?;
     // As it would be with every placeholder filled in.

@@ -5,10 +5,12 @@
 //! ```
 
 mod acme;
+mod basic_auth;
 mod compile;
 mod diagnostic;
 mod duplicate;
 pub mod edits;
+mod forward_auth;
 mod input;
 mod invisible;
 mod kind;
@@ -138,6 +140,12 @@ fn read(path: &Path) -> Result<(String, Vec<u8>), Box<Report>> {
 /// What is wrong with it, in one line.
 pub fn check_log_filter(text: &str) -> Result<(), String> {
     value::log_level(text).map(drop).map_err(tree::Problem::in_words)
+}
+
+/// Whether a text is a hash as `basic_auth` takes it.
+#[must_use]
+pub fn is_password_hash(text: &str) -> bool {
+    basic_auth::password(text).is_ok()
 }
 
 fn folder(path: &Path) -> PathBuf {

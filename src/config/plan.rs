@@ -525,6 +525,8 @@ pub struct Route {
     pub response_fields: Vec<FieldEdit>,
     /// Whether every origin may read the responses, and preflights are answered.
     pub cors: bool,
+    /// Who may come.
+    pub guard: Guard,
     /// What answers.
     pub action: Action,
     /// The preset that `access` and the defaults came from.
@@ -552,6 +554,100 @@ impl Route {
         let prefix = self.prefix.trim_end_matches('*').trim_end_matches('/');
         Some(prefix).filter(|prefix| self.strip_prefix && !prefix.is_empty())
     }
+}
+
+/// Who may come: whoever meets all of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// Users with passwords.
+    pub basic_auth: Option<Arc<BasicAuth>>,
+    /// Whomever a service lets pass; it is asked last.
+    pub forward_auth: Option<Arc<ForwardAuth>>,
+}
+
+impl Guard {
+    /// Whether everyone may come.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.basic_auth.is_none() && self.forward_auth.is_none()
+    }
+}
+
+/// `forward_auth`: a service that is asked about each request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardAuth {
+    /// The service.
+    pub upstream: Upstream,
+    /// The path and query of the question.
+    pub path: Uri,
+    /// The fields of a request that go with the question, besides those of the edge; `None` is all.
+    pub send_fields: Option<Vec<HeaderName>>,
+    /// The fields of the answer that the request gets.
+    pub copy_fields: Vec<CopiedField>,
+    /// Where a client is sent instead of an answer with 401.
+    pub sign_in: Option<Template>,
+}
+
+/// A field of an answer that becomes one of the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopiedField {
+    /// Its name in the answer.
+    pub from: HeaderName,
+    /// Its name in the request.
+    pub to: HeaderName,
+}
+
+/// `basic_auth`: the users that may come (RFC 7617).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BasicAuth {
+    /// What a browser shows when it asks for a password.
+    pub realm: String,
+    /// At least one.
+    pub users: Vec<User>,
+    /// Whether the service gets the `Authorization` field.
+    pub pass_authorization: bool,
+}
+
+/// A user of [`BasicAuth`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The name, without a colon.
+    pub name: Box<str>,
+    /// What the password is verified against.
+    pub password: PasswordHash,
+}
+
+/// The hash of a password, with bounded costs.
+#[derive(Clone, PartialEq, Eq)]
+pub enum PasswordHash {
+    /// `$2a$`, `$2b$`, `$2x$` or `$2y$`.
+    Bcrypt(Box<str>),
+    /// RFC 9106.
+    Argon2id(Argon2id),
+}
+
+impl fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bcrypt(_) => "Bcrypt(..)",
+            Self::Argon2id(_) => "Argon2id(..)",
+        })
+    }
+}
+
+/// A hash of argon2id and its parameters.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Argon2id {
+    /// KiB.
+    pub memory: u32,
+    /// Passes over the memory.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+    /// The salt.
+    pub salt: Vec<u8>,
+    /// The hash.
+    pub hash: Vec<u8>,
 }
 
 /// How the path of a route is compared with the raw path of a request.

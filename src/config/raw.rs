@@ -16,11 +16,13 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     acme::Acme,
+    basic_auth,
     edits::{self, FieldEdit},
+    forward_auth::{self, ForwardAuth},
     matching,
     plan::{
-        Balance, ClientIpLog, Conditions, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat, RtcTransport,
-        Server, StreamKind, TlsVersion,
+        Balance, BasicAuth, ClientIpLog, Conditions, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat,
+        RtcTransport, Server, StreamKind, TlsVersion,
     },
     stream,
     tree::{At, Item, Problem, Reader, Section, boolean, integer, kind_of, list, one_or_more, parsed, string, word},
@@ -176,6 +178,10 @@ pub struct Route {
     pub response_fields: Vec<FieldEdit>,
     pub security_fields: Option<At<bool>>,
     pub cors: Option<At<bool>>,
+    /// Nothing in it is `false`: the route is open on a site that is not.
+    pub basic_auth: Option<At<Option<Arc<BasicAuth>>>>,
+    /// Likewise.
+    pub forward_auth: Option<At<Option<ForwardAuth>>>,
     pub respond: Option<At<Respond>>,
     pub strip_prefix: Option<At<bool>>,
     pub max_body: Bound<u64>,
@@ -188,7 +194,7 @@ pub struct Route {
 
 impl Route {
     /// A route that says nothing.
-    fn empty(prefix: At<String>) -> Self {
+    pub fn empty(prefix: At<String>) -> Self {
         Self {
             prefix,
             kind: None,
@@ -205,6 +211,8 @@ impl Route {
             response_fields: Vec::new(),
             security_fields: None,
             cors: None,
+            basic_auth: None,
+            forward_auth: None,
             respond: None,
             strip_prefix: None,
             max_body: None,
@@ -223,7 +231,7 @@ pub struct Respond {
     pub body: String,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Upstream {
     pub servers: Vec<Server>,
     pub connect_timeout: Option<Duration>,
@@ -470,7 +478,7 @@ fn sites(section: &Section<'_, '_, '_>) -> (Vec<Site>, bool) {
 }
 
 /// The keys of a site and of a route, any of which shows that a table is one.
-const SITE_KEYS: [&str; 26] = [
+const SITE_KEYS: [&str; 28] = [
     "kind",
     "upstream",
     "redirect",
@@ -494,6 +502,8 @@ const SITE_KEYS: [&str; 26] = [
     "response_fields",
     "security_fields",
     "cors",
+    "basic_auth",
+    "forward_auth",
     "path",
     "files",
     "spa",
@@ -707,6 +717,8 @@ fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
         response_fields: edits("response_fields", edits::Message::Response),
         security_fields: section.get("security_fields", boolean),
         cors: section.get("cors", boolean),
+        basic_auth: section.get("basic_auth", |item| basic_auth::read(section, item).map(|auth| auth.map(Arc::new))),
+        forward_auth: section.get("forward_auth", |item| forward_auth::read(section, item)),
         respond: None,
         strip_prefix: None,
         max_body: section.get("max_body", parsed(value::size)),
@@ -773,7 +785,8 @@ fn respond(item: &Item<'_>) -> Result<Respond, Problem> {
     Ok(respond)
 }
 
-fn upstream(section: &Section<'_, '_, '_>) -> Option<At<Upstream>> {
+/// `upstream = …`, of whatever table.
+pub fn upstream(section: &Section<'_, '_, '_>) -> Option<At<Upstream>> {
     let item = section.item("upstream")?;
     let DeValue::Table(table) = item.get_ref() else {
         let servers = section.get("upstream", one_or_more(parsed(value::server)))?;

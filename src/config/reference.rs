@@ -42,6 +42,9 @@ enum Shape {
     Edits,
     RedirectTo,
     FieldConditions,
+    BasicAuth,
+    ForwardAuth,
+    Copied,
 }
 
 /// A table of the file.
@@ -56,8 +59,8 @@ const fn key(name: &'static str, shape: Shape, default: &'static str, doc: &'sta
 }
 
 use Shape::{
-    Certificates, Count, Directory, Edits, FieldConditions, Free, Health, OneOrMore, RedirectTo, Respond, Routes, Size,
-    Span, Switch, Text, TextList, Tls, Transports, Upstream, Words,
+    BasicAuth, Certificates, Copied, Count, Directory, Edits, FieldConditions, ForwardAuth, Free, Health, OneOrMore,
+    RedirectTo, Respond, Routes, Size, Span, Switch, Text, TextList, Tls, Transports, Upstream, Words,
 };
 
 const KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http"]);
@@ -405,6 +408,18 @@ const SITE: &[Key] = &[
         "false",
         "Whether every origin may read responses (`Access-Control-Allow-Origin: *`), and preflights are answered.",
     ),
+    key(
+        "basic_auth",
+        BasicAuth,
+        "none",
+        "The users that may come, with passwords (RFC 7617): a table, see below. Holds for every route that has none of its own. The well-known documents stay open. On such a site routes match any spelling of a path, as with `deny`.",
+    ),
+    key(
+        "forward_auth",
+        ForwardAuth,
+        "none",
+        "A service that is asked about each request (Authelia, Authentik, oauth2-proxy): a table, see below. An answer with 2xx lets the request pass, any other goes to the client, and none is 502. Holds for every route that has none of its own.",
+    ),
     key("admin_from", TextList, "[]", "Networks that may reach `/_synapse/admin/` on a `synapse` site."),
 ];
 
@@ -445,6 +460,8 @@ const ROUTE: &[Key] = &[
     key("response_fields", Edits, "none", "As for a site; applied after the site's."),
     key("security_fields", Switch, "false", "As for a site."),
     key("cors", Switch, "that of the site", "As for a site."),
+    key("basic_auth", BasicAuth, "that of the site", "As for a site; `false` asks for none here."),
+    key("forward_auth", ForwardAuth, "that of the site", "As for a site; `false` asks nobody here."),
     key("respond", Respond, "none", "A fixed response: a text, or `{ status, content_type, body }`."),
     key(
         "max_body",
@@ -473,6 +490,57 @@ const UPSTREAM: &[Key] = &[
         Words(&["none", "v2"]),
         "none",
         "On a `turn` or `tcp` site: `v2` sends a PROXY protocol header with the client's address before its bytes.",
+    ),
+];
+
+const BASIC_AUTH: &[Key] = &[
+    key(
+        "users",
+        Free,
+        "required",
+        "Names and the hashes of their passwords, bcrypt (`$2y$…`, as Caddy and `htpasswd -B` write it) or `$argon2id$…`. Ten wrong passwords of an address (an IPv6 /64 counts as one), and then more than one in six seconds, are 429; so are those of all addresses together above 100 and one a second, except where somebody has logged in.",
+    ),
+    key("realm", Text, "\"restricted\"", "What a browser shows when it asks for the password."),
+    key("pass_authorization", Switch, "false", "Whether the upstream gets the `Authorization` field."),
+];
+
+const FORWARD_AUTH: &[Key] = &[
+    key(
+        "url",
+        Text,
+        "required, or `upstream`",
+        "Address and path of the question: `http://authelia:9091/api/authz/forward-auth`.",
+    ),
+    key(
+        "upstream",
+        Upstream,
+        "of `url`",
+        "As for a site, in place of `url`. An answer is waited for 30 s unless a table says otherwise.",
+    ),
+    key("path", Text, "\"/\"", "With `upstream`: the path of the question, and its query."),
+    key(
+        "send_fields",
+        OneOrMore,
+        "all",
+        "The fields of the request that go with the question. `Host`, `X-Forwarded-Method`, `-Uri`, `-Host`, `-Proto`, `-For` and `X-Real-IP` always do; what a request says of its body, of ranges and of copies never does.",
+    ),
+    key(
+        "copy_fields",
+        Copied,
+        "[]",
+        "The fields of the answer that the request gets, `[\"Remote-User\"]` or `{ \"X-Auth-User\" = \"Remote-User\" }`. A client's own fields of these names are removed.",
+    ),
+    key(
+        "login_path",
+        Text,
+        "none",
+        "A path below which everything goes to the service without a question, `/oauth2` or `/outpost.goauthentik.io`, for those who have their pages on the same host.",
+    ),
+    key(
+        "sign_in",
+        Text,
+        "none",
+        "Redirect (302) to this URL or path in place of an answer with 401, as for `redirect`: `/oauth2/sign_in?rd={uri}`.",
     ),
 ];
 
@@ -533,15 +601,7 @@ fn shape(of: Shape) -> Value {
             table["required"] = json!(["path"]);
             table
         }
-        Routes => {
-            let mut listed = object(ROUTE);
-            listed["properties"]["path"] = strict::paths();
-            listed["required"] = json!(["path"]);
-            json!({ "anyOf": [
-                { "type": "object", "propertyNames": strict::paths(), "additionalProperties": object(ROUTE) },
-                { "type": "array", "items": listed },
-            ] })
-        }
+        Routes => routes(),
         Edits => {
             let values = json!({ "type": "object", "additionalProperties": shape(OneOrMore) });
             let parts = json!({ "set": values, "add": values, "default": values, "remove": shape(OneOrMore) });
@@ -554,11 +614,45 @@ fn shape(of: Shape) -> Value {
                 { "type": "object", "properties": parts, "required": ["to"], "additionalProperties": false },
             ] })
         }
+        BasicAuth => basic_auth(),
+        Copied => json!({ "anyOf": [
+            { "type": "string" },
+            { "type": "array", "items": { "type": "string" } },
+            { "type": "object", "additionalProperties": { "type": "string" } },
+        ] }),
+        ForwardAuth => forward_auth(),
         FieldConditions => json!({
             "type": "object",
             "additionalProperties": { "anyOf": [{ "type": "string" }, { "const": true }] },
         }),
     }
+}
+
+fn routes() -> Value {
+    let mut listed = object(ROUTE);
+    listed["properties"]["path"] = strict::paths();
+    listed["required"] = json!(["path"]);
+    json!({ "anyOf": [
+        { "type": "object", "propertyNames": strict::paths(), "additionalProperties": object(ROUTE) },
+        { "type": "array", "items": listed },
+    ] })
+}
+
+fn basic_auth() -> Value {
+    let mut table = object(BASIC_AUTH);
+    table["properties"]["users"]["additionalProperties"] = json!({ "type": "string" });
+    table["properties"]["users"]["minProperties"] = json!(1);
+    table["required"] = json!(["users"]);
+    json!({ "anyOf": [table, { "const": false }] })
+}
+
+fn forward_auth() -> Value {
+    let mut table = object(FORWARD_AUTH);
+    table["oneOf"] = json!([
+        { "required": ["url"], "not": { "required": ["path"] } },
+        { "required": ["upstream"] },
+    ]);
+    json!({ "anyOf": [table, { "const": false }] })
 }
 
 fn object(keys: &[Key]) -> Value {
@@ -588,6 +682,8 @@ pub fn right_form(section: &str, key: &str, found: &DeValue<'_>) -> Option<Strin
             ("homeserver", _) => "\"https://matrix.example.org\"".into(),
             ("rtc_service", _) => "\"https://jwt.matrixrtc.example.org\"".into(),
             ("federation", _) => "\"matrix.example.org:443\"".into(),
+            ("send_fields", _) => "[\"Cookie\"]".into(),
+            ("url", _) => "\"http://authelia:9091/api/authz/forward-auth\"".into(),
             ("methods", _) => "[\"GET\"]".into(),
             ("path", _) => "\"/health\"".into(),
             ("files", _) => "\"/srv/www\"".into(),
@@ -604,6 +700,9 @@ pub fn right_form(section: &str, key: &str, found: &DeValue<'_>) -> Option<Strin
             (_, Respond) => "\"a text\"".into(),
             (_, Health) => "{ path = \"/health\" }".into(),
             (_, Routes) => "{ \"/path\" = { upstream = \"http://…\" } }".into(),
+            (_, BasicAuth) => "{ users = { alice = \"$2y$…\" } }".into(),
+            (_, ForwardAuth) => "{ url = \"http://authelia:9091/api/authz/forward-auth\" }".into(),
+            (_, Copied) => "[\"Remote-User\"]".into(),
             (_, Free) => "{ \"key\" = \"value\" }".into(),
             (_, Edits) => "{ set = { \"X-Name\" = \"value\" } }".into(),
             (_, RedirectTo) => "\"https://example.org{uri}\"".into(),
@@ -646,6 +745,8 @@ fn keys_of(section: &str) -> Option<&'static [Key]> {
     match (inner, section.contains(".routes.\"")) {
         (".upstream", _) => Some(UPSTREAM),
         (".upstream.health", _) => Some(HEALTH),
+        (inner, _) if inner.ends_with(".basic_auth") => Some(BASIC_AUTH),
+        (inner, _) if inner.ends_with(".forward_auth") => Some(FORWARD_AUTH),
         (inner, _) if inner.starts_with(".routes[") => Some(ROUTE),
         ("", true) => Some(ROUTE),
         ("", false) if section.starts_with("sites.\"") => Some(SITE),
@@ -712,6 +813,8 @@ pub fn markdown() -> String {
     table("`[sites.\"HOST\"]`", "One table per host name.", SITE);
     table("`[sites.\"HOST\".routes]`", "`\"/path\" = { … }`, or in a list, each with its `path`.", ROUTE);
     table("upstream as a table", "`upstream = { servers = [\"…\"], … }`", UPSTREAM);
+    table("basic_auth as a table", "`basic_auth = { users = { alice = \"$2y$…\" }, … }`", BASIC_AUTH);
+    table("forward_auth as a table", "`forward_auth = { url = \"http://…\", … }`", FORWARD_AUTH);
     table("health as a table", "`health = { path = \"/health\", … }`", HEALTH);
     out + &kinds()
 }
@@ -780,10 +883,12 @@ mod tests {
         write!(text, "[sites.\"a.b\"]\n{}zzz = 1\n", wrong(SITE)).unwrap();
         write!(text, "[sites.\"c.d\".routes.\"/x\"]\n{}zzz = 1\n", wrong(ROUTE)).unwrap();
         write!(text, "[sites.\"e.f\".upstream]\n{}zzz = 1\n", wrong(UPSTREAM)).unwrap();
-        expected += SITE.len() + ROUTE.len() + UPSTREAM.len() + 3;
+        write!(text, "[sites.\"g.h\".basic_auth]\n{}zzz = 1\n", wrong(BASIC_AUTH)).unwrap();
+        write!(text, "[sites.\"i.j\".forward_auth]\n{}zzz = 1\n", wrong(FORWARD_AUTH)).unwrap();
+        expected += SITE.len() + ROUTE.len() + UPSTREAM.len() + BASIC_AUTH.len() + FORWARD_AUTH.len() + 5;
         let report = parse("t", &text, PathBuf::new(), &|_| None).unwrap_err();
         let unknown: Vec<_> = report.diagnostics.iter().filter(|d| d.message.contains("unknown key")).collect();
-        assert_eq!(unknown.len(), TABLES.len() + 3, "{}", report.render());
+        assert_eq!(unknown.len(), TABLES.len() + 5, "{}", report.render());
         let errors = report.diagnostics.iter().filter(|d| d.severity == Severity::Error);
         let lines: std::collections::BTreeSet<_> = errors.map(|d| report.position(d).0).collect();
         assert!(lines.len() >= expected, "{} of {expected}\n{}", lines.len(), report.render());

@@ -1,7 +1,7 @@
 //! The text of the file with the environment filled in, and the mapping from a place in it back to the file.
 //!
 //! `${NAME}`, `${NAME:-default}` and `${NAME:?text}` are replaced as compose does it, in a default as well, and `$$` is a
-//! dollar sign. Comments are left alone. A value cannot break out of its context: inside a basic string it is escaped;
+//! dollar sign; so are those of a password hash. Comments are left alone. A value cannot break out of its context: inside a basic string it is escaped;
 //! elsewhere it must consist of characters that need no escape.
 
 use std::{ops::Range, path::PathBuf};
@@ -70,6 +70,14 @@ struct Unset {
     text: Option<String>,
 }
 
+/// The length of a password hash in modular crypt format, whose dollar signs are its own: it is pasted as a program has
+/// printed it.
+fn password_hash(rest: &str) -> Option<usize> {
+    let is_hash = ["$2a$", "$2b$", "$2x$", "$2y$", "$argon2id$"].iter().any(|prefix| rest.starts_with(prefix));
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "$./+=,".contains(c);
+    is_hash.then(|| rest.find(|c| !is_part(c)).unwrap_or(rest.len()))
+}
+
 impl Source {
     /// Fills in the environment.
     pub fn new(
@@ -125,6 +133,10 @@ impl Source {
         if rest.starts_with("$$") {
             self.substitute(at..at + 2, "$");
             return 2;
+        }
+        if let Some(len) = password_hash(rest) {
+            self.keep(at..at + len);
+            return len;
         }
         let Some(expression) = expression(rest) else {
             let problem = Diagnostic::error(at..at + 1, "a lone `$`".into());

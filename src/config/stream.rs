@@ -16,8 +16,18 @@ use super::{
 const KINDS: [StreamKind; 2] = [StreamKind::Turn, StreamKind::Tcp];
 
 /// Keys of a site, and of an upstream's table, that mean something only for HTTP.
-const HTTP_SITE: [&str; 8] =
-    ["redirect", "routes", "well_known", "compress", "max_body", "body_stall", "hsts", "admin_from"];
+const HTTP_SITE: [&str; 10] = [
+    "redirect",
+    "routes",
+    "well_known",
+    "compress",
+    "max_body",
+    "body_stall",
+    "hsts",
+    "admin_from",
+    "basic_auth",
+    "forward_auth",
+];
 const HTTP_UPSTREAM: [&str; 2] = ["response_timeout", "health"];
 
 /// What the file says of such a site.

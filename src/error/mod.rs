@@ -53,6 +53,12 @@ pub enum Kind {
     /// The configuration closes this path to this client (`deny`).
     #[error("access is denied")]
     Denied,
+    /// No user of `basic_auth` has this name and this password.
+    #[error("a user name and a password are needed")]
+    Unauthorized,
+    /// Too many passwords were wrong.
+    #[error("there were too many attempts; try again in a while")]
+    TooManyAttempts,
     /// CONNECT, TRACE, or a method that the resource does not have.
     #[error("the method is not allowed here")]
     MethodNotAllowed,
@@ -128,6 +134,8 @@ impl Kind {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Denied => StatusCode::FORBIDDEN,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::TooManyAttempts => StatusCode::TOO_MANY_REQUESTS,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::HeadTooSlow | Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::LengthRequired => StatusCode::LENGTH_REQUIRED,
@@ -179,6 +187,8 @@ impl Kind {
             Self::BadRequest(_) => "bad_request",
             Self::NoRoute => "no_route",
             Self::Denied => "denied",
+            Self::Unauthorized => "unauthorized",
+            Self::TooManyAttempts => "too_many_attempts",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::HeadTooSlow => "head_too_slow",
             Self::LengthRequired => "length_required",

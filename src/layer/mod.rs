@@ -4,17 +4,19 @@
 //!
 //! ```text
 //!   request_id > access_log > rescue > response_head >            (every request)
-//!     respond | redirect | files > access > limit >                       (by site and route)
+//!     access > basic_auth > forward_auth > respond | redirect | files > limit >          (by site and route)
 //!       loop_detection > rtc_transports > compress > hop > forwarded > upstream
 //! ```
 
 pub mod access;
 pub mod access_log;
+pub mod basic_auth;
 pub mod compress;
 pub mod conditions;
 pub mod cors;
 pub mod edit_fields;
 pub mod files;
+pub mod forward_auth;
 pub mod forwarded;
 pub mod hop;
 pub mod limit;

@@ -15,6 +15,9 @@ use crate::{
 /// Seconds after which a client may come back when the service is away: about as long as Synapse takes to start.
 const RETRY_AFTER: Value<'static> = Value::from_static("5");
 
+/// Seconds after which the next attempt is allowed, if there is none in between.
+const RETRY_ATTEMPT: Value<'static> = Value::from_static(super::basic_auth::EVERY_SECONDS);
+
 /// What every method of HTTP that passes is called, for the `Allow` of a 405 (RFC 9110 section 15.5.6).
 const ALLOW: Value<'static> = Value::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
@@ -71,6 +74,7 @@ pub fn response(error: &ProxyError, form: Form, id: &RequestId) -> Response {
     cors::open(fields);
     match kind {
         Kind::Unavailable => fields.insert(header::RETRY_AFTER, RETRY_AFTER),
+        Kind::TooManyAttempts => fields.insert(header::RETRY_AFTER, RETRY_ATTEMPT),
         Kind::MethodNotAllowed => fields.insert(header::ALLOW, ALLOW),
         _ => {}
     }
@@ -102,6 +106,8 @@ const fn errcode(kind: Kind) -> &'static str {
         Kind::NoRoute | Kind::MethodNotAllowed | Kind::Misdirected => "M_UNRECOGNIZED",
         Kind::BodyTooLarge => "M_TOO_LARGE",
         Kind::Denied => "M_FORBIDDEN",
+        Kind::Unauthorized => "M_UNAUTHORIZED",
+        Kind::TooManyAttempts => "M_LIMIT_EXCEEDED",
         _ => "M_UNKNOWN",
     }
 }

@@ -67,7 +67,12 @@ fn site_table(site: &Site) -> String {
         Some(other) => text += &format!("{}\n", action(other).join("\n")),
         None => {}
     }
-    for (key, value) in [("tls", &site.tls), ("max_body", &site.max_body)] {
+    for (key, value) in [
+        ("tls", &site.tls),
+        ("max_body", &site.max_body),
+        ("basic_auth", &site.basic_auth),
+        ("forward_auth", &site.forward_auth),
+    ] {
         if let Some(value) = value {
             text += &format!("{key} = {value}\n");
         }
@@ -118,7 +123,10 @@ fn keys(route: &Route) -> Vec<String> {
     for (key, value) in [("add_prefix", &route.add_prefix), ("rewrite", &route.rewrite)] {
         keys.extend(value.as_ref().map(|value| format!("{key} = {}", quote(value))));
     }
-    keys.extend(route.max_body.as_ref().map(|size| format!("max_body = {size}")));
+    let protected = [("basic_auth", &route.basic_auth), ("forward_auth", &route.forward_auth)];
+    for (key, value) in [("max_body", &route.max_body)].into_iter().chain(protected) {
+        keys.extend(value.as_ref().map(|value| format!("{key} = {value}")));
+    }
     for (key, list) in [("request_fields", &route.request_fields), ("response_fields", &route.response_fields)] {
         if !list.is_empty() {
             keys.push(format!("{key} = {}", edits(list)));

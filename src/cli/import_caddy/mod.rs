@@ -16,6 +16,7 @@ mod model;
 mod options;
 mod order;
 mod parser;
+mod protect;
 mod proxy;
 mod rules;
 mod settle;

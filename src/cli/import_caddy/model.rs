@@ -73,6 +73,10 @@ pub struct Site {
     pub hsts: bool,
     /// The bound on bodies, as TOML.
     pub max_body: Option<String>,
+    /// The users that may come, as TOML.
+    pub basic_auth: Option<String>,
+    /// The service that is asked who may come, as TOML.
+    pub forward_auth: Option<String>,
     /// Changes of the fields of every request.
     pub request_fields: Vec<Edit>,
     /// Changes of the fields of every response.
@@ -104,6 +108,10 @@ pub struct Route {
     pub rewrite: Option<String>,
     /// The bound on bodies, as TOML.
     pub max_body: Option<String>,
+    /// The users that may come, as TOML.
+    pub basic_auth: Option<String>,
+    /// The service that is asked who may come, as TOML.
+    pub forward_auth: Option<String>,
     /// Changes of the fields of a request.
     pub request_fields: Vec<Edit>,
     /// Changes of the fields of a response.

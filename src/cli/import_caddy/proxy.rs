@@ -189,7 +189,7 @@ pub fn seconds(text: &str) -> Option<String> {
 }
 
 /// The servers that one word stands for, as we write them.
-fn addresses(text: &str, tls: bool) -> Option<Vec<String>> {
+pub fn addresses(text: &str, tls: bool) -> Option<Vec<String>> {
     let text = text.strip_prefix("tcp/").unwrap_or(text);
     if let Some(path) = text.strip_prefix("unix/").or_else(|| text.strip_prefix("unix+h2c/")) {
         return path.starts_with('/').then(|| vec![format!("unix:{path}")]);

@@ -8,12 +8,15 @@ use super::{
     model::{Action, Edit},
     order,
     parser::Directive,
-    proxy, terminal,
+    protect, proxy, terminal,
 };
 use crate::config::plan::Kind;
 
 /// A site with more rules than this was not written by a person.
 const MAX_RULES: usize = 2_000;
+
+/// What is said of what protects something and cannot be carried over.
+const CLOSED: &str = "the paths that it protects are CLOSED TO ALL";
 
 /// What happens to the requests that meet some conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +42,10 @@ pub struct Changes {
     pub response: Vec<Edit>,
     /// The bound on bodies, as TOML.
     pub max_body: Option<String>,
+    /// The users that may come, as TOML.
+    pub basic_auth: Option<String>,
+    /// The service that is asked who may come, as TOML.
+    pub forward_auth: Option<String>,
     /// `root`, until it is that of a rule.
     pub root: Option<String>,
     /// `try_files` leads to the index, until that is said by a rule.
@@ -60,6 +67,8 @@ enum ChangeKind {
     Request(Edit),
     Response(Edit),
     MaxBody(Option<String>),
+    BasicAuth(usize, String),
+    ForwardAuth(usize, String),
     Root(String),
     Spa,
     Close(usize, String),
@@ -285,10 +294,14 @@ impl<'r> Reader<'r> {
                 fields::request(line, args, self.remarks).into_iter().map(ChangeKind::Request).collect()
             }
             "request_body" => max_size(line).map(ChangeKind::MaxBody).into_iter().collect(),
-            name => {
-                let text = format!("`{name}`: the paths that it protects are CLOSED TO ALL");
-                vec![ChangeKind::Close(line.line, text)]
-            }
+            "basic_auth" => vec![match protect::basic_auth(line, args) {
+                Ok(users) => ChangeKind::BasicAuth(line.line, users),
+                Err(why) => ChangeKind::Close(line.line, format!("`basic_auth` with {why}: {CLOSED}")),
+            }],
+            _ => vec![match protect::forward_auth(line, args, self.host, self.plain, self.remarks) {
+                Ok(service) => ChangeKind::ForwardAuth(line.line, service),
+                Err(why) => ChangeKind::Close(line.line, format!("`forward_auth` with {why}: {CLOSED}")),
+            }],
         };
         for what in found {
             state.changes.push(Change { when: when.clone(), unless: unless.clone(), what });
@@ -446,16 +459,36 @@ impl<'r> Reader<'r> {
 }
 
 impl Changes {
+    /// Whether everyone may come.
+    pub const fn is_open(&self) -> bool {
+        self.basic_auth.is_none() && self.forward_auth.is_none()
+    }
+
     fn apply(&mut self, what: &ChangeKind) {
         match what {
             ChangeKind::Request(edit) => add_edit(&mut self.request, edit),
             ChangeKind::Response(edit) => add_edit(&mut self.response, edit),
             ChangeKind::MaxBody(size) => self.max_body.clone_from(size),
+            ChangeKind::BasicAuth(line, users) => {
+                let conflict = protected(&mut self.basic_auth, users, *line);
+                self.closed = self.closed.take().or(conflict);
+            }
+            ChangeKind::ForwardAuth(line, service) => {
+                let conflict = protected(&mut self.forward_auth, service, *line);
+                self.closed = self.closed.take().or(conflict);
+            }
             ChangeKind::Root(root) => self.root = Some(root.clone()),
             ChangeKind::Spa => self.spa = true,
             ChangeKind::Close(line, text) => self.closed = Some((*line, text.clone())),
         }
     }
+}
+
+/// Takes in who may come; what has two answers to that is closed.
+fn protected(known: &mut Option<String>, new: &str, line: usize) -> Option<(usize, String)> {
+    let differs = known.as_ref().is_some_and(|known| known != new);
+    known.get_or_insert_with(|| new.to_owned());
+    differs.then(|| (line, format!("another of its kind for the same requests: {CLOSED}")))
 }
 
 /// A later `set` or `remove` of a field takes the place of what was said of it before.
@@ -509,7 +542,10 @@ fn max_size(line: &Directive) -> Option<Option<String>> {
 
 /// Whether a rule passes requests on as they are.
 pub fn is_plain_proxy(rule: &Rule) -> bool {
-    matches!(rule.action, Action::Proxy(Kind::Http, _)) && rule.base == Base::Same && rule.when.is_path_only()
+    matches!(rule.action, Action::Proxy(Kind::Http, _))
+        && rule.base == Base::Same
+        && rule.when.is_path_only()
+        && rule.changes.is_open()
 }
 
 /// The servers of a rule that passes requests on.

@@ -15,6 +15,8 @@ pub fn write(rules: Vec<Rule>, site: &mut Site, remarks: &mut Vec<Remark>) {
     drop_nothing(&mut routes);
     join_prefixes(&mut routes);
     site.max_body = common(&mut routes, |route| &mut route.max_body).flatten();
+    site.basic_auth = common(&mut routes, |route| &mut route.basic_auth).flatten();
+    site.forward_auth = common(&mut routes, |route| &mut route.forward_auth).flatten();
     site.request_fields = common(&mut routes, |route| &mut route.request_fields).unwrap_or_default();
     site.response_fields = common(&mut routes, |route| &mut route.response_fields).unwrap_or_default();
     site.hsts = take_hsts(&mut site.response_fields);
@@ -39,6 +41,8 @@ impl Route {
             && self.add_prefix.is_none()
             && self.rewrite.is_none()
             && self.max_body.is_none()
+            && self.basic_auth.is_none()
+            && self.forward_auth.is_none()
             && self.request_fields.is_empty()
             && self.response_fields.is_empty()
     }
@@ -73,6 +77,8 @@ pub const fn plain_of(prefix: String, line: usize, action: Action) -> Route {
         add_prefix: None,
         rewrite: None,
         max_body: None,
+        basic_auth: None,
+        forward_auth: None,
         request_fields: Vec::new(),
         response_fields: Vec::new(),
     }
@@ -109,6 +115,8 @@ fn route(rule: Rule, remarks: &mut Vec<Remark>) -> Option<Route> {
         add_prefix: None,
         rewrite: None,
         max_body: rule.changes.max_body,
+        basic_auth: rule.changes.basic_auth,
+        forward_auth: rule.changes.forward_auth,
         request_fields: rule.changes.request,
         response_fields: rule.changes.response,
     };
@@ -118,6 +126,7 @@ fn route(rule: Rule, remarks: &mut Vec<Remark>) -> Option<Route> {
     }
     if matches!(route.action, Action::Nothing | Action::Deny) {
         route.response_fields.clear();
+        (route.basic_auth, route.forward_auth) = (None, None);
     }
     if !matches!(route.action, Action::Proxy(..)) {
         route.request_fields.clear();
@@ -147,6 +156,7 @@ fn route(rule: Rule, remarks: &mut Vec<Remark>) -> Option<Route> {
         route.request_fields.clear();
         route.response_fields.clear();
         route.max_body = None;
+        (route.basic_auth, route.forward_auth) = (None, None);
     }
     Some(route)
 }
