@@ -138,6 +138,8 @@ class LiveKit(Service):
         if path.startswith("/rtc/v1") and self.old:
             return text(404, b"404 page not found\n")
         if path in ("/rtc/validate", "/rtc/v1/validate"):
+            if claims and path == "/rtc/v1/validate" and "join_request=" not in query:
+                return text(400, b"join_request is required")
             return text(200, b"success") if claims else text(401, b"permissions denied")
         if path in ("/rtc", "/rtc/v1") and "upgrade" in request.headers and not self.deaf:
             return self.join(request) if claims else text(401, b"permissions denied")

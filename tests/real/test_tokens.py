@@ -135,7 +135,7 @@ def test_a_token_by_the_homeserver_is_taken_by_livekit(client, prefix):
     assert answer.status_code == 200 and answer.headers.get_list("access-control-allow-origin") == ["*"], answer.text
     claims = jwt_claims(answer.json()["jwt"])
     assert claims["sub"] == digest(user, "member") and claims["video"]["room"] == digest(room, "m.call#ROOM")
-    sfu = f"{client.edge.url('matrixrtc.example.org')}/rtc/v1/validate"
+    sfu = f"{client.edge.url('matrixrtc.example.org')}/rtc/validate"
     confirmed = httpx.get(sfu, params={"access_token": answer.json()["jwt"]}, verify=client.context)
     assert confirmed.status_code == 200, confirmed.text
     assert httpx.get(sfu, params={"access_token": answer.json()["jwt"] + "x"}, verify=client.context).status_code == 401
