@@ -228,7 +228,7 @@ impl Client {
     async fn unknown_name(&self) -> anyhow::Result<String> {
         match self.get("unknown.localhost", "/").await {
             Ok((status, ..)) => bail!("{status}"),
-            Err(error) if FailureCause::of(error.as_ref()) == FailureCause::NoCertificate => {
+            Err(error) if format!("{error:#}").contains(&FailureCause::NoCertificate.to_string()) => {
                 Ok("unrecognized_name".to_owned())
             }
             Err(error) => Err(error),
