@@ -36,7 +36,8 @@ def test_sixty_names_share_one_directory_a_few_nonces_and_a_few_connections(stag
     print(f"{names} names: {len(ca.between.seen)} requests, {ca.between.connections} connections, {time.monotonic() - began:.0f} s")
     assert ca.between.count("/order-plz") == names and ca.count("Issued certificate serial") == names
     assert ca.between.count("/dir") == 1 and ca.between.count("/nonce-plz") <= 8
-    assert ca.between.connections <= 12, ca.between.connections
+    # Idle ones are closed after a while, and a run of minutes opens some again.
+    assert ca.between.connections <= max(12, names // 12), ca.between.connections
 
 
 def test_a_limit_holds_every_name_and_every_process(stage):
