@@ -261,7 +261,7 @@ async fn a_service_is_asked_who_may_come_and_says_who_it_is() {
     assert!(app.seen().is_empty());
     let forged = "Cookie: alice\r\nRemote-User: root\r\nREMOTE_USER: root\r\nX-Forwarded-Uri: /open\r\nX-Forwarded-Method: GET\r\n";
     let admitted =
-        ask("POST /x/%2F?q=1", &format!("{forged}Content-Length: 4\r\n\r\nbody").trim_end_matches("\r\n")).await;
+        ask("POST /x/%2F?q=1", format!("{forged}Content-Length: 4\r\n\r\nbody").trim_end_matches("\r\n")).await;
     assert_eq!(admitted.text(), "in");
     let question = auth.seen().pop().unwrap().to_lowercase();
     assert!(question.starts_with("get /verify?x=1 http/1.1\r\n"), "{question}");
