@@ -99,7 +99,7 @@ pub trait ClientSide: Send + Sync {
     fn push_interim(&self, status: StatusCode, fields: &Fields);
 
     /// Why we ended the exchange before its end, if it was us and not the client.
-    fn cut(&self) -> Option<Cut>;
+    fn cut(&self) -> Option<AbortReason>;
 }
 
 /// A [`ClientSide`], shared with those who watch the exchange.
@@ -107,7 +107,7 @@ pub type ClientHandle = Arc<dyn ClientSide>;
 
 /// Why we ended an exchange although its client was there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub enum AbortReason {
     /// The client took nothing of the answer for `timeouts.body_stall`.
     Stalled,
     /// Its connection cost too much.

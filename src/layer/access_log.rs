@@ -20,7 +20,7 @@ use tracing::info;
 use crate::{
     clock::Clock,
     config::plan::{ClientIpLog, Kind as SiteKind},
-    conn::{ClientHandle, ConnInfo, Cut, Phase, Phases, TunnelEnd},
+    conn::{AbortReason, ClientHandle, ConnInfo, Phase, Phases, TunnelEnd},
     error::{Fault, Kind, ProxyError, chain},
     message::{Body, BodyError, Request, Response, UpgradeHandler},
     telemetry::{Metrics, RecentError, SiteNumbers, redact_target},
@@ -252,15 +252,19 @@ impl Open {
     }
 
     /// Who ended the exchange, why where it is worth a word, and which phase failed.
-    fn ending(&self, phases: &Phases, cut: Option<Cut>) -> (&'static str, Option<&'static str>, Option<&'static str>) {
+    fn ending(
+        &self,
+        phases: &Phases,
+        cut: Option<AbortReason>,
+    ) -> (&'static str, Option<&'static str>, Option<&'static str>) {
         let unfinished = if self.status.is_some() { "body" } else { "head" };
         match self.ended {
             End::Complete => ("end", None, None),
             End::ClientLeft if self.site.is_cut() => ("drain", Some("drain"), Some(unfinished)),
             End::ClientLeft => match cut {
-                Some(Cut::Stalled) => ("limit", Some("client_stalled"), Some(unfinished)),
-                Some(Cut::ExcessiveLoad) => ("limit", Some("excessive_load"), Some(unfinished)),
-                Some(Cut::ProtocolError) => ("client", Some("protocol_error"), Some(unfinished)),
+                Some(AbortReason::Stalled) => ("limit", Some("client_stalled"), Some(unfinished)),
+                Some(AbortReason::ExcessiveLoad) => ("limit", Some("excessive_load"), Some(unfinished)),
+                Some(AbortReason::ProtocolError) => ("client", Some("protocol_error"), Some(unfinished)),
                 None => ("client", Some("client_gone"), Some(unfinished)),
             },
             End::Cut(BodyError::Stalled) => ("limit", Some("body_stalled"), Some("body")),

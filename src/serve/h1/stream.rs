@@ -20,7 +20,7 @@ use tokio::{
 
 use super::RequestFacts;
 use crate::{
-    conn::{ClientHandle, ClientSide, Cut},
+    conn::{AbortReason, ClientHandle, ClientSide},
     message::{ClientIo, Fields, Transferred},
     wire::{self, BodyDecoder, BodyFrame, Framing, HeadLimits, RequestHead, WireError, head_len, parse_request},
 };
@@ -73,7 +73,7 @@ pub struct Stream<IO> {
     /// The client understands them.
     takes_interim: bool,
     /// Why its exchange has been ended by us.
-    pub cut: Option<Cut>,
+    pub cut: Option<AbortReason>,
     /// The client has closed its side, or the connection is broken.
     ended: bool,
     /// Looks for a client that has left while nothing more is read of it.
@@ -348,7 +348,7 @@ impl<IO: ClientIo> ClientSide for Mutex<Stream<IO>> {
         }
     }
 
-    fn cut(&self) -> Option<Cut> {
+    fn cut(&self) -> Option<AbortReason> {
         self.lock().unwrap_or_else(PoisonError::into_inner).cut
     }
 }

@@ -15,7 +15,7 @@ use http_body::{Body as HttpBody, Frame};
 use super::{RequestFacts, stream::Shared};
 use crate::{
     clock::IdleTimer,
-    conn::Cut,
+    conn::AbortReason,
     drain::InFlight,
     message::{Body, BodyError, ClientIo, Response, Value},
     serve::{Date, Settings},
@@ -213,7 +213,7 @@ impl<IO: ClientIo> Outgoing<'_, '_, IO> {
         }
         self.note_sent();
         self.stall.poll(cx).map(|()| {
-            self.stream.lock().cut = Some(Cut::Stalled);
+            self.stream.lock().cut = Some(AbortReason::Stalled);
             Err(Truncated)
         })
     }

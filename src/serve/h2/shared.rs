@@ -11,7 +11,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use crate::{
-    conn::{ClientSide, Cut},
+    conn::{AbortReason, ClientSide},
     message::Fields,
     wire::h2::{
         Connection, Reason,
@@ -202,12 +202,12 @@ impl ClientSide for Sender {
         self.shared.lock().send_interim(self.id, status, fields);
     }
 
-    fn cut(&self) -> Option<Cut> {
+    fn cut(&self) -> Option<AbortReason> {
         let reason = self.shared.lock().closed_for(self.id)?;
         Some(match reason {
-            Reason::CANCEL => Cut::Stalled,
-            Reason::ENHANCE_YOUR_CALM => Cut::ExcessiveLoad,
-            _ => Cut::ProtocolError,
+            Reason::CANCEL => AbortReason::Stalled,
+            Reason::ENHANCE_YOUR_CALM => AbortReason::ExcessiveLoad,
+            _ => AbortReason::ProtocolError,
         })
     }
 }
