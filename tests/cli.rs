@@ -219,11 +219,32 @@ const PAGES: &[&str] = &[
     "CONTRIBUTING.md",
     "SECURITY.md",
     "config/appliance/README.md",
+    "config/authelia.md",
     "config/calls.md",
+    "config/element-web.md",
     "config/migrate.md",
     "config/operate.md",
     "config/reference.md",
+    "config/second-application.md",
 ];
+
+/// Pages whose examples are sites of one file.
+const EXAMPLES: [&str; 3] = ["config/authelia.md", "config/element-web.md", "config/second-application.md"];
+
+#[test]
+fn the_examples_of_the_pages_are_valid() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for page in EXAMPLES {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        let blocks: Vec<_> = text.split("```toml\n").skip(1).filter_map(|block| block.split("```").next()).collect();
+        assert!(!blocks.is_empty(), "{page} has an example");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vestibule.toml");
+        std::fs::write(&file, blocks.concat()).unwrap();
+        let checked = program(&["check", file.to_str().unwrap()]);
+        assert_eq!(checked.status.code(), Some(0), "{page}: {}", String::from_utf8_lossy(&checked.stderr));
+    }
+}
 
 #[test]
 fn the_pages_name_the_repository_of_the_manifest() {
