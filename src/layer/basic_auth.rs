@@ -34,7 +34,7 @@ const BURST: u32 = 10;
 /// How often another one is allowed: 14,400 a day, of which none is right by luck.
 const EVERY: Duration = Duration::from_secs(6);
 
-/// [`EVERY`], for the `Retry-After` of a 429.
+/// The same in seconds, for the `Retry-After` of a 429.
 pub const EVERY_SECONDS: &str = "6";
 
 /// Wrong passwords of all addresses together, so that many addresses are not many times the guesses.

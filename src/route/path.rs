@@ -18,7 +18,7 @@ pub enum PathMatcher {
     Exact(Box<str>),
     /// What stands between the stars, in order: each star is any bytes, slashes included, and none.
     Pattern(Box<[Box<str>]>),
-    /// A condition on the path as a service may read it: see [`spelled_out`]. What closes paths has to close each of their
+    /// A condition on the path as a service may read it: see `spelled_out`. What closes paths has to close each of their
     /// spellings.
     AnySpelling(Box<Self>),
 }

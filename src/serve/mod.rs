@@ -40,7 +40,7 @@ pub use crate::wire::h2::cost::FIRST_REQUEST;
 /// `Transfer-Encoding` is gone and the body knows its length or not; a WebSocket of HTTP/2 is the GET that it
 /// is in HTTP/1.1.
 ///
-/// The future is dropped when the client leaves. A 101 with a [`UpgradeHandler`](crate::message::Takeover) gets the byte stream.
+/// The future is dropped when the client leaves. A 101 with a [`UpgradeHandler`](crate::message::UpgradeHandler) gets the byte stream.
 pub trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request.
     fn handle(
