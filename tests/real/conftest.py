@@ -286,15 +286,23 @@ def stack(request, tmp_path_factory):
 NOT_YET_GREEN = {}
 
 
-# What a test asks for that needs a Docker engine: fixtures, and parameters.
-CONTAINERS = {"engine", "stack", "containers"}
+# Tests with a Docker engine, by what their names contain.
+CONTAINERS = ("test_appliance.py", "test_compose.py", "test_container.py", "test_migrate.py", "[containers", "-containers")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Two groups side by side, whatever `--dist` says: tests with containers, whose images take minutes to build, and the others."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TwoGroups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "containers" if any(word in nodeid for word in CONTAINERS) else "processes"
+
+    return TwoGroups(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    """Two groups of tests that run side by side: those with containers, whose images take minutes to build, and the others."""
     for item in items:
-        chosen = CONTAINERS & set(map(str, item.callspec.params.values())) if hasattr(item, "callspec") else set()
-        item.add_marker(pytest.mark.xdist_group("containers" if chosen or CONTAINERS & set(item.fixturenames) else "processes"))
         test = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
         for name, reason in NOT_YET_GREEN.items():
             if test.startswith(name):
