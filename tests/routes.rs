@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use crate::support::{
-    Client, Edge, Origin,
+    Client, Edge, Origin, client,
     origin::{answer, ok},
 };
 
@@ -36,6 +36,29 @@ async fn exact_comes_before_pattern_before_prefix() {
     ] {
         assert_eq!(client.get(HOST, target).await.text(), format!("{answer} {target}"));
     }
+}
+
+#[tokio::test]
+async fn a_site_for_every_other_name_answers_plain_http() {
+    let (named, rest) = (named("named").await, named("rest").await);
+    let edge = Edge::start(&format!(
+        "[sites.\"*\"]\ntls = \"off\"\nupstream = \"{}\"\n[sites.\"{HOST}\"]\ntls = \"off\"\nupstream = \"{}\"\n\
+         [sites.\"b.example.org\"]\nupstream = \"{}\"\n",
+        rest.url(),
+        named.url(),
+        named.url(),
+    ));
+    let mut client = Client::plain(edge.http()).await;
+    for (host, answer) in [(HOST, "named /x"), ("c.example.org", "rest /x"), ("[::1]:80", "rest /x"), ("x", "rest /x")]
+    {
+        assert_eq!(client.get(host, "/x").await.text(), answer, "{host}");
+    }
+    assert_eq!(client.get("b.example.org", "/x").await.status, 308);
+    // It has no certificate, and no part in TLS.
+    assert!(client::tls(&edge, "c.example.org", &["http/1.1"]).await.is_err());
+    let mut client = Client::tls(&edge, "b.example.org").await;
+    assert_eq!(client.get("c.example.org", "/x").await.status, 421);
+    assert_eq!(client.get("b.example.org", "/x").await.text(), "named /x");
 }
 
 #[tokio::test]

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::client::TlsStream;
 
 use crate::support::{Client, Edge, client};
 
@@ -69,6 +73,12 @@ async fn certificates_from_files_are_followed_and_a_broken_pair_changes_nothing(
 
 /// The certificate that a client is shown which does not verify it.
 async fn served(edge: &Edge) -> Vec<u8> {
+    let stream = unverified(edge, HOST).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// A connection that verifies no certificate; for an address, without a name in its handshake.
+async fn unverified(edge: &Edge, name: &'static str) -> std::io::Result<TlsStream<TcpStream>> {
     use std::sync::Arc;
 
     use rustls::{
@@ -117,10 +127,55 @@ async fn served(edge: &Edge) -> Vec<u8> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anyone))
         .with_no_client_auth();
-    let tcp = tokio::net::TcpStream::connect(edge.https()).await.unwrap();
-    let name = ServerName::try_from(HOST).unwrap();
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
-    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    let tcp = TcpStream::connect(edge.https()).await.unwrap();
+    let name = ServerName::try_from(name).unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+}
+
+#[tokio::test]
+async fn the_site_for_every_other_name_has_its_own_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(vec!["rest.example.org".to_owned()]).unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("c.pem"), own.cert.pem()).unwrap();
+    std::fs::write(path("k.pem"), own.signing_key.serialize_pem()).unwrap();
+    let edge = Edge::start(&format!(
+        "[sites.\"*\"]\ntls = {{ cert = \"{}\", key = \"{}\" }}\n[sites.\"*\".routes]\n\"/\" = {{ respond = \"rest\" }}\n\
+         [sites.\"{HOST}\".routes]\n\"/\" = {{ respond = \"named\" }}\n\
+         [sites.\"plain.example.org\"]\ntls = \"off\"\n[sites.\"plain.example.org\".routes]\n\"/\" = {{ respond = \"plain\" }}\n",
+        path("c.pem").display(),
+        path("k.pem").display()
+    ));
+    assert!(!edge.log().contains("is not for *"), "{}", edge.log());
+    // The name in the handshake, the host of the request, and who answers.
+    for (name, host, answer) in [
+        ("other.example.com", "other.example.com", Some("rest")),
+        ("other.example.com", "another.example.com", None),
+        ("other.example.com", HOST, None),
+        (HOST, HOST, Some("named")),
+        (HOST, "other.example.com", None),
+        ("192.0.2.1", "192.0.2.1", Some("rest")),
+        ("192.0.2.1", "other.example.com", Some("rest")),
+        ("192.0.2.1", HOST, None),
+        ("192.0.2.1", "plain.example.org", None),
+    ] {
+        let mut stream = unverified(&edge, name).await.unwrap();
+        let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+        assert_eq!(shown == own.cert.der().to_vec(), name != HOST, "{name}");
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        let _ = stream.read_to_end(&mut read).await;
+        let read = String::from_utf8_lossy(&read);
+        match answer {
+            Some(body) => assert!(read.ends_with(body), "{name} {host}: {read}"),
+            None => assert!(read.starts_with("HTTP/1.1 421 "), "{name} {host}: {read}"),
+        }
+    }
+    // A site of plain HTTP has a name of its own, and no certificate.
+    assert!(unverified(&edge, "plain.example.org").await.is_err());
+    let moved = Client::plain(edge.http()).await.get("other.example.com", "/x").await;
+    assert_eq!((moved.status, moved.field("location").as_deref()), (308, Some("https://other.example.com/x")));
 }
 
 #[tokio::test]
@@ -128,7 +183,7 @@ async fn a_handshake_that_takes_its_time_is_ended() {
     let edge = Edge::start(&format!(
         "[timeouts]\nhandshake = \"300ms\"\n[sites.\"{HOST}\".routes]\n\"/\" = {{ respond = \"hi\" }}\n"
     ));
-    let mut tcp = tokio::net::TcpStream::connect(edge.https()).await.unwrap();
+    let mut tcp = TcpStream::connect(edge.https()).await.unwrap();
     tcp.write_all(&[22, 3, 1, 0]).await.unwrap();
     let mut all = Vec::new();
     tokio::time::timeout(Duration::from_secs(5), tcp.read_to_end(&mut all)).await.expect("it ends").unwrap();

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::stack::{EdgeService, Generation};
 use crate::{
+    config::plan,
     conn::{ConnInfo, Exhausted, Permit, Permits},
     drain::{Drain, Phase},
     error,
@@ -117,6 +118,8 @@ impl Connection<'_> {
                 let local = hello.get_ref().get_ref().local_addr().ok();
                 let road = pipeline.current.load();
                 let hello = hello.or_named(|| road.address_site(local.map(|local| local.ip())));
+                let falls = road.is_for_catch_all(hello.name());
+                let hello = if falls { hello.with_certificate_of(plan::CATCH_ALL) } else { hello };
                 let stream = hello.name().and_then(|name| road.stream(name));
                 drop(road);
                 if let Some(stream) = stream {

@@ -66,6 +66,8 @@ pub struct Generation {
     router: Router<Site, Arc<Route>>,
     /// The sites with TLS that are addresses, each with its key in the router.
     addresses: Box<[(IpAddr, Box<str>)]>,
+    /// Whether the site for every other name has a certificate.
+    has_tls_catch_all: bool,
     listen: plan::Listen,
     handshake: Option<Duration>,
     settings: Arc<serve::Settings>,
@@ -78,6 +80,8 @@ pub struct Generation {
 
 struct Site {
     numbers: SiteNumbers,
+    /// Whether it answers every name that no other site has.
+    is_catch_all: bool,
     /// Whether the site is served over TLS, so that plain HTTP redirects.
     secure: bool,
     /// Whether its certificate is ordered from a CA, which may come to validate.
@@ -198,6 +202,7 @@ impl Generation {
         Self {
             router: Router::new(sites),
             addresses,
+            has_tls_catch_all: plan.sites.iter().any(|site| site.host.is_catch_all() && site.tls.has_certificate()),
             listen: plan.listen.clone(),
             handshake: plan.timeouts.handshake,
             settings: Arc::new(serve::Settings {
@@ -219,6 +224,12 @@ impl Generation {
             [(_, only)] => Some(only),
             several => several.iter().find(|(address, _)| Some(*address) == local).map(|(_, name)| &**name),
         }
+    }
+
+    /// Whether a handshake for this name, or for none, is that of the site for every other name.
+    pub fn is_for_catch_all(&self, name: Option<&str>) -> bool {
+        let falls = |name| self.router.site(name).is_some_and(|found| found.site.is_catch_all);
+        self.has_tls_catch_all && name.is_none_or(falls)
     }
 
     /// What forwards the connections of a name, if they are not HTTP.
@@ -430,7 +441,8 @@ impl Generation {
         let Some(tls) = &conn.tls else { return site.ok_or_else(|| Kind::NoRoute.into()) };
         match (&tls.sni, site) {
             (Some(sni), Some(site)) if site.site.secure && bare_host(host).eq_ignore_ascii_case(sni) => Ok(site),
-            (None, Some(site)) if site.site.secure => Ok(site),
+            // Without a name it was for the site that takes every other name.
+            (None, Some(site)) if site.site.secure && site.site.is_catch_all => Ok(site),
             _ => Err(Kind::Misdirected.into()),
         }
     }
@@ -569,6 +581,7 @@ impl Site {
         let forwarder = |stream| Arc::new(Forwarder::new(host.clone(), stream, passthrough, streams));
         Self {
             numbers: metrics.of_site(plan.host.shared()),
+            is_catch_all: plan.host.is_catch_all(),
             // A site that is not HTTP has nothing to redirect to, and answers nothing on a connection of HTTP.
             secure: plan.stream.is_none() && plan.tls != plan::SiteTls::Off,
             ordered: plan.tls == plan::SiteTls::Acme,

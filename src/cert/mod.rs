@@ -50,7 +50,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::{
     clock::Clock,
-    config::plan::{Acme, Directory, Dns, Site, SiteTls},
+    config::plan::{Acme, CATCH_ALL, Directory, Dns, Site, SiteTls},
     conn::Fetch,
     error::chain,
 };
@@ -482,7 +482,8 @@ impl Certificate {
         } else if self.not_before > now {
             faults.push(format!("the certificate is not valid before {}", rfc3339(self.not_before)));
         }
-        if !self.covers(host) {
+        // The names of the clients of `*` are not known.
+        if host != CATCH_ALL && !self.covers(host) {
             faults.push(format!("the certificate is not for {host}"));
         }
         if !self.has_chain() {

@@ -142,6 +142,10 @@ fn stream_site(site: &raw::Site, raw: &super::stream::Stream, tls: SiteTls, read
         let message = format!("a site of kind `{}` is found by the name in its TLS handshake", kind.as_str());
         reader.error_with(span, message, "take tls = \"off\" away");
     }
+    if site.host.value.is_catch_all() {
+        let message = format!("a site of kind `{}` has a name: the site `*` is of HTTP", kind.as_str());
+        reader.error_with(raw.kind.span.clone(), message, "write the site with its host name");
+    }
     if raw.upstream.is_none() && !raw.broken {
         let message = format!("a site of kind `{}` needs an upstream", kind.as_str());
         reader.error_with(raw.kind.span.clone(), message, "set upstream = \"tcp://host:port\"");
@@ -218,7 +222,9 @@ fn matrix(raw: &Raw, listen: &Listen, reader: &Reader<'_>) -> Option<Matrix> {
     no_call_service(raw, matrix, &rtc_transports, reader);
     let (server_name, homeserver) = (matrix.server_name.clone()?, homeserver?);
     let host = host_of(&server_name.value).to_owned();
-    let site = raw.sites.iter().find(|site| site.host.value.as_str() == host);
+    let serves = |site: &&raw::Site| site.well_known.as_ref().is_some_and(|wants| wants.value);
+    let catch_all = raw.sites.iter().filter(serves).find(|site| site.host.value.is_catch_all());
+    let site = raw.sites.iter().find(|site| site.host.value.as_str() == host).or(catch_all);
     if !raw.broken_sites && site.is_none_or(|site| site.stream.is_some()) {
         let what = if site.is_some() { "is not a site of HTTP" } else { "has no site" };
         let help = format!("add [sites.\"{host}\"], or serve https://{host}/.well-known/matrix/ from where it is");
@@ -287,7 +293,8 @@ fn beside(service: &str, services: &[String], sfus: &[String]) -> RtcTransport {
 /// The public addresses of every site and route of a kind.
 fn public_urls(raw: &Raw, kind: Kind, listen: &Listen) -> Vec<String> {
     let mut found = Vec::new();
-    for site in &raw.sites {
+    // One with many names has no address to tell.
+    for site in raw.sites.iter().filter(|site| !site.host.value.is_wildcard()) {
         let routes = std::iter::once(&site.root).chain(&site.routes).filter(|route| kind_of(route) == kind);
         found
             .extend(routes.map(|route| public_url(&site.host.value, route.prefix.value.trim_end_matches('/'), listen)));
@@ -414,6 +421,11 @@ fn site_tls(
         (Some(raw::Tls::Passthrough), _) => SiteTls::Passthrough,
     };
     let span = site.tls.as_ref().map_or_else(|| site.host.span.clone(), |tls| tls.span.clone());
+    if site.host.value.is_catch_all() && matches!(tls, SiteTls::Acme | SiteTls::SharedFiles(_) | SiteTls::Wildcard) {
+        let help = "set tls = \"off\", or tls = { cert = \"a.pem\", key = \"b.pem\" }";
+        reader.error_with(span, "the site `*` needs a certificate of its own: no CA signs one for every name", help);
+        return tls;
+    }
     let is_tcp = site.stream.as_ref().is_some_and(|stream| stream.kind.value == StreamKind::Tcp);
     if tls == SiteTls::Passthrough && !is_tcp {
         let help = "set kind = \"tcp\", or let TLS end here";

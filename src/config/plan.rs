@@ -327,16 +327,26 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// A host name, a wildcard for names one label below another, or an IP address: valid, lower case, without a trailing dot
-/// and without brackets.
+/// The host of the site that answers every name which no other site has.
+pub const CATCH_ALL: &str = "*";
+
+/// A host name, a wildcard for names one label below another, [`CATCH_ALL`], or an IP address: valid, lower case, without a
+/// trailing dot and without brackets.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hostname(pub(super) Arc<str>);
 
 impl Hostname {
-    /// Whether it stands for every name one label below another (`*.example.org`).
+    /// Whether it stands for more than one name: for every name one label below another (`*.example.org`), or for every
+    /// name that no other site has.
     #[must_use]
     pub fn is_wildcard(&self) -> bool {
-        self.0.starts_with("*.")
+        self.0.starts_with('*')
+    }
+
+    /// Whether it stands for every name that no other site has.
+    #[must_use]
+    pub fn is_catch_all(&self) -> bool {
+        &*self.0 == CATCH_ALL
     }
 
     /// The address, where it is one.

@@ -754,6 +754,11 @@ fn keys_of(section: &str) -> Option<&'static [Key]> {
     }
 }
 
+/// What the names of sites are.
+const SITES_DOC: &str = "One table per host name or address. `*.example.org` is every name one label below, `*` every name that no \
+    other site has, and TLS without a name (SNI). `*` has no certificate by ACME: it is plain HTTP (`tls = \"off\"`), or has a \
+    certificate of its own, in files or `internal` (for clients that do not verify the name).";
+
 /// The JSON Schema (draft 2020-12) of the file, for editors.
 #[must_use]
 pub fn schema() -> Value {
@@ -767,7 +772,7 @@ pub fn schema() -> Value {
         "type": "object",
         "propertyNames": strict::host_names(),
         "additionalProperties": object(SITE),
-        "description": "One table per host name.",
+        "description": SITES_DOC,
     });
     properties.insert("sites".to_owned(), sites);
     let mut schema = json!({
@@ -810,7 +815,7 @@ pub fn markdown() -> String {
     for section in TABLES {
         table(&format!("`[{}]`", section.name), section.doc, section.keys);
     }
-    table("`[sites.\"HOST\"]`", "One table per host name.", SITE);
+    table("`[sites.\"HOST\"]`", SITES_DOC, SITE);
     table("`[sites.\"HOST\".routes]`", "`\"/path\" = { … }`, or in a list, each with its `path`.", ROUTE);
     table("upstream as a table", "`upstream = { servers = [\"…\"], … }`", UPSTREAM);
     table("basic_auth as a table", "`basic_auth = { users = { alice = \"$2y$…\" }, … }`", BASIC_AUTH);

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::{
     diagnostic::closest,
-    plan::{Hostname, Server, TcpServer},
+    plan::{CATCH_ALL, Hostname, Server, TcpServer},
     punycode,
     tree::{Problem, visible},
 };
@@ -88,8 +88,11 @@ pub fn address(text: &str) -> Result<SocketAddr, Problem> {
     }
 }
 
-/// The name of a site: a host name, `*.` before one, or an address.
+/// The name of a site: a host name, `*.` before one, `*` alone, or an address.
 pub fn site_name(text: &str) -> Result<Hostname, Problem> {
+    if text == CATCH_ALL {
+        return Ok(Hostname(CATCH_ALL.into()));
+    }
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     if let Ok(address) = bare.parse::<IpAddr>() {
         let address = address.to_canonical();

@@ -186,9 +186,9 @@ pub async fn sfu(context: &ProbeContext<'_>) -> Vec<Finding> {
 /// The public URL of each SFU, without a trailing slash. The root `/twirp` of a mounted SFU is not a URL for clients.
 pub fn sfus(context: &ProbeContext<'_>) -> Vec<String> {
     let mut urls: Vec<String> = Vec::new();
-    for service in
-        context.reach.services.iter().filter(|service| service.kind == Kind::Livekit && service.prefix != "/twirp")
-    {
+    let services = context.reach.services.iter().filter(|service| service.kind == Kind::Livekit);
+    // A site of many names has no URL that is known.
+    for service in services.filter(|service| service.prefix != "/twirp" && !service.host.starts_with('*')) {
         let url = format!("{}{}", origin(context.plan, &service.host), service.prefix.trim_end_matches('/'));
         if !urls.contains(&url) {
             urls.push(url);

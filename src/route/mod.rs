@@ -10,6 +10,9 @@ pub use path::{PathMatcher, is_like, strip};
 
 use std::collections::BTreeMap;
 
+/// The host of the site that answers where no other does.
+const CATCH_ALL: &str = "*";
+
 /// Sites by host name or wildcard, each with its routes by path.
 #[derive(Debug)]
 pub struct Router<S, R> {
@@ -37,14 +40,15 @@ impl<S, R> Router<S, R> {
     }
 
     /// The site that a `Host` field or `:authority` names; case, port and a trailing dot do not matter. An exact name wins
-    /// over a wildcard, which stands for one label.
+    /// over a wildcard, which stands for one label, and both over `*`.
     #[must_use]
     pub fn site(&self, authority: &str) -> Option<&Site<S, R>> {
         let host = bare_host(authority);
-        match self.lower_case(host) {
+        let found = match self.lower_case(host) {
             None if host.bytes().any(|b| b.is_ascii_uppercase()) => self.lower_case(&host.to_ascii_lowercase()),
             found => found,
-        }
+        };
+        found.or_else(|| self.hosts.get(CATCH_ALL))
     }
 
     fn lower_case(&self, host: &str) -> Option<&Site<S, R>> {
@@ -116,6 +120,17 @@ mod tests {
         assert_eq!(found("B.Example.ORG.:443"), Some("wild"));
         for host in ["example.org", "x.y.example.org", ".example.org", "*.example.org.evil", "b.example.com"] {
             assert_eq!(found(host), None, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_site_has_falls_to_the_catch_all() {
+        let site = |host: &str, name| (host.into(), name, Vec::<(PathMatcher, ())>::new());
+        let router = Router::new([site("*.example.org", "wild"), site("a.example.org", "exact"), site("*", "rest")]);
+        let found = |host| router.site(host).map(|found| found.site);
+        assert_eq!((found("A.example.org"), found("b.example.org.:8")), (Some("exact"), Some("wild")));
+        for host in ["example.org", "x.y.example.org", "B.example.com:80", "192.0.2.1", "[::1]:443", "*", ""] {
+            assert_eq!(found(host), Some("rest"), "{host}");
         }
     }
 

@@ -64,7 +64,7 @@ fn resuming(
     Ok(Arc::new(config))
 }
 
-/// The same configuration with one certificate, for a client that names no site.
+/// The same configuration with one certificate, for a client that names no site or one that nobody has.
 pub fn with_certificate(config: &Arc<ServerConfig>, certificate: Arc<CertifiedKey>) -> Arc<ServerConfig> {
     let mut config = ServerConfig::clone(config);
     config.cert_resolver = Arc::new(Only(certificate));

@@ -62,8 +62,8 @@ pub struct Acceptor {
 pub struct ClientHello<IO> {
     start: StartHandshake<ReplayStream<IO>>,
     name: Option<String>,
-    /// The client has not said the name: the resolver will not find it in the hello.
-    is_assumed: bool,
+    /// The name whose certificate is served, where the resolver would not find it by the hello.
+    certificate_of: Option<String>,
     offered: OfferedAlpn,
 }
 
@@ -159,7 +159,7 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let ClientHello { start, name, is_assumed, offered } = hello;
+        let ClientHello { start, name, certificate_of, offered } = hello;
         if offered == OfferedAlpn::AcmeTls {
             (self.find_challenge)(name.as_deref().unwrap_or_default()).await;
             let mut stream =
@@ -167,7 +167,8 @@ impl Acceptor {
             let _ = timeout(FAREWELL, stream.shutdown()).await;
             return Ok(Accepted::AcmeChallenge);
         }
-        let Some(certificate) = name.as_deref().and_then(|name| (self.find_certificate)(name)) else {
+        let found = certificate_of.as_ref().or(name.as_ref()).and_then(|name| (self.find_certificate)(name));
+        let Some(certificate) = found else {
             let mut io = start.io.io;
             send_record(&mut io, &UNRECOGNIZED_NAME).await;
             return Err(AcceptError::UnknownName(name.unwrap_or_default()));
@@ -178,7 +179,10 @@ impl Acceptor {
             (Protocols::Turn | Protocols::None, _) => &self.configs.stream,
         };
         let ReplayStream { io, read, .. } = start.io;
-        let config = if is_assumed { config::with_certificate(config, certificate) } else { config.clone() };
+        let config = match certificate_of {
+            Some(_) => config::with_certificate(config, certificate),
+            None => config.clone(),
+        };
         let connection =
             UnbufferedServerConnection::new(config).map_err(|error| AcceptError::Handshake(io::Error::other(error)))?;
         let mut stream = Box::new(TlsStream::new(io, connection, read));
@@ -202,7 +206,13 @@ impl<IO> ClientHello<IO> {
             return self;
         }
         let name = name().map(str::to_owned);
-        Self { is_assumed: name.is_some(), name, ..self }
+        Self { certificate_of: name.clone(), name, ..self }
+    }
+
+    /// The hello, answered with the certificate of another name than the one that it asks for.
+    #[must_use]
+    pub fn with_certificate_of(self, name: &str) -> Self {
+        Self { certificate_of: Some(name.to_owned()), ..self }
     }
 
     /// The connection under it.
@@ -233,7 +243,7 @@ async fn read_hello<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> Result<Client
         () if offers(STUN_TURN) => OfferedAlpn::StunTurn,
         () => OfferedAlpn::Other,
     };
-    Ok(ClientHello { start, name, is_assumed: false, offered })
+    Ok(ClientHello { start, name, certificate_of: None, offered })
 }
 
 /// Boxed, so that a connection does not keep the room of its handshake for as long as it lives.

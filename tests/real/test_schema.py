@@ -16,6 +16,8 @@ EXAMPLES = [ROOT / "config" / name for name in ("vestibule.toml", "one-host.toml
 # What only several keys together make invalid, or what a pattern cannot know. The schema accepts these files.
 SPANS_KEYS = {
     "ambiguous": "two homeservers",
+    "catch_all_errors": "which certificate a name has",
+    "catch_all_stream": "which certificate a name has",
     "empty": "no site",
     "empty_matrix": "a table that is required by another",
     "loops": "where an upstream leads",

@@ -1,7 +1,10 @@
 //! Fields that are set, added and removed, and the placeholders in their values.
 
 use super::{Remark, lexer::Token, model::Edit, parser::Directive};
-use crate::config::edits::{FRAMING, OF_THE_CLIENT};
+use crate::config::{
+    edits::{FRAMING, OF_THE_CLIENT},
+    plan::CATCH_ALL,
+};
 
 /// Which placeholders a text may have.
 #[derive(Clone, Copy)]
@@ -167,11 +170,14 @@ fn placeholder(name: &str, allowed: Placeholders<'_>) -> Option<String> {
         }
         (Placeholders::Field, "scheme") => ours("scheme"),
         (Placeholders::Field, "uuid") => ours("request_id"),
+        (Placeholders::Redirect { host: CATCH_ALL, .. }, "host" | "hostport") => ours("host"),
         (Placeholders::Redirect { host, .. }, "host" | "hostport") => Some(host.replace('{', "{{").replace('}', "}}")),
         (Placeholders::Redirect { plain, .. }, "scheme") => Some(if plain { "http" } else { "https" }.into()),
         (Placeholders::Redirect { .. }, "uri" | "orig_uri") => ours("uri"),
         (Placeholders::Redirect { .. }, "path" | "uri.path" | "orig_uri.path") => ours("path"),
         (Placeholders::Redirect { .. }, "query" | "uri.query") => ours("query"),
+        // The labels of a name that is not known.
+        (Placeholders::Redirect { host: CATCH_ALL, .. }, _) => None,
         (Placeholders::Redirect { host, .. }, name) => {
             let index: usize =
                 name.strip_prefix("labels.").or_else(|| name.strip_prefix("host.labels."))?.parse().ok()?;
@@ -191,6 +197,9 @@ mod tests {
         assert_eq!(redirect("{scheme}://www.{host}{uri}").as_deref(), Some("https://www.a.b.c{uri}"));
         assert_eq!(redirect("https://{labels.2}.x/{http.request.uri.path}").as_deref(), Some("https://a.x/{path}"));
         assert_eq!(redirect("https://x/{re.1}"), None);
+        let anywhere = |text: &str| template(text, Placeholders::Redirect { host: "*", plain: true });
+        assert_eq!(anywhere("https://www.{host}{uri}").as_deref(), Some("https://www.{host}{uri}"));
+        assert_eq!(anywhere("https://{labels.0}.x"), None);
         assert_eq!(template("{\"a\": {}}", Placeholders::None).as_deref(), Some("{\"a\": {}}"));
         assert_eq!(template("{client_ip} { x", Placeholders::Field).as_deref(), Some("{client_ip} {{ x"));
     }

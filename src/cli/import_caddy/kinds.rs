@@ -8,7 +8,7 @@ use super::{
     proxy::JWT_PATHS,
     rules::{self, Rule},
 };
-use crate::config::plan::Kind;
+use crate::config::plan::{CATCH_ALL, Kind};
 
 /// Homeservers that are not Synapse, by their names, and the port of one of them.
 const OTHERS: [&str; 7] = ["conduit", "conduwuit", "continuwuity", "tuwunel", "dendrite", "construct", ":6167"];
@@ -191,6 +191,9 @@ pub fn of_documents(model: &mut TargetConfig, remarks: &mut Vec<Remark>) {
 
 /// Makes a site that passes everything on one of a kind, and says which paths that closes.
 fn becomes(site: &mut Site, new: Kind, remarks: &mut Vec<Remark>) {
+    if site.host == CATCH_ALL {
+        return;
+    }
     let Some(Action::Proxy(kind @ Kind::Http, upstream)) = &mut site.root else { return };
     if new == Kind::Synapse && is_other(upstream, &[]) {
         return;

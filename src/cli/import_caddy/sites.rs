@@ -9,6 +9,7 @@ use super::{
     rules::{Reader, Rule},
     well_known, write_routes,
 };
+use crate::config::plan::CATCH_ALL;
 
 /// Names that Caddy signs with its own CA.
 const INTERNAL: [&str; 4] = ["localhost", "local", "internal", "home.arpa"];
@@ -19,7 +20,11 @@ const FEDERATION: u16 = 8448;
 /// An address of a site.
 #[derive(Debug, PartialEq, Eq)]
 struct Address {
+    /// Whether its scheme is `http`.
     plain: bool,
+    /// Whether its scheme is `https`.
+    secure: bool,
+    /// [`CATCH_ALL`] where it names none.
     host: String,
     port: Option<u16>,
 }
@@ -49,8 +54,12 @@ pub fn site(block: &SiteBlock, ports: Ports, model: &mut TargetConfig, remarks: 
                 continue;
             }
         };
+        if address.host == CATCH_ALL && token.text.contains('*') {
+            let text = "`*` is every name of one label in Caddy, such as `localhost`; it is every other name now";
+            remarks.push(Remark::note(token.line, text));
+        }
         let port = address.port.unwrap_or(if address.plain { ports.http } else { ports.https });
-        let plain = address.plain || port == ports.http;
+        let plain = is_plain(&address, port, block, ports);
         let usual = port == ports.http || port == ports.https;
         match names.iter_mut().find(|known| known.host == address.host) {
             // With TLS on one of its ports, the plain ones only redirect.
@@ -79,6 +88,13 @@ pub fn site(block: &SiteBlock, ports: Ports, model: &mut TargetConfig, remarks: 
     remarks.append(&mut not_reached);
 }
 
+/// Whether Caddy speaks plain HTTP at an address. Without a name it has nothing to order a certificate for, so that only
+/// its port for https and blocks with `tls` have TLS.
+fn is_plain(address: &Address, port: u16, block: &SiteBlock, ports: Ports) -> bool {
+    let has_tls = || address.secure || port == ports.https || block.body.iter().any(|line| line.name == "tls");
+    address.plain || port == ports.http || (address.host == CATCH_ALL && !has_tls())
+}
+
 /// `http:// { redir https://{host}{uri} }`: what port 80 does by itself.
 fn is_redirect_of_port_80(block: &SiteBlock) -> bool {
     let every_name =
@@ -93,9 +109,24 @@ fn is_redirect_of_port_80(block: &SiteBlock) -> bool {
 
 /// The name itself, or those inside a wildcard that its block has something for.
 fn names_of(host: &str, block: &SiteBlock, line: usize, remarks: &mut Vec<Remark>) -> Vec<String> {
-    let Some(parent) = host.strip_prefix("*.") else { return vec![host.to_owned()] };
     let mut hosts = Vec::new();
-    named_hosts(&block.body, &mut hosts);
+    if host == CATCH_ALL {
+        // What it has for some names is theirs, what it has for others is for every other name.
+        named_hosts(&block.body, true, &mut hosts);
+        hosts.retain(|host| {
+            let is_name = host.contains(ENV) || crate::config::site_name(host).is_ok();
+            if !is_name {
+                remarks.push(Remark::lost(line, format!("the host `{host}` of a matcher is not a valid host name")));
+            }
+            is_name && host != CATCH_ALL
+        });
+        hosts.sort();
+        hosts.dedup();
+        hosts.push(CATCH_ALL.to_owned());
+        return hosts;
+    }
+    let Some(parent) = host.strip_prefix("*.") else { return vec![host.to_owned()] };
+    named_hosts(&block.body, false, &mut hosts);
     hosts.retain(|host| host.split_once('.').is_some_and(|(label, rest)| rest == parent && label != "*"));
     hosts.sort();
     hosts.dedup();
@@ -119,17 +150,21 @@ fn names_of(host: &str, block: &SiteBlock, line: usize, remarks: &mut Vec<Remark
     hosts
 }
 
-/// The arguments of `host` matchers.
-fn named_hosts(directives: &[Directive], hosts: &mut Vec<String>) {
+/// The arguments of `host` matchers, those inside of `not` included or not.
+fn named_hosts(directives: &[Directive], with_negated: bool, hosts: &mut Vec<String>) {
     for line in directives {
-        let words = line.args.iter().map(|token| token.text.to_ascii_lowercase());
-        match line.args.first() {
-            Some(first) if line.name.starts_with('@') && first.text == "host" => hosts.extend(words.skip(1)),
+        let words: Vec<_> = line.args.iter().map(|token| token.text.to_ascii_lowercase()).collect();
+        let matcher = line.name.starts_with('@') || (with_negated && line.name == "not");
+        match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["host", names @ ..] if matcher => hosts.extend(names.iter().map(|&name| name.to_owned())),
+            ["not", "host", names @ ..] if matcher && with_negated => {
+                hosts.extend(names.iter().map(|&name| name.to_owned()));
+            }
             _ if line.name == "host" => hosts.extend(words),
             _ => {}
         }
-        if let Some(block) = line.block.as_ref().filter(|_| line.name != "not") {
-            named_hosts(block, hosts);
+        if let Some(block) = line.block.as_ref().filter(|_| with_negated || line.name != "not") {
+            named_hosts(block, with_negated, hosts);
         }
     }
 }
@@ -167,8 +202,15 @@ fn one(
             _ => {}
         }
     }
-    documents(&mut rules, unreached, &mut site, model, remarks);
-    kinds::of_paths(&mut rules, remarks);
+    if name.host == CATCH_ALL {
+        if !certificate_of_catch_all(name, &mut site, remarks) {
+            return;
+        }
+    } else {
+        // A homeserver and its documents have a name.
+        documents(&mut rules, unreached, &mut site, model, remarks);
+        kinds::of_paths(&mut rules, remarks);
+    }
     write_routes::write(rules, &mut site, remarks);
     if !name.usual {
         site.port = name.ports.first().map(|(_, port)| *port);
@@ -182,6 +224,31 @@ fn one(
             listened.push(*port);
         }
     }
+}
+
+/// Sees to the certificate of the site for every other name; whether it is served.
+fn certificate_of_catch_all(name: &Named, site: &mut Site, remarks: &mut Vec<Remark>) -> bool {
+    match (&site.tls, name.ports.iter().find(|(plain, _)| *plain)) {
+        (Some(tls), _) if tls == "\"internal\"" => {
+            let text = "`tls internal` of a site for every name: its certificate is valid for no name, so that only clients that do not verify it connect";
+            remarks.push(Remark::note(name.line, text));
+        }
+        (Some(_), _) => {}
+        (None, Some((_, port))) => {
+            let text = format!(
+                "without a certificate of its own, the site for every other name is served on port {port} alone, as by Caddy"
+            );
+            remarks.push(Remark::note(name.line, text));
+            site.tls = Some("\"off\"".into());
+        }
+        (None, None) => {
+            let text =
+                "a site for every name has no certificate: set `tls` to a certificate and its key, or write its names";
+            remarks.push(Remark::lost(name.line, text));
+            return false;
+        }
+    }
+    true
 }
 
 /// Takes the documents of Matrix out of the rules.
@@ -333,11 +400,11 @@ fn federation(known: &mut Site, site: Site, remarks: &mut Vec<Remark>) {
 }
 
 fn address(text: &str) -> Result<Address, &'static str> {
-    let (plain, rest) = match text.split_once("://") {
-        Some(("http", rest)) => (true, rest),
-        Some(("https", rest)) => (false, rest),
+    let (plain, secure, rest) = match text.split_once("://") {
+        Some(("http", rest)) => (true, false, rest),
+        Some(("https", rest)) => (false, true, rest),
         Some(_) => return Err("its scheme is not supported"),
-        None => (false, text),
+        None => (false, false, text),
     };
     let rest = rest.trim_end_matches('/');
     let (host, port) = match rest.rsplit_once(':') {
@@ -345,20 +412,21 @@ fn address(text: &str) -> Result<Address, &'static str> {
         _ => (rest, None),
     };
     let port = port.map(|port| port.parse().map_err(|_| "its port is not valid")).transpose()?;
-    if host.is_empty() {
-        return Err("a site needs a host name");
+    let address = |host: &str| Address { plain, secure, host: host.to_owned(), port };
+    if host.is_empty() || host == CATCH_ALL {
+        return Ok(address(CATCH_ALL));
     }
     if host.contains('*') && !host.starts_with("*.") {
         return Err("a wildcard replaces exactly one label, the first");
     }
     if host.contains(ENV) {
-        return Ok(Address { plain, host: host.to_owned(), port });
+        return Ok(address(host));
     }
     if host.contains('/') {
         return Err("move the path into the site");
     }
     match crate::config::site_name(host) {
-        Ok(host) => Ok(Address { plain, host: host.as_str().to_owned(), port }),
+        Ok(host) => Ok(address(host.as_str())),
         Err(_) => Err("it is not a valid host name"),
     }
 }
