@@ -115,11 +115,8 @@ impl Connection<'_> {
                 let refused = |error| ConnError::Tls(client.ip(), error);
                 let acceptor = pipeline.acceptor.load_full();
                 let hello = closable(drain, acceptor.read_hello(io, deadline)).await?.map_err(refused)?;
-                let local = hello.get_ref().get_ref().local_addr().ok();
                 let road = pipeline.current.load();
-                let hello = hello.or_named(|| road.address_site(local.map(|local| local.ip())));
-                let falls = road.is_for_catch_all(hello.name());
-                let hello = if falls { hello.with_certificate_of(plan::CATCH_ALL) } else { hello };
+                let hello = with_certificate(hello, &road);
                 let stream = hello.name().and_then(|name| road.stream(name));
                 drop(road);
                 if let Some(stream) = stream {
@@ -196,6 +193,13 @@ async fn closable<F: Future>(drain: &Drain, before: F) -> Result<F::Output, Conn
         done = before => Ok(done),
         () = closing => Err(ConnError::Closing),
     }
+}
+
+/// The hello of a client that names no site, or one that nobody has, with the certificate that it gets all the same.
+fn with_certificate(hello: ClientHello<Prefixed<TcpStream>>, road: &Generation) -> ClientHello<Prefixed<TcpStream>> {
+    let local = hello.get_ref().get_ref().local_addr().ok();
+    let hello = hello.or_named(|| road.address_site(local.map(|local| local.ip())));
+    if road.is_for_catch_all(hello.name()) { hello.with_certificate_of(plan::CATCH_ALL) } else { hello }
 }
 
 /// Forwards a connection that is not HTTP, TLS ended here or not.

@@ -44,19 +44,16 @@ impl<S, R> Router<S, R> {
     #[must_use]
     pub fn site(&self, authority: &str) -> Option<&Site<S, R>> {
         let host = bare_host(authority);
-        let found = match self.lower_case(host) {
-            None if host.bytes().any(|b| b.is_ascii_uppercase()) => self.lower_case(&host.to_ascii_lowercase()),
-            found => found,
-        };
+        let lower_case = || host.bytes().any(|b| b.is_ascii_uppercase()).then(|| host.to_ascii_lowercase());
+        let found = self.hosts.get(host).or_else(|| match lower_case() {
+            Some(host) => self.hosts.get(host.as_str()).or_else(|| self.wildcard(&host)),
+            None => self.wildcard(host),
+        });
         found.or_else(|| self.hosts.get(CATCH_ALL))
     }
 
-    fn lower_case(&self, host: &str) -> Option<&Site<S, R>> {
-        let exact = self.hosts.get(host);
-        if exact.is_some() || !self.has_wildcards {
-            return exact;
-        }
-        let (label, parent) = host.split_once('.')?;
+    fn wildcard(&self, host: &str) -> Option<&Site<S, R>> {
+        let (label, parent) = host.split_once('.').filter(|_| self.has_wildcards)?;
         if label.is_empty() || label == "*" {
             return None;
         }

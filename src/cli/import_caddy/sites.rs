@@ -74,7 +74,10 @@ pub fn site(block: &SiteBlock, ports: Ports, model: &mut TargetConfig, remarks: 
         }
     }
     let (mut reached, mut not_reached) = (Vec::new(), Vec::new());
-    for name in names {
+    for mut name in names {
+        if name.host == CATCH_ALL && !certificate_of_catch_all(&mut name, block, remarks) {
+            continue;
+        }
         for host in names_of(&name.host, block, name.line, remarks) {
             let mut reader = Reader::new(&host, name.plain, remarks);
             let rules = reader.site(&block.body);
@@ -202,12 +205,8 @@ fn one(
             _ => {}
         }
     }
-    if name.host == CATCH_ALL {
-        if !certificate_of_catch_all(name, &mut site, remarks) {
-            return;
-        }
-    } else {
-        // A homeserver and its documents have a name.
+    // A homeserver and its documents have a name.
+    if name.host != CATCH_ALL {
         documents(&mut rules, unreached, &mut site, model, remarks);
         kinds::of_paths(&mut rules, remarks);
     }
@@ -226,29 +225,33 @@ fn one(
     }
 }
 
-/// Sees to the certificate of the site for every other name; whether it is served.
-fn certificate_of_catch_all(name: &Named, site: &mut Site, remarks: &mut Vec<Remark>) -> bool {
-    match (&site.tls, name.ports.iter().find(|(plain, _)| *plain)) {
-        (Some(tls), _) if tls == "\"internal\"" => {
-            let text = "`tls internal` of a site for every name: its certificate is valid for no name, so that only clients that do not verify it connect";
-            remarks.push(Remark::note(name.line, text));
-        }
-        (Some(_), _) => {}
-        (None, Some((_, port))) => {
-            let text = format!(
-                "without a certificate of its own, the site for every other name is served on port {port} alone, as by Caddy"
-            );
-            remarks.push(Remark::note(name.line, text));
-            site.tls = Some("\"off\"".into());
-        }
-        (None, None) => {
-            let text =
-                "a site for every name has no certificate: set `tls` to a certificate and its key, or write its names";
-            remarks.push(Remark::lost(name.line, text));
-            return false;
-        }
+/// Sees to the certificate of a block for every other name; whether anything of it is served.
+fn certificate_of_catch_all(name: &mut Named, block: &SiteBlock, remarks: &mut Vec<Remark>) -> bool {
+    let lines = || block.body.iter().filter(|line| line.name == "tls");
+    let is_internal = |line: &Directive| {
+        let first = |line: &Directive| line.args.first().is_some_and(|token| token.text == "internal");
+        first(line) || line.block.iter().flatten().any(|line| line.name == "issuer" && first(line))
+    };
+    if name.plain || lines().any(|line| line.args.len() == 2) {
+        return true;
     }
-    true
+    if lines().any(is_internal) {
+        let text = "`tls internal` of a site for every name: its certificate is valid for no name, so that only clients that do not verify it connect";
+        remarks.push(Remark::note(name.line, text));
+        return true;
+    }
+    name.ports.retain(|(plain, _)| *plain);
+    if let Some((_, port)) = name.ports.first() {
+        let text = format!(
+            "without a certificate of its own, the site for every other name is served on port {port} alone, as by Caddy"
+        );
+        remarks.push(Remark::note(name.line, text));
+        name.plain = true;
+        return true;
+    }
+    let text = "a site for every name has no certificate: set `tls` to a certificate and its key, or write its names";
+    remarks.push(Remark::lost(name.line, text));
+    false
 }
 
 /// Takes the documents of Matrix out of the rules.
