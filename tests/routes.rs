@@ -62,6 +62,53 @@ async fn a_site_for_every_other_name_answers_plain_http() {
 }
 
 #[tokio::test]
+async fn a_site_of_one_port_answers_there_alone() {
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (one, plain) = (free(), free());
+    let edge = Edge::start(&format!("[sites.\"{HOST}\".routes]\n\"/\" = {{ respond = \"first\" }}\n"));
+    let site = |name: &str, tls: &str, answer: &str| {
+        format!("[sites.\"{name}\"]\n{tls}[sites.\"{name}\".routes]\n\"/\" = {{ respond = \"{answer}\" }}\n")
+    };
+    let sites = [
+        site(HOST, "", "every"),
+        site(&format!("{HOST}:{}", one.port()), "", "one"),
+        site(&format!("{HOST}:{}", plain.port()), "tls = \"off\"\n", "plain"),
+        site(&format!("b.example.org:{}", one.port()), "", "only"),
+        site(&format!("*:{}", plain.port()), "tls = \"off\"\n", "rest"),
+    ];
+    let config = Edge::config(edge.path("").as_path(), "", &sites.concat())
+        .replace("http = [\"127.0.0.1:0\"]", &format!("http = [\"127.0.0.1:0\", \"{plain}\"]"))
+        .replace("https = [\"127.0.0.1:0\"]", &format!("https = [\"127.0.0.1:0\", \"{one}\"]"));
+    std::fs::write(edge.path("vestibule.toml"), config).unwrap();
+    edge.wait_for_log("the new configuration is in effect");
+    let there = format!("{HOST}:{}", one.port());
+    // Where the connection comes to, the name, the host of the request, and who answers. What a client writes as its port
+    // says nothing.
+    for (address, name, host, answer) in [
+        (edge.https(), HOST, HOST, "every"),
+        (edge.https(), HOST, there.as_str(), "every"),
+        (one, HOST, HOST, "one"),
+        (one, HOST, there.as_str(), "one"),
+        (one, "b.example.org", "b.example.org", "only"),
+    ] {
+        let mut client = Client::tls_at(address, &edge.root(), name).await;
+        assert_eq!(client.get(host, "/").await.text(), answer, "{address} {host}");
+    }
+    let mut elsewhere = Client::tls_at(edge.https(), &edge.root(), "b.example.org").await;
+    assert_eq!(elsewhere.get("b.example.org", "/").await.status, 421);
+    for (address, host, status, answer) in [
+        (plain, HOST, 200, "plain"),
+        (plain, "c.example.org", 200, "rest"),
+        (edge.http(), HOST, 308, ""),
+        (edge.http(), "b.example.org", 404, "Not Found"),
+    ] {
+        let found = Client::plain(address).await.get(host, "/").await;
+        assert_eq!(found.status, status, "{address} {host}");
+        assert!(status == 404 || found.text() == answer, "{}", found.text());
+    }
+}
+
+#[tokio::test]
 async fn a_list_is_tried_in_its_order_with_conditions() {
     let (posts, marked, rest) = (named("posts").await, named("marked").await, named("rest").await);
     let edge = Edge::start(&format!(

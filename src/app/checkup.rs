@@ -192,6 +192,7 @@ fn services(plan: &Plan, roots: &client::Roots) -> Vec<Service> {
         let Action::Proxy(upstream) = &route.action else { continue };
         services.extend(upstream.servers.iter().map(|server| Service {
             host: site.host.as_str().to_owned(),
+            port: site.port,
             prefix: route.prefix.clone(),
             kind: route.kind,
             server: server.to_string(),

@@ -75,8 +75,9 @@ impl ListenerKind {
 }
 
 /// Serves one connection to its end. Whatever goes wrong here concerns this client only.
-pub async fn run(io: TcpStream, peer: SocketAddr, kind: ListenerKind, pipeline: Arc<Pipeline>) {
-    let connection = Connection { peer, kind, pipeline: &pipeline };
+pub async fn run(io: TcpStream, peer: SocketAddr, listener: (ListenerKind, u16), pipeline: Arc<Pipeline>) {
+    let (kind, port) = listener;
+    let connection = Connection { peer, kind, port, pipeline: &pipeline };
     let served = match pipeline.permits.try_acquire() {
         Ok(permit) => connection.serve(io, permit).await,
         Err(exhausted) => Err(ConnError::Refused(peer.ip(), exhausted)),
@@ -90,12 +91,14 @@ pub async fn run(io: TcpStream, peer: SocketAddr, kind: ListenerKind, pipeline: 
 struct Connection<'a> {
     peer: SocketAddr,
     kind: ListenerKind,
+    /// The port to which it came.
+    port: u16,
     pipeline: &'a Arc<Pipeline>,
 }
 
 impl Connection<'_> {
     async fn serve(&self, io: TcpStream, mut permit: Permit) -> Result<(), ConnError> {
-        let (pipeline, peer, drain) = (self.pipeline, self.peer, &self.pipeline.drain);
+        let (pipeline, peer, port, drain) = (self.pipeline, self.peer, self.port, &self.pipeline.drain);
         let road = pipeline.current.load_full();
         let deadline = road.handshake().map(|limit| Instant::now() + limit);
         let (io, client) = closable(drain, proxy_protocol::read(io, peer, road.proxy_protocol(), deadline)).await??;
@@ -108,7 +111,7 @@ impl Connection<'_> {
         let service = EdgeService::new(pipeline.current.clone());
         match self.kind {
             ListenerKind::Plain => {
-                let conn = Arc::new(ConnInfo { peer, client, tls: None });
+                let conn = Arc::new(ConnInfo { peer, client, port, tls: None });
                 serve::serve_connection(io, conn, service, settings, drain.clone(), tasks).await;
             }
             ListenerKind::Tls => {
@@ -116,8 +119,8 @@ impl Connection<'_> {
                 let acceptor = pipeline.acceptor.load_full();
                 let hello = closable(drain, acceptor.read_hello(io, deadline)).await?.map_err(refused)?;
                 let road = pipeline.current.load();
-                let hello = with_certificate(hello, &road);
-                let stream = hello.name().and_then(|name| road.stream(name));
+                let hello = with_certificate(hello, &road, port);
+                let stream = hello.name().and_then(|name| road.stream(name, port));
                 drop(road);
                 if let Some(stream) = stream {
                     // Boxed, so that a connection of HTTP has no room for it.
@@ -125,7 +128,7 @@ impl Connection<'_> {
                 }
                 let accepted = closable(drain, acceptor.accept(hello, Protocols::Http, deadline)).await?;
                 if let Accepted::Client(io, tls) = accepted.map_err(refused)? {
-                    let conn = Arc::new(ConnInfo { peer, client, tls: Some(tls) });
+                    let conn = Arc::new(ConnInfo { peer, client, port, tls: Some(tls) });
                     serve::serve_connection(io, conn, service, settings, drain.clone(), tasks).await;
                 }
             }
@@ -196,10 +199,14 @@ async fn closable<F: Future>(drain: &Drain, before: F) -> Result<F::Output, Conn
 }
 
 /// The hello of a client that names no site, or one that nobody has, with the certificate that it gets all the same.
-fn with_certificate(hello: ClientHello<Prefixed<TcpStream>>, road: &Generation) -> ClientHello<Prefixed<TcpStream>> {
+fn with_certificate(
+    hello: ClientHello<Prefixed<TcpStream>>,
+    road: &Generation,
+    port: u16,
+) -> ClientHello<Prefixed<TcpStream>> {
     let local = hello.get_ref().get_ref().local_addr().ok();
     let hello = hello.or_named(|| road.address_site(local.map(|local| local.ip())));
-    if road.is_for_catch_all(hello.name()) { hello.with_certificate_of(plan::CATCH_ALL) } else { hello }
+    if road.is_for_catch_all(hello.name(), port) { hello.with_certificate_of(plan::CATCH_ALL) } else { hello }
 }
 
 /// Forwards a connection that is not HTTP, TLS ended here or not.

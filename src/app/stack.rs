@@ -79,6 +79,8 @@ pub struct Generation {
 }
 
 struct Site {
+    /// Its host, with its port where it is on one only.
+    name: Arc<str>,
     numbers: SiteNumbers,
     /// Whether it answers every name that no other site has.
     is_catch_all: bool,
@@ -195,13 +197,16 @@ impl Generation {
                 (matcher(route, any_spelling), Arc::new(Route { guard, ..Route::new(route, site, env) }))
             });
             let routes = routes.collect();
-            (site.host.authority().into(), Site::new(site, metrics, &streams), routes)
+            (site.host.authority().into(), site.port, Site::new(site, metrics, &streams), routes)
         });
         let secure = plan.sites.iter().filter(|site| site.tls != plan::SiteTls::Off);
-        let addresses = secure.filter_map(|site| Some((site.host.address()?, site.host.authority().into()))).collect();
+        let mut addresses: Vec<(IpAddr, Box<str>)> =
+            secure.filter_map(|site| Some((site.host.address()?, site.host.authority().into()))).collect();
+        addresses.sort();
+        addresses.dedup();
         Self {
             router: Router::new(sites),
-            addresses,
+            addresses: addresses.into(),
             has_tls_catch_all: plan.sites.iter().any(|site| site.host.is_catch_all() && site.tls.has_certificate()),
             listen: plan.listen.clone(),
             handshake: plan.timeouts.handshake,
@@ -227,14 +232,14 @@ impl Generation {
     }
 
     /// Whether a handshake for this name, or for none, is that of the site for every other name.
-    pub fn is_for_catch_all(&self, name: Option<&str>) -> bool {
-        let falls = |name| self.router.site(name).is_some_and(|found| found.site.is_catch_all);
-        self.has_tls_catch_all && name.is_none_or(falls)
+    pub fn is_for_catch_all(&self, name: Option<&str>, port: u16) -> bool {
+        let site = || self.router.site(name.unwrap_or(plan::CATCH_ALL), port);
+        self.has_tls_catch_all && site().is_some_and(|found| found.site.is_catch_all && found.site.secure)
     }
 
     /// What forwards the connections of a name, if they are not HTTP.
-    pub fn stream(&self, name: &str) -> Option<Arc<Forwarder>> {
-        self.router.site(name)?.site.stream.clone()
+    pub fn stream(&self, name: &str, port: u16) -> Option<Arc<Forwarder>> {
+        self.router.site(name, port)?.site.stream.clone()
     }
 
     /// All forwarders of connections that are not HTTP.
@@ -259,7 +264,8 @@ impl Generation {
 
     /// The upstreams and what leads to them, a host or a host and a path, for the admin.
     pub fn services(&self) -> impl Iterator<Item = (String, &Upstream)> {
-        self.router.sites().flat_map(|(host, site)| {
+        self.router.sites().flat_map(|(_, site)| {
+            let host = &*site.site.name;
             let routes = site.routes().filter_map(move |(path, route)| match &route.action {
                 Action::Proxy(upstream) => Some((format!("{host}{path}").trim_end_matches('/').to_owned(), upstream)),
                 _ => None,
@@ -437,7 +443,7 @@ impl Generation {
     /// for and no other, so that a certificate never speaks for a site that it does not name.
     fn site(&self, request: &Request, conn: &ConnInfo) -> Result<&route::Site<Site, Arc<Route>>, ProxyError> {
         let host = request.fields.get(header::HOST).and_then(|host| host.to_str()).unwrap_or_default();
-        let site = self.router.site(host);
+        let site = self.router.site(host, conn.port);
         let Some(tls) = &conn.tls else { return site.ok_or_else(|| Kind::NoRoute.into()) };
         match (&tls.sni, site) {
             (Some(sni), Some(site)) if site.site.secure && bare_host(host).eq_ignore_ascii_case(sni) => Ok(site),
@@ -452,7 +458,7 @@ impl Generation {
     fn acme_token(&self, request: &Request, context: &RequestContext<'_>) -> Option<Dispatch> {
         let token = request.uri.path().strip_prefix(ACME_CHALLENGE)?;
         let host = request.fields.get(header::HOST).and_then(|host| host.to_str()).unwrap_or_default();
-        let ordered = self.router.site(host).is_some_and(|found| found.site.ordered);
+        let ordered = self.router.has(host, |site| site.ordered);
         if !ordered || !matches!(request.method, Method::GET | Method::HEAD) {
             return None;
         }
@@ -576,18 +582,20 @@ impl Generation {
 
 impl Site {
     fn new(plan: &plan::Site, metrics: &Metrics, streams: &stream::Env) -> Self {
-        let host = plan.host.shared();
+        let name = plan.name();
         let passthrough = plan.tls == plan::SiteTls::Passthrough;
-        let forwarder = |stream| Arc::new(Forwarder::new(host.clone(), stream, passthrough, streams));
+        let forwarder = |stream| Arc::new(Forwarder::new(name.clone(), stream, passthrough, streams));
+        let stream = plan.stream.as_ref().map(forwarder);
         Self {
-            numbers: metrics.of_site(plan.host.shared()),
+            name: name.clone(),
+            numbers: metrics.of_site(name),
             is_catch_all: plan.host.is_catch_all(),
             // A site that is not HTTP has nothing to redirect to, and answers nothing on a connection of HTTP.
             secure: plan.stream.is_none() && plan.tls != plan::SiteTls::Off,
             ordered: plan.tls == plan::SiteTls::Acme,
             hsts: plan.hsts,
             well_known: plan.well_known.as_deref().map(WellKnown::new),
-            stream: plan.stream.as_ref().map(forwarder),
+            stream,
             response_fields: FieldEdits::new(plan.response_fields.clone()),
         }
     }

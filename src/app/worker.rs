@@ -106,7 +106,8 @@ async fn run_commands(mut inbox: mpsc::UnboundedReceiver<Command>, pipeline: Arc
 }
 
 async fn accept(listener: Listener, kind: ListenerKind, stop: CancellationToken, pipeline: Arc<Pipeline>) {
-    let serve = |io, peer| drop(pipeline.tasks.spawn(pipeline::run(io, peer, kind, pipeline.clone())));
+    let port = listener.local_addr().port();
+    let serve = |io, peer| drop(pipeline.tasks.spawn(pipeline::run(io, peer, (kind, port), pipeline.clone())));
     while let Some((io, peer)) = stop.run_until_cancelled(listener.accept()).await {
         serve(io, peer);
     }

@@ -57,6 +57,7 @@ fn site_json(site: &Site) -> serde_json::Value {
     let route = |route: &Route| serde_json::json!({ "prefix": matched(route), "kind": route.kind.as_str(), "does": does(route), "open": open(route) });
     serde_json::json!({
         "host": site.host.as_str(),
+        "port": site.port,
         "certificate": certificate(site),
         "well_known": site.well_known.is_some(),
         "routes": site.routes.iter().map(route).collect::<Vec<_>>(),
@@ -83,7 +84,7 @@ fn words(plan: &Plan) -> String {
         }
     }
     for site in &plan.sites {
-        lines.push(format!("\n{}  (certificate: {})", site.host, certificate(site)));
+        lines.push(format!("\n{}  (certificate: {})", site.name(), certificate(site)));
         if let Some(documents) = &site.well_known {
             for (name, document) in
                 [("client", &documents.client), ("server", &documents.server), ("support", &documents.support)]

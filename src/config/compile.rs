@@ -74,14 +74,15 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
     for site in &raw.sites {
         if let Some(stream) = &site.stream {
             let tls = site_tls(site, issuer, &raw, &listen, &acme, reader);
+            check_port(site, &tls, &sites, &listen, reader);
             sites.extend(stream_site(site, stream, tls, reader));
             continue;
         }
         let is_server = server_name.is_some_and(|name| host_of(&name.value) == site.host.value.as_str());
-        let wants = site
-            .well_known
-            .as_ref()
-            .map_or_else(|| is_server || kind_of(&site.root) == Kind::Synapse, |wants| wants.value);
+        let wants = site.well_known.as_ref().map_or_else(
+            || site.is_on(listen.public_port) && (is_server || kind_of(&site.root) == Kind::Synapse),
+            |wants| wants.value,
+        );
         if site.host.value.is_wildcard() && kind_of(&site.root) == Kind::Synapse {
             let help = "clients are told one name: write the site with it";
             reader.error_with(site.host.span.clone(), "a homeserver has one name, and no wildcard", help);
@@ -90,9 +91,12 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
             let help = "set matrix.server_name, or leave `well_known` out";
             reader.error_with(wants.span.clone(), "there are no well-known documents to serve", help);
         }
+        let tls = site_tls(site, issuer, &raw, &listen, &acme, reader);
+        check_port(site, &tls, &sites, &listen, reader);
         sites.push(Site {
             host: site.host.value.clone(),
-            tls: site_tls(site, issuer, &raw, &listen, &acme, reader),
+            port: site.port,
+            tls,
             well_known: documents.clone().filter(|_| wants),
             routes: routes(site, wants || may_be_server, transports.as_ref(), reader),
             hsts: site.hsts.as_ref().is_some_and(|hsts| hsts.value),
@@ -153,6 +157,7 @@ fn stream_site(site: &raw::Site, raw: &super::stream::Stream, tls: SiteTls, read
     let upstream = raw.upstream.as_ref()?.value.clone();
     Some(Site {
         host: site.host.value.clone(),
+        port: site.port,
         tls,
         well_known: None,
         routes: Vec::new(),
@@ -224,7 +229,8 @@ fn matrix(raw: &Raw, listen: &Listen, reader: &Reader<'_>) -> Option<Matrix> {
     let host = host_of(&server_name.value).to_owned();
     let serves = |site: &&raw::Site| site.well_known.as_ref().is_some_and(|wants| wants.value);
     let catch_all = raw.sites.iter().filter(serves).find(|site| site.host.value.is_catch_all());
-    let site = raw.sites.iter().find(|site| site.host.value.as_str() == host).or(catch_all);
+    let named = |site: &&raw::Site| site.host.value.as_str() == host && site.is_on(listen.public_port);
+    let site = raw.sites.iter().find(named).or(catch_all);
     if !raw.broken_sites && site.is_none_or(|site| site.stream.is_some()) {
         let what = if site.is_some() { "is not a site of HTTP" } else { "has no site" };
         let help = format!("add [sites.\"{host}\"], or serve https://{host}/.well-known/matrix/ from where it is");
@@ -242,9 +248,13 @@ fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<
     if matrix.names_homeserver {
         return matrix.homeserver.as_ref().map(|url| url.value.clone());
     }
-    let found: Vec<_> = raw.sites.iter().filter(|site| kind_of(&site.root) == Kind::Synapse).collect();
+    let mut found: Vec<_> = raw.sites.iter().filter(|site| kind_of(&site.root) == Kind::Synapse).collect();
+    // One that is on every port as well as on that of federation is told without a port.
+    if found.iter().any(|site| site.port.is_none()) {
+        found.retain(|site| site.port.is_none());
+    }
     match found.as_slice() {
-        [site] => Some(public_url(&site.host.value, "", listen)),
+        [site] => Some(public_url(site, "", listen)),
         [] => {
             let help = "add a site with kind = \"synapse\", or set matrix.homeserver";
             if !raw.broken_sites {
@@ -253,7 +263,7 @@ fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<
             None
         }
         several => {
-            let names: Vec<_> = several.iter().map(|site| public_url(&site.host.value, "", listen)).collect();
+            let names: Vec<_> = several.iter().map(|site| public_url(site, "", listen)).collect();
             choose(reader, matrix.span.clone(), "matrix.homeserver", &names);
             None
         }
@@ -292,14 +302,17 @@ fn beside(service: &str, services: &[String], sfus: &[String]) -> RtcTransport {
 
 /// The public addresses of every site and route of a kind.
 fn public_urls(raw: &Raw, kind: Kind, listen: &Listen) -> Vec<String> {
-    let mut found = Vec::new();
-    // One with many names has no address to tell.
-    for site in raw.sites.iter().filter(|site| !site.host.value.is_wildcard()) {
+    let of_kind = |site: &raw::Site| -> Vec<String> {
         let routes = std::iter::once(&site.root).chain(&site.routes).filter(|route| kind_of(route) == kind);
-        found
-            .extend(routes.map(|route| public_url(&site.host.value, route.prefix.value.trim_end_matches('/'), listen)));
+        routes.map(|route| public_url(site, route.prefix.value.trim_end_matches('/'), listen)).collect()
+    };
+    // A site with many names has no address to tell.
+    let sites = raw.sites.iter().filter(|site| !site.host.value.is_wildcard());
+    let mut found: Vec<_> = sites.map(|site| (site.port, of_kind(site))).filter(|(_, urls)| !urls.is_empty()).collect();
+    if found.iter().any(|(port, _)| port.is_none()) {
+        found.retain(|(port, _)| port.is_none());
     }
-    found
+    found.into_iter().flat_map(|(_, urls)| urls).collect()
 }
 
 fn websocket(url: &str) -> String {
@@ -323,9 +336,9 @@ fn choose(reader: &Reader<'_>, span: Range<usize>, key: &str, choices: &[String]
     reader.error_with(span, format!("`{key}` can be {}", choices.join(" or ")), help);
 }
 
-fn public_url(host: &Hostname, prefix: &str, listen: &Listen) -> String {
-    let host = host.authority();
-    match listen.public_port {
+fn public_url(site: &raw::Site, prefix: &str, listen: &Listen) -> String {
+    let host = site.host.value.authority();
+    match site.port.unwrap_or(listen.public_port) {
         443 => format!("https://{host}{prefix}"),
         port => format!("https://{host}:{port}{prefix}"),
     }
@@ -411,7 +424,7 @@ fn site_tls(
     acme: &Acme,
     reader: &Reader<'_>,
 ) -> SiteTls {
-    let tls = match (site.tls.as_ref().map(|tls| &tls.value), issuer) {
+    let tls = match (said_tls(site, raw).map(|tls| &tls.value), issuer) {
         (Some(raw::Tls::Acme), _) | (None, Issuer::Acme) => SiteTls::Acme,
         (Some(raw::Tls::Internal), _) | (None, Issuer::Internal) => SiteTls::Internal,
         (Some(raw::Tls::Wildcard), _) => SiteTls::Wildcard,
@@ -458,6 +471,39 @@ fn site_tls(
         signable(&site.host.value, span, raw, reader);
     }
     tls
+}
+
+/// What a site says of its certificate; one of one port that says nothing has that of its name.
+fn said_tls<'r>(site: &'r raw::Site, raw: &'r Raw) -> Option<&'r At<raw::Tls>> {
+    let of_name = |other: &&raw::Site| other.host.value == site.host.value && other.port.is_none();
+    let said = || raw.sites.iter().find(of_name)?.tls.as_ref().filter(|tls| tls.value != raw::Tls::Off);
+    site.tls.as_ref().or_else(|| site.port.and_then(|_| said()))
+}
+
+/// Notes a port that no address of `listen` has or that speaks otherwise, and two certificates of one name.
+fn check_port(site: &raw::Site, tls: &SiteTls, before: &[Site], listen: &Listen, reader: &Reader<'_>) {
+    let span = || site.tls.as_ref().map_or_else(|| site.host.span.clone(), |tls| tls.span.clone());
+    if let Some(port) = site.port {
+        let has = |list: &[SocketAddr]| list.iter().any(|address| address.port() == port);
+        match (has(&listen.http), has(&listen.https)) {
+            (false, false) => {
+                let help = format!("add \"[::]:{port}\" to listen.https, or to listen.http");
+                reader.error_with(site.host.span.clone(), format!("`listen` has no address with port {port}"), help);
+            }
+            (true, false) if *tls != SiteTls::Off => {
+                reader.error_with(span(), format!("port {port} is plain HTTP (listen.http)"), "set tls = \"off\"");
+            }
+            (false, true) if *tls == SiteTls::Off => {
+                reader.error_with(span(), format!("port {port} has TLS (listen.https)"), "take tls = \"off\" away");
+            }
+            _ => {}
+        }
+    }
+    let other = |other: &&Site| other.host == site.host.value && other.tls.has_certificate() && other.tls != *tls;
+    if let Some(other) = before.iter().find(other).filter(|_| tls.has_certificate()) {
+        let message = format!("`{}` has another certificate on the site `{}`", site.host.value, other.name());
+        reader.error_with(span(), message, "a name has one certificate: set the same `tls`");
+    }
 }
 
 fn proves_addresses(acme: &Acme) -> bool {
@@ -508,7 +554,7 @@ fn routes(
     match (says_nothing, kind_of(root)) {
         (true, Kind::Http) if !well_known && site.routes.is_empty() => {
             let help = "set upstream = \"http://…\", redirect = \"https://…\" or files = \"/path\"";
-            reader.error_with(site.host.span.clone(), format!("the site `{}` serves nothing", site.host.value), help);
+            reader.error_with(site.host.span.clone(), format!("the site `{}` serves nothing", site.name()), help);
         }
         (true, Kind::Http) => {}
         (true, kind) => {

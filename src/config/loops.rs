@@ -49,7 +49,7 @@ impl EdgeMap<'_> {
                     if self.listens(&self.listen.https, host, port) { "https" } else { "http" }
                 )
             } else if let Some(site) = self.site(tls, host, port) {
-                format!("the site `{}` of this file", self.sites[site].host.value)
+                format!("the site `{}` of this file", self.sites[site].name())
             } else {
                 continue;
             };
@@ -78,7 +78,7 @@ impl EdgeMap<'_> {
     }
 
     fn report(&self, circle: &[Node], path: &str, redirect: &At<String>, reader: &Reader<'_>) {
-        let place = |node: &Node| format!("{}{}", self.sites[node.0].host.value, path.trim_end_matches('/'));
+        let place = |node: &Node| format!("{}{}", self.sites[node.0].name(), path.trim_end_matches('/'));
         let message = match circle {
             [one] => format!("`{}` redirects to itself", place(one)),
             several => {
@@ -120,7 +120,9 @@ impl EdgeMap<'_> {
         let (addresses, public) =
             if tls { (&self.listen.https, self.listen.public_port) } else { (&self.listen.http, 80) };
         let is_ours = addresses.iter().any(|addr| addr.port() == port) || (port == public && !addresses.is_empty());
-        is_ours.then(|| self.sites.iter().position(|site| site.host.value.as_str().eq_ignore_ascii_case(host)))?
+        let named = |site: &&Site| site.host.value.as_str().eq_ignore_ascii_case(host) && site.is_on(port);
+        let site = self.sites.iter().filter(named).max_by_key(|site| site.port.is_some()).filter(|_| is_ours)?;
+        self.sites.iter().position(|other| std::ptr::eq(other, site))
     }
 
     fn is_listener(&self, host: &str, port: u16) -> bool {

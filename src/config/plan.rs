@@ -391,6 +391,8 @@ impl fmt::Display for Hostname {
 pub struct Site {
     /// Its name.
     pub host: Hostname,
+    /// The port of ours on which alone it answers; `None` for all.
+    pub port: Option<u16>,
     /// Where its certificate comes from.
     pub tls: SiteTls,
     /// The documents that it answers by itself, before any route.
@@ -405,6 +407,14 @@ pub struct Site {
     pub request_fields: Vec<FieldEdit>,
     /// Changes of the fields of every response; those of a route follow.
     pub response_fields: Vec<FieldEdit>,
+}
+
+impl Site {
+    /// How it is called: its host, with its port where it is on one only.
+    #[must_use]
+    pub fn name(&self) -> Arc<str> {
+        self.port.map_or_else(|| self.host.shared(), |port| format!("{}:{port}", self.host.authority()).into())
+    }
 }
 
 /// Where the certificate of a site comes from.

@@ -140,6 +140,8 @@ pub enum RtcService {
 
 pub struct Site {
     pub host: At<Hostname>,
+    /// The only port that it is on.
+    pub port: Option<u16>,
     pub root: Route,
     pub routes: Vec<Route>,
     pub well_known: Option<At<bool>>,
@@ -149,6 +151,19 @@ pub struct Site {
     pub stream: Option<stream::Stream>,
     /// Whether the routes are a list, which is tried in its order.
     pub in_order: bool,
+}
+
+impl Site {
+    /// How it is called: its host, with its port where it is on one only.
+    pub fn name(&self) -> String {
+        let host = &self.host.value;
+        self.port.map_or_else(|| host.to_string(), |port| format!("{}:{port}", host.authority()))
+    }
+
+    /// Whether clients find it at a port without being told.
+    pub fn is_on(&self, port: u16) -> bool {
+        self.port.is_none_or(|only| only == port)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -449,8 +464,8 @@ fn sites(section: &Section<'_, '_, '_>) -> (Vec<Site>, bool) {
             broken = true;
             continue;
         };
-        let host = match value::site_name(&key.value) {
-            Ok(value) => Some(At { value, span: key.span.clone() }),
+        let host = match value::site_key(&key.value) {
+            Ok((value, port)) => Some((At { value, span: key.span.clone() }, port)),
             Err(problem) => {
                 // Noted at the key; the site below it is read all the same, for its own errors.
                 section.reader.parse(item, |_| Err::<(), _>(problem.at(key.span.clone())));
@@ -458,17 +473,18 @@ fn sites(section: &Section<'_, '_, '_>) -> (Vec<Site>, bool) {
             }
         };
         let name = format!("sites.\"{}\"", key.value);
-        let placeholder = || At { value: Hostname("invalid".into()), span: key.span.clone() };
+        let placeholder = || (At { value: Hostname("invalid".into()), span: key.span.clone() }, None);
         let is_valid = host.is_some();
-        let site = site(Section::new(section.reader, name, table, item.span()), host.unwrap_or_else(placeholder));
+        let (host, port) = host.unwrap_or_else(placeholder);
+        let site = Site { port, ..site(Section::new(section.reader, name, table, item.span()), host) };
         broken |= !is_valid
             || site.stream.as_ref().is_some_and(|stream| stream.broken)
             || site.root.broken
             || site.routes.iter().any(|route| route.broken);
-        match sites.iter().find(|other| other.host.value == site.host.value) {
+        match sites.iter().find(|other| other.host.value == site.host.value && other.port == site.port) {
             _ if !is_valid => {}
             Some(first) => {
-                let message = format!("the site `{}` is defined twice", first.host.value);
+                let message = format!("the site `{}` is defined twice", first.name());
                 section.reader.error_twice(site.host.span, first.host.span.clone(), message);
             }
             None => sites.push(site),
@@ -559,6 +575,7 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
         section.finish();
         return Site {
             host,
+            port: None,
             root: Route::empty(root),
             routes: Vec::new(),
             well_known: None,
@@ -600,7 +617,7 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
     root.admin_from = section.get("admin_from", list(parsed(value::network)));
     let (well_known, tls, hsts) = site_keys;
     section.finish();
-    Site { host, root, routes, well_known, tls, hsts, stream: None, in_order }
+    Site { host, port: None, root, routes, well_known, tls, hsts, stream: None, in_order }
 }
 
 /// `[[sites.HOST.routes]]`: each says its `path`.

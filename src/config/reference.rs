@@ -757,7 +757,9 @@ fn keys_of(section: &str) -> Option<&'static [Key]> {
 /// What the names of sites are.
 const SITES_DOC: &str = "One table per host name or address. `*.example.org` is every name one label below, `*` every name that no \
     other site has, and TLS without a name (SNI). `*` has no certificate by ACME: it is plain HTTP (`tls = \"off\"`), or has a \
-    certificate of its own, in files or `internal` (for clients that do not verify the name).";
+    certificate of its own, in files or `internal` (for clients that do not verify the name). With a port, as \
+    `example.org:8448`, a site answers on that port of `listen` only, and before one of the same name without; a name has \
+    one certificate.";
 
 /// The JSON Schema (draft 2020-12) of the file, for editors.
 #[must_use]

@@ -78,7 +78,7 @@ fn never_off(schema: &mut Value) {
 
 /// Names of hosts, as keys.
 pub fn host_names() -> Value {
-    json!({ "anyOf": [{ "pattern": format!(r"^(\*|(\*\.)?{})$", host()) }, { "pattern": VARIABLE }] })
+    json!({ "anyOf": [{ "pattern": format!(r"^(\*|(\*\.)?{})(:[0-9]{{1,5}})?$", host()) }, { "pattern": VARIABLE }] })
 }
 
 /// Paths of routes, as keys.

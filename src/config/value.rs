@@ -111,6 +111,17 @@ pub fn site_name(text: &str) -> Result<Hostname, Problem> {
     }
 }
 
+/// The name of a site as its table has it: [`site_name`], and a port if it is on one only.
+pub fn site_key(text: &str) -> Result<(Hostname, Option<u16>), Problem> {
+    // The colons of an address without brackets are its own.
+    let split = text.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
+    match split.filter(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())) {
+        Some((host, port)) if is_port(port) => Ok((site_name(host)?, port.parse().ok())),
+        Some((_, port)) => Err(Problem::new(format!("`{port}` is not a port")).help("ports are 1 to 65535")),
+        None => site_name(text).map(|host| (host, None)),
+    }
+}
+
 /// A host name, made lower case.
 pub fn hostname(text: &str) -> Result<Hostname, Problem> {
     visible(text)?;

@@ -29,6 +29,8 @@ pub struct ConnInfo {
     pub peer: SocketAddr,
     /// Who the client is: the peer, or what a PROXY protocol header said.
     pub client: SocketAddr,
+    /// The port of ours to which it came.
+    pub port: u16,
     /// The handshake, on a TLS listener.
     pub tls: Option<TlsInfo>,
 }

@@ -92,6 +92,8 @@ pub struct ProbeTargets {
 pub struct Service {
     /// The site that proxies to it.
     pub host: String,
+    /// The only port of that site.
+    pub port: Option<u16>,
     /// The route of the site that proxies to it, `/` for the site itself.
     pub prefix: String,
     /// What it is.

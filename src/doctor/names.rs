@@ -36,9 +36,14 @@ pub fn authority(url: &str) -> Option<(String, u16)> {
     Some((uri.host()?.trim_matches(['[', ']']).to_ascii_lowercase(), port))
 }
 
-/// The public origin of a site.
+/// The public origin of a site on every port.
 pub fn origin(plan: &Plan, host: &str) -> String {
-    match plan.listen.public_port {
+    origin_at(plan, host, None)
+}
+
+/// The public origin of a site, which may be on one port only.
+pub fn origin_at(plan: &Plan, host: &str, port: Option<u16>) -> String {
+    match port.unwrap_or(plan.listen.public_port) {
         443 => format!("https://{host}"),
         port => format!("https://{host}:{port}"),
     }

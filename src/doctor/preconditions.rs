@@ -84,7 +84,7 @@ fn names(plan: &Plan) -> BTreeMap<(String, u16), Option<&Site>> {
     // The names that a wildcard covers are not known.
     let named = |site: &&Site| site.tls != SiteTls::Off && !site.host.is_wildcard();
     for site in plan.sites.iter().filter(named) {
-        names.insert((site.host.as_str().to_owned(), plan.listen.public_port), Some(site));
+        names.insert((site.host.as_str().to_owned(), site.port.unwrap_or(plan.listen.public_port)), Some(site));
     }
     names
 }

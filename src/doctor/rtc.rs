@@ -8,7 +8,7 @@ use super::{
     DirectProbe, ProbeContext,
     ask::{Cors, ProbeRequest, ProbeResponse},
     finding::{Check, Finding, Layer},
-    names::origin,
+    names::origin_at,
 };
 use crate::{
     config::{
@@ -189,7 +189,8 @@ pub fn sfus(context: &ProbeContext<'_>) -> Vec<String> {
     let services = context.reach.services.iter().filter(|service| service.kind == Kind::Livekit);
     // A site of many names has no URL that is known.
     for service in services.filter(|service| service.prefix != "/twirp" && !service.host.starts_with('*')) {
-        let url = format!("{}{}", origin(context.plan, &service.host), service.prefix.trim_end_matches('/'));
+        let url =
+            format!("{}{}", origin_at(context.plan, &service.host, service.port), service.prefix.trim_end_matches('/'));
         if !urls.contains(&url) {
             urls.push(url);
         }

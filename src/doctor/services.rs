@@ -103,6 +103,7 @@ mod tests {
     fn service(kind: Kind, answer: impl Fn() -> Result<Response, ProxyError> + Send + Sync + 'static) -> Service {
         Service {
             host: "matrix.example.org".into(),
+            port: None,
             prefix: "/".into(),
             kind,
             server: "https://synapse:8008".into(),

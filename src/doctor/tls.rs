@@ -240,7 +240,8 @@ fn days(left: Duration) -> String {
 
 /// Port 80 of every site: it redirects to HTTPS, and the CA validates HTTP-01 there.
 pub async fn redirects(context: &ProbeContext<'_>) -> Vec<Finding> {
-    let sites = context.plan.sites.iter().filter(|site| site.tls != SiteTls::Off && !site.host.is_wildcard());
+    let redirects = |site: &&Site| site.tls != SiteTls::Off && !site.host.is_wildcard() && site.port.is_none();
+    let sites = context.plan.sites.iter().filter(redirects);
     join_all(sites.map(|site| redirect(context, site))).await
 }
 

@@ -13,7 +13,7 @@ use super::{
     ProbeContext,
     ask::ProbeRequest,
     finding::{Check, Finding, Layer},
-    names::origin,
+    names::origin_at,
     stun::{self, Credentials},
 };
 use crate::{
@@ -70,7 +70,7 @@ async fn bind(context: &ProbeContext<'_>, site: &Site) -> Result<(), Broken> {
 
 async fn connect(context: &ProbeContext<'_>, site: &Site) -> Result<BoxIo, Broken> {
     let host = site.host.as_str();
-    let address = context.preconditions.way(&origin(context.plan, host)).map_err(Broken::Way)?;
+    let address = context.preconditions.way(&origin_at(context.plan, host, site.port)).map_err(Broken::Way)?;
     let Some(address) = address else { return Err(Broken::Way("the name does not resolve".into())) };
     (context.reach.connect_tls)(address, host.to_owned()).await.map_err(|error| Broken::Relay(error.to_string()))
 }

@@ -8,7 +8,7 @@ use super::{
     ProbeContext, Verdict,
     ask::{Cors, ProbeRequest, ProbeResponse},
     finding::{Check, Finding, Layer},
-    names::{authority, origin, server_name_origin},
+    names::{authority, origin_at, server_name_origin},
 };
 use crate::config::plan::Matrix;
 
@@ -63,7 +63,7 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
 fn places(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<DocumentOrigin> {
     let place = |origin: String, first| Some(DocumentOrigin { host: authority(&origin)?.0, origin, first });
     let ours = context.plan.sites.iter().filter(|site| site.well_known.is_some() && !site.host.is_wildcard());
-    let origins = ours.map(|site| origin(context.plan, site.host.as_str()));
+    let origins = ours.map(|site| origin_at(context.plan, site.host.as_str(), site.port));
     let first = server_name_origin(context.plan, &matrix.server_name);
     let mut places: Vec<DocumentOrigin> = place(first, true).into_iter().collect();
     for origin in origins {

@@ -170,7 +170,7 @@ mod tests {
 
     fn client() -> Client {
         let peer = "192.0.2.1:1".parse().unwrap();
-        Client::find(&crate::conn::ConnInfo { peer, client: peer, tls: None }, &Fields::new(), &[])
+        Client::find(&crate::conn::ConnInfo { peer, client: peer, port: 443, tls: None }, &Fields::new(), &[])
     }
 
     #[test]

@@ -136,7 +136,7 @@ mod tests {
 
     fn conn(peer: &str) -> ConnInfo {
         let peer = format!("{peer}:1000").parse().unwrap();
-        ConnInfo { peer, client: peer, tls: None }
+        ConnInfo { peer, client: peer, port: 443, tls: None }
     }
 
     fn headers(fields: &[(&'static str, &'static str)]) -> Fields {

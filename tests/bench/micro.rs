@@ -74,7 +74,7 @@ fn sanitiser(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn forwarded_fields(bencher: Bencher<'_, '_>) {
     let addr = (IpAddr::from([192, 0, 2, 1]), 50_000).into();
-    let conn = ConnInfo { peer: addr, client: addr, tls: None };
+    let conn = ConnInfo { peer: addr, client: addr, port: 443, tls: None };
     bencher.with_inputs(fields).bench_values(|mut fields| {
         let client = Client::find(&conn, &fields, &[]);
         client.announce(&mut fields);
@@ -91,9 +91,9 @@ fn router(bencher: Bencher<'_, '_>) {
             .into_iter()
             .collect()
     };
-    let router = Router::new((0..100).map(|n| (format!("host-{n}.example.org").into(), n, routes(n))));
+    let router = Router::new((0..100).map(|n| (format!("host-{n}.example.org").into(), None, n, routes(n))));
     bencher.bench(|| {
-        let site = router.site(black_box("Host-42.example.org:443"));
+        let site = router.site(black_box("Host-42.example.org:443"), 443);
         site.and_then(|site| site.route(black_box("/_matrix/client/v3/sync"), |_| true))
     });
 }

@@ -24,6 +24,7 @@ SPANS_KEYS = {
     "loops_of_redirects": "where redirects lead",
     "no_https": "a site with TLS and no listener",
     "no_server_name": "a homeserver without a server name",
+    "one_port_errors": "on which ports the edge listens",
     "required_variables": "the environment",
     "unset": "the environment",
     "zerossl": "a CA that needs an account",

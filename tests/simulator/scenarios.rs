@@ -154,7 +154,7 @@ impl Client {
         let (service, tasks, drain) = (Service::default(), TaskTracker::new(), Drain::new(1));
         let address = "127.0.0.1:1".parse().unwrap();
         let tls = TlsInfo { sni: None, alpn: Alpn::Http2, version: "TLSv1.3", resumed: false };
-        let conn = Arc::new(ConnInfo { peer: address, client: address, tls: Some(tls) });
+        let conn = Arc::new(ConnInfo { peer: address, client: address, port: 443, tls: Some(tls) });
         let serving = serve_connection(far, conn, service.clone(), Arc::new(settings()), drain.clone(), tasks.clone());
         #[expect(clippy::disallowed_methods, reason = "ends with the test")]
         let serving = tokio::spawn(serving);

@@ -55,7 +55,7 @@ fn members_of(members: &Map<String, Value>) -> String {
 }
 
 fn site_table(site: &Site) -> String {
-    let host = quote(&site.host);
+    let host = quote(&site.name());
     let mut text = format!("\n[sites.{host}]\n");
     match &site.root {
         Some(Action::Proxy(kind, server)) => {

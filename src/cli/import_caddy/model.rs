@@ -61,7 +61,7 @@ pub struct Site {
     pub host: String,
     /// Its line.
     pub line: usize,
-    /// Its port, where it is not the usual one.
+    /// Its port, where it is on one only.
     pub port: Option<u16>,
     /// What everything gets that no route takes.
     pub root: Option<Action>,
@@ -83,6 +83,17 @@ pub struct Site {
     pub response_fields: Vec<Edit>,
     /// Whether it serves the documents: `None` as it is by default.
     pub well_known: Option<bool>,
+}
+
+impl Site {
+    /// How our file calls it: its host, with its port where it is on one only.
+    pub fn name(&self) -> String {
+        match self.port {
+            Some(port) if self.host.contains(':') => format!("[{}]:{port}", self.host),
+            Some(port) => format!("{}:{port}", self.host),
+            None => self.host.clone(),
+        }
+    }
 }
 
 /// A route of a site.

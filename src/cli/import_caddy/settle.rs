@@ -15,16 +15,43 @@ const LABELS: [&str; 6] = ["matrix.", "synapse.", "homeserver.", "hs.", "chat.",
 
 /// Settles the model.
 pub fn settle(model: &mut TargetConfig, ports: Ports, remarks: &mut Vec<Remark>) -> Matrix {
+    only_port(model, ports);
+    shared_ports(model, ports, remarks);
     listen(model, ports);
     serve_something(model);
     let matrix = matrix(model, remarks);
     let server_name = matrix.iter().find(|(key, _)| *key == "server_name").map(|(_, value)| value.clone());
     for site in &mut model.sites {
         // These serve the documents by themselves.
-        let by_default = server_name.is_some() && (is_homeserver(site) || Some(quote(&site.host)) == server_name);
+        let by_default = server_name.is_some()
+            && site.port.is_none()
+            && (is_homeserver(site) || Some(quote(&site.host)) == server_name);
         site.well_known = site.well_known.filter(|serves| *serves != by_default && server_name.is_some());
     }
     matrix
+}
+
+/// Sites that are all on one port need not say it.
+fn only_port(model: &mut TargetConfig, ports: Ports) {
+    let Some(only) = model.https.first().copied().filter(|only| model.https.len() == 1 && *only != ports.https) else {
+        return;
+    };
+    let elsewhere: Vec<String> =
+        model.sites.iter().filter(|site| site.port != Some(only)).map(|site| site.host.clone()).collect();
+    for site in model.sites.iter_mut().filter(|site| site.port == Some(only) && !elsewhere.contains(&site.host)) {
+        site.port = None;
+    }
+}
+
+/// Says that a port which Caddy has for some blocks only is open to all sites that are on every port.
+fn shared_ports(model: &TargetConfig, ports: Ports, remarks: &mut Vec<Remark>) {
+    for site in &model.sites {
+        let others = model.sites.iter().any(|other| other.port.is_none() && other.host != site.host);
+        if let Some(port) = site.port.filter(|port| others && ![ports.http, ports.https].contains(port)) {
+            let text = format!("port {port}: the sites without a port in their name answer there as well");
+            remarks.push(Remark::note(site.line, text));
+        }
+    }
 }
 
 fn listen(model: &mut TargetConfig, ports: Ports) {
@@ -73,19 +100,21 @@ fn is_homeserver(site: &Site) -> bool {
 }
 
 fn matrix(model: &TargetConfig, remarks: &mut Vec<Remark>) -> Matrix {
-    let homeservers: Vec<&Site> = model.sites.iter().filter(|site| is_homeserver(site)).collect();
+    let mut homeservers: Vec<&Site> = model.sites.iter().filter(|site| is_homeserver(site)).collect();
+    prefer_every_port(&mut homeservers);
     let routed =
         |site: &&Site| site.routes.iter().any(|route| matches!(&route.action, Action::Proxy(Kind::Synapse, _)));
     let host = homeservers.first().copied().or_else(|| model.sites.iter().find(routed)).map(|site| site.host.clone());
+    let at = homeservers.first().map(|site| site.name()).or_else(|| host.clone());
     let documents = &model.documents;
     let said = documents.homeserver.clone().filter(|url| url.starts_with("https://") || url.starts_with("http://"));
-    let Some(homeserver) = said.or_else(|| host.as_ref().map(|host| format!("https://{host}"))) else {
+    let Some(homeserver) = said.or_else(|| at.map(|at| format!("https://{at}"))) else {
         return Matrix::new();
     };
     let host = host.unwrap_or_else(|| homeserver.split("://").last().unwrap_or_default().to_owned());
     let mut keys = vec![("server_name", quote(&server_name(model, &host, remarks)))];
     let derived = match homeservers.as_slice() {
-        [one] => Some(format!("https://{}", one.host)),
+        [one] => Some(format!("https://{}", one.name())),
         _ => None,
     };
     if derived.as_ref() != Some(&homeserver) {
@@ -102,6 +131,13 @@ fn matrix(model: &TargetConfig, remarks: &mut Vec<Remark>) -> Matrix {
         keys.push(("federation", quote(&federation)));
     }
     keys
+}
+
+/// Of sites on every port and sites on one, the former are what clients are told.
+fn prefer_every_port(sites: &mut Vec<&Site>) {
+    if sites.iter().any(|site| site.port.is_none()) {
+        sites.retain(|site| site.port.is_none());
+    }
 }
 
 /// What the client document said; else where lk-jwt-service is.
@@ -132,13 +168,17 @@ fn derived_services(model: &TargetConfig) -> Vec<String> {
 
 fn jwt_places(model: &TargetConfig) -> Vec<(String, String)> {
     let is_jwt = |action: &Action| matches!(action, Action::Proxy(Kind::LkJwt, _));
+    let has_jwt =
+        |site: &&Site| site.root.as_ref().is_some_and(is_jwt) || site.routes.iter().any(|route| is_jwt(&route.action));
+    let mut sites: Vec<&Site> = model.sites.iter().filter(has_jwt).collect();
+    prefer_every_port(&mut sites);
     let mut found = Vec::new();
-    for site in &model.sites {
+    for site in sites {
         if site.root.as_ref().is_some_and(is_jwt) {
-            found.push((site.host.clone(), String::new()));
+            found.push((site.name(), String::new()));
         }
         let routes = site.routes.iter().filter(|route| is_jwt(&route.action));
-        found.extend(routes.map(|route| (site.host.clone(), route.prefix.clone())));
+        found.extend(routes.map(|route| (site.name(), route.prefix.clone())));
     }
     found
 }

@@ -14,9 +14,6 @@ use crate::config::plan::CATCH_ALL;
 /// Names that Caddy signs with its own CA.
 const INTERNAL: [&str; 4] = ["localhost", "local", "internal", "home.arpa"];
 
-/// The port of federation, on which a homeserver may be as well as on the usual one.
-const FEDERATION: u16 = 8448;
-
 /// An address of a site.
 #[derive(Debug, PartialEq, Eq)]
 struct Address {
@@ -84,7 +81,7 @@ pub fn site(block: &SiteBlock, ports: Ports, model: &mut TargetConfig, remarks: 
             reached.append(&mut reader.reached);
             not_reached.append(&mut reader.not_reached);
             let unreached = std::mem::take(&mut reader.unreached);
-            one(&Named { host, ports: name.ports.clone(), ..name }, block, (rules, unreached), model, remarks);
+            one(&Named { host, ports: name.ports.clone(), ..name }, block, (rules, unreached), ports, model, remarks);
         }
     }
     not_reached.retain(|remark| !reached.contains(&remark.line));
@@ -176,6 +173,7 @@ fn one(
     name: &Named,
     block: &SiteBlock,
     (mut rules, unreached): (Vec<Rule>, Vec<(Rule, usize)>),
+    ports: Ports,
     model: &mut TargetConfig,
     remarks: &mut Vec<Remark>,
 ) {
@@ -211,11 +209,15 @@ fn one(
         kinds::of_paths(&mut rules, remarks);
     }
     write_routes::write(rules, &mut site, remarks);
-    if !name.usual {
-        site.port = name.ports.first().map(|(_, port)| *port);
-    }
-    if !add(site, name.plain, model, remarks) {
-        return;
+    if name.usual {
+        if !add(site, name.plain, ports, model, remarks) {
+            return;
+        }
+    } else {
+        for (plain, port) in &name.ports {
+            let tls = if *plain { Some("\"off\"".into()) } else { site.tls.clone() };
+            add(Site { port: Some(*port), tls, ..site.clone() }, *plain, ports, model, remarks);
+        }
     }
     for (plain, port) in &name.ports {
         let listened = if *plain { &mut model.http } else { &mut model.https };
@@ -339,11 +341,11 @@ fn max_age(control: &str, line: usize, model: &mut TargetConfig, remarks: &mut V
 }
 
 /// Puts a site beside the others, or together with one of the same name. Whether something of it is served.
-fn add(site: Site, plain: bool, model: &mut TargetConfig, remarks: &mut Vec<Remark>) -> bool {
+fn add(site: Site, plain: bool, ports: Ports, model: &mut TargetConfig, remarks: &mut Vec<Remark>) -> bool {
     let to_itself = |to: &str| to == format!("https://{}{{uri}}", site.host);
     let redirects_itself =
         matches!(&site.root, Some(Action::Redirect { to, .. }) if to_itself(to)) && site.routes.is_empty();
-    let known = model.sites.iter().position(|other| other.host == site.host);
+    let known = model.sites.iter().position(|other| other.host == site.host && other.port == site.port);
     if plain && redirects_itself {
         // It is what port 80 does by itself.
         if known.is_none() {
@@ -358,48 +360,23 @@ fn add(site: Site, plain: bool, model: &mut TargetConfig, remarks: &mut Vec<Rema
     let is_plain = known.tls.as_deref() == Some("\"off\"");
     if known.root.is_none() && known.routes.is_empty() && (is_plain || !plain) {
         *known = Site { hsts: known.hsts || site.hsts, well_known: known.well_known.or(site.well_known), ..site };
-    } else if site.port == Some(FEDERATION) && known.port.is_none() && !is_plain {
-        federation(known, site, remarks);
-    } else if known.root != site.root || known.routes != site.routes {
-        let text = format!(
-            "`{}` is defined twice: a name is one site on all ports, that of https; the routes of this block are not served",
-            site.host
-        );
-        if is_plain && !plain {
-            remarks.push(Remark::lost(known.line, text));
-            *known = site;
-            return true;
+    } else if known.root == site.root && known.routes == site.routes {
+        return true;
+    } else if is_plain != plain && site.port.is_none() {
+        // What is plain is on its port alone, where it comes before the other.
+        let only = Some(ports.http);
+        if is_plain {
+            known.port = only;
+            model.sites.push(site);
+        } else {
+            model.sites.push(Site { port: only, ..site });
         }
+    } else {
+        let text = format!("`{}` is defined twice; the routes of this block are not served", site.name());
         remarks.push(Remark::lost(site.line, text));
         return false;
     }
     true
-}
-
-/// The port of federation beside the website of a name: what it routes is routed on every port.
-fn federation(known: &mut Site, site: Site, remarks: &mut Vec<Remark>) {
-    let mut routes = site.routes;
-    if let Some(action @ Action::Proxy(kind, _)) = &site.root
-        && Some(action) != known.root.as_ref()
-    {
-        // Of a homeserver, what federation asks for.
-        let path = if *kind == crate::config::plan::Kind::Synapse { "/_matrix" } else { "/_matrix/*" };
-        routes.push(write_routes::plain_of(path.to_owned(), site.line, action.clone()));
-    }
-    let mut opened = Vec::new();
-    for route in routes {
-        if !known.routes.iter().any(|old| old.prefix == route.prefix) {
-            opened.push(route.prefix.clone());
-            known.routes.insert(0, route);
-        }
-    }
-    if !opened.is_empty() {
-        let text =
-            format!("the routes of port {FEDERATION} of `{}` apply to all ports: {}", known.host, opened.join(", "));
-        remarks.push(Remark::note(site.line, text));
-    }
-    known.hsts |= site.hsts;
-    known.well_known = known.well_known.or(site.well_known);
 }
 
 fn address(text: &str) -> Result<Address, &'static str> {

@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     let headers = fields(bytes);
     for (peer, is_trusted) in [("192.0.2.1:9", false), ("10.0.0.1:9", true)] {
         let peer: SocketAddr = peer.parse().expect("an address");
-        let conn = ConnInfo { peer, client: peer, tls: None };
+        let conn = ConnInfo { peer, client: peer, port: 443, tls: None };
         let client = Client::find(&conn, &headers, &trusted);
         assert!(is_trusted || client.ip == peer.ip(), "a stranger is who it is");
         let mut sent = headers.clone();

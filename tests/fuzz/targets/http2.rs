@@ -100,7 +100,7 @@ fuzz_target!(|input: &[u8]| {
         Client { says: [PREFACE, frames].concat().into(), piece: usize::from(*piece) + 1, heard: heard.clone() };
     let address = "127.0.0.1:1".parse().unwrap();
     let tls = TlsInfo { sni: None, alpn: Alpn::Http2, version: "TLSv1.3", resumed: false };
-    let conn = ConnInfo { peer: address, client: address, tls: Some(tls) };
+    let conn = ConnInfo { peer: address, client: address, port: 443, tls: Some(tls) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let served = runtime.block_on(async {
         let (drain, tasks) = (Drain::new(1), TaskTracker::new());
