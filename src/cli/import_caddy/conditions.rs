@@ -144,7 +144,8 @@ impl Matcher {
 fn is_host(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(parent) => pattern == host || host.split_once('.').is_some_and(|(_, rest)| rest == parent),
-        None => pattern == host || pattern == "*",
+        // Variables have their case in one of the two.
+        None => pattern.eq_ignore_ascii_case(host) || pattern == "*",
     }
 }
 

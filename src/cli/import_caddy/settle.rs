@@ -108,7 +108,8 @@ fn matrix(model: &TargetConfig, remarks: &mut Vec<Remark>) -> Matrix {
     let at = homeservers.first().map(|site| site.name()).or_else(|| host.clone());
     let documents = &model.documents;
     let said = documents.homeserver.clone().filter(|url| url.starts_with("https://") || url.starts_with("http://"));
-    let Some(homeserver) = said.or_else(|| at.map(|at| format!("https://{at}"))) else {
+    let Some(homeserver) = said.or_else(|| at.map(|at| format!("https://{at}"))).or_else(|| delegated(model, remarks))
+    else {
         return Matrix::new();
     };
     let host = host.unwrap_or_else(|| homeserver.split("://").last().unwrap_or_default().to_owned());
@@ -131,6 +132,15 @@ fn matrix(model: &TargetConfig, remarks: &mut Vec<Remark>) -> Matrix {
         keys.push(("federation", quote(&federation)));
     }
     keys
+}
+
+/// The homeserver of a file that has nothing but the document for other servers.
+fn delegated(model: &TargetConfig, remarks: &mut Vec<Remark>) -> Option<String> {
+    let host = model.documents.federation.as_ref()?.split(':').next()?;
+    let site = model.sites.iter().find(|site| site.well_known == Some(true))?;
+    let text = format!("the document for clients is served as well, with https://{host}: correct `matrix.homeserver`");
+    remarks.push(Remark::note(site.line, text));
+    Some(format!("https://{host}"))
 }
 
 /// Of sites on every port and sites on one, the former are what clients are told.

@@ -153,7 +153,9 @@ fn names_of(host: &str, block: &SiteBlock, line: usize, remarks: &mut Vec<Remark
 /// The arguments of `host` matchers, those inside of `not` included or not.
 fn named_hosts(directives: &[Directive], with_negated: bool, hosts: &mut Vec<String>) {
     for line in directives {
-        let words: Vec<_> = line.args.iter().map(|token| token.text.to_ascii_lowercase()).collect();
+        // The names of variables keep their case.
+        let lower = |text: &str| if text.contains(ENV) { text.to_owned() } else { text.to_ascii_lowercase() };
+        let words: Vec<_> = line.args.iter().map(|token| lower(&token.text)).collect();
         let matcher = line.name.starts_with('@') || (with_negated && line.name == "not");
         match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["host", names @ ..] if matcher => hosts.extend(names.iter().map(|&name| name.to_owned())),
