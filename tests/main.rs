@@ -29,4 +29,5 @@ mod stream;
 mod streaming;
 mod tls;
 mod uploads;
+mod upstream_tls;
 mod websocket;

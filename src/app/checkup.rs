@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderValue, header};
 use tokio::net::lookup_host;
 
 use crate::{
@@ -15,14 +16,14 @@ use crate::{
     clock::Clock,
     config::{
         Plan,
-        plan::{self, Action, Challenge, Server, SiteTls},
+        plan::{self, Action, Challenge, Server, SiteTls, UpstreamHost},
     },
     conn::Fetch,
     doctor::{
         self, ClientFactory, ConnectTls, Diagnosis, InspectTls, LastingRecord, ProbeOptions, ProbeTargets, Progress,
         Resolve, Service,
     },
-    error,
+    error::{self, ProxyError, chain},
 };
 
 /// Bound on a question, from the dial to the head of its answer.
@@ -128,7 +129,7 @@ async fn lasting_records(plan: &Plan) -> Vec<(String, LastingRecord)> {
             let record = match record {
                 Ok(None) => LastingRecord::Right,
                 Ok(Some(wrong)) => LastingRecord::Wrong(wrong),
-                Err(error) => LastingRecord::Unknown(error::chain(&error)),
+                Err(error) => LastingRecord::Unknown(chain(&error)),
             };
             found.push((host.to_owned(), record));
         }
@@ -190,23 +191,52 @@ fn services(plan: &Plan, roots: &client::Roots) -> Vec<Service> {
     let mut services = Vec::new();
     for (site, route) in plan.sites.iter().flat_map(|site| site.routes.iter().map(move |route| (site, route))) {
         let Action::Proxy(upstream) = &route.action else { continue };
+        let of_server = clients(upstream, roots);
         services.extend(upstream.servers.iter().map(|server| Service {
             host: site.host.as_str().to_owned(),
             port: site.port,
             prefix: route.prefix.clone(),
             kind: route.kind,
             server: server.to_string(),
-            client: direct(server, roots),
+            client: of_server(server),
         }));
     }
     services
 }
 
-/// A client of one server, whatever host the URL names; that host becomes the `Host` field. HTTP/1.1, as the edge speaks it.
-fn direct(server: &Server, roots: &client::Roots) -> Fetch {
-    let server = server.clone();
-    let resolve = Arc::new(move |_: &str, _| Some(Destination::Server(server.clone())));
-    client::Builder::new(roots.clone(), QUESTION).resolve(resolve).http1_only().build()
+/// Clients of one server each, whatever host the URL names; that host becomes the `Host` field unless the upstream has
+/// another. HTTP/1.1 and TLS as the edge speaks them.
+fn clients(upstream: &plan::Upstream, roots: &client::Roots) -> impl Fn(&Server) -> Fetch {
+    let tls = upstream.tls.as_deref().map(|tls| client::TlsClient::load(tls, roots).map_err(|error| chain(&error)));
+    move |server| {
+        let tls = match &tls {
+            Some(Err(reason)) => return unusable(reason.clone()),
+            Some(Ok(tls)) => Some(tls.clone()),
+            None => None,
+        };
+        let destination = server.clone();
+        let resolve = Arc::new(move |_: &str, _| Some(Destination::Server(destination.clone())));
+        let builder = client::Builder::new(roots.clone(), QUESTION).resolve(resolve).http1_only();
+        let fetch = if let Some(tls) = tls { builder.tls(tls) } else { builder }.build();
+        let host = match &upstream.host {
+            UpstreamHost::OfRequest => return fetch,
+            UpstreamHost::OfServer => server.authority(),
+            UpstreamHost::Fixed(host) => host.clone(),
+        };
+        let host = HeaderValue::try_from(host).expect("a host is made of letters, digits and marks");
+        Arc::new(move |mut request| {
+            request.fields.insert(header::HOST, (&host).into());
+            fetch(request)
+        })
+    }
+}
+
+/// The client of a server that nobody can reach.
+fn unusable(reason: String) -> Fetch {
+    Arc::new(move |_| {
+        let error = ProxyError::new(error::Kind::Connect, reason.clone());
+        Box::pin(std::future::ready(Err(error)))
+    })
 }
 
 #[cfg(test)]

@@ -212,7 +212,7 @@ impl Control {
                     // What changed may be behind the edge.
                     self.edge.watch_upstreams();
                     info!("reload: the configuration is the same");
-                    Reloaded::Fine("the configuration is the same; trust anchors are read anew\n".to_owned())
+                    Reloaded::Fine("the configuration is the same; trust anchors and the certificates for upstreams are read anew\n".to_owned())
                 }
                 Err(error) => Reloaded::Failed(chain(&error) + "\n"),
             },

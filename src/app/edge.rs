@@ -62,6 +62,9 @@ pub enum StartError {
     /// `acme.ca_file` cannot be used.
     #[error("acme.ca_file")]
     Roots(#[from] client::RootsError),
+    /// The TLS settings of an upstream cannot be used.
+    #[error("an upstream's TLS")]
+    UpstreamTls(#[from] client::TlsClientError),
     /// The system has no thread or descriptor left.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -128,9 +131,11 @@ impl Edge {
         let store = cert::Store::new(plan.storage.clone());
         let certificates = Arc::new(cert::Manager::new(store.clone(), clock.clone(), background.clone(), stop.clone()));
         let sockets = SocketLimits::of_process(plan.limits.connections);
+        let roots = client::Roots::system();
         let env = upstream::Env {
             workers: plan.listen.threads.get(),
-            roots: Arc::new(ArcSwap::from_pointee(client::Roots::system())),
+            tls: Arc::new(ArcSwap::from_pointee(tls_clients(&plan, &roots)?)),
+            roots: Arc::new(ArcSwap::from_pointee(roots)),
             drain: drain.clone(),
             tasks: tasks.clone(),
             tunnels: metrics.tunnels(),
@@ -191,14 +196,18 @@ impl Edge {
         self.background.spawn_blocking(move || roots.load());
     }
 
-    /// Reads the trust anchors anew, of the system and of `acme.ca_file`: they change while the configuration stays.
+    /// Reads the files anew by which servers are verified, and those by which the edge identifies itself to upstreams: they
+    /// change while the configuration stays.
     ///
     /// # Errors
     /// A file cannot be used; nothing is changed.
     pub async fn refresh_roots(&self) -> Result<(), StartError> {
         let client = acme_clients(&self.plan)?;
+        let roots = client::Roots::system();
+        let tls = tls_clients(&self.plan, &roots)?;
         self.certificates.apply(&self.plan.sites, &self.plan.acme, &client).await;
-        self.env.roots.store(Arc::new(client::Roots::system()));
+        self.env.tls.store(Arc::new(tls));
+        self.env.roots.store(Arc::new(roots));
         self.load_roots();
         Ok(())
     }
@@ -216,6 +225,8 @@ impl Edge {
     pub async fn reload(&mut self, plan: Plan) -> Result<(), StartError> {
         // Everything that can fail comes first, and leaves no trace where it does.
         let client = acme_clients(&plan)?;
+        let roots = client::Roots::system();
+        let tls = tls_clients(&plan, &roots)?;
         let acceptor = (plan.tls_min != self.plan.tls_min).then(|| acceptor(&self.certificates, &plan)).transpose()?;
         let wanted: Vec<_> = wanted(&plan).collect();
         let mut opened = Vec::new();
@@ -233,7 +244,9 @@ impl Edge {
         }
         self.env.tunnel_idle = plan.timeouts.tunnel_idle;
         self.env.body_stall = plan.timeouts.body_stall;
-        self.env.roots.store(Arc::new(client::Roots::system()));
+        // The upstreams of the generation before keep theirs.
+        self.env.tls = Arc::new(ArcSwap::from_pointee(tls));
+        self.env.roots.store(Arc::new(roots));
         self.load_roots();
         if let Some(acceptor) = acceptor {
             self.pipeline.acceptor.store(Arc::new(acceptor));
@@ -391,6 +404,11 @@ fn acceptor(certificates: &Arc<cert::Manager>, plan: &Plan) -> Result<Acceptor, 
     // An address stands in brackets where it is an authority, and without them in a certificate.
     let find = Arc::new(move |name: &str| knows.certificate(name.trim_matches(['[', ']'])));
     Acceptor::new(certificates.resolver(), find, challenges, plan.tls_min)
+}
+
+/// How TLS is spoken to the upstreams of a plan, with files as they are now.
+fn tls_clients(plan: &Plan, roots: &client::Roots) -> Result<client::TlsClients, client::TlsClientError> {
+    client::TlsClients::load(plan.upstreams().filter_map(|upstream| upstream.tls.as_deref()), roots)
 }
 
 /// How each ACME directory is reached. Roots are read anew, so that a reload takes a changed file.

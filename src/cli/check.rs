@@ -8,7 +8,10 @@ use crate::{
     clock::Clock,
     config::{
         self, Plan, Report, Severity,
-        plan::{Access, AccessRule, Action, Conditions, Matching, PathMatch, Route, Site, SiteTls, Stream},
+        plan::{
+            Access, AccessRule, Action, Conditions, Matching, PathMatch, Route, Site, SiteTls, Stream, Upstream,
+            UpstreamHost,
+        },
     },
 };
 
@@ -211,12 +214,33 @@ fn does(route: &Route) -> String {
     action(route) + password + &asked
 }
 
+/// What a request to an upstream has that is not as usual.
+fn of_upstream(upstream: &Upstream) -> String {
+    let host = match &upstream.host {
+        UpstreamHost::OfRequest => String::new(),
+        UpstreamHost::OfServer => ", with its own Host".to_owned(),
+        UpstreamHost::Fixed(host) => format!(", with Host {host}"),
+    };
+    let Some(tls) = &upstream.tls else { return host };
+    let verified = match (&tls.ca_file, &tls.server_name) {
+        _ if !tls.verify => ", certificate NOT verified".to_owned(),
+        (ca_file, name) => {
+            let name = name.as_ref().map(|name| format!(", certificate for {name}")).unwrap_or_default();
+            let roots = ca_file.as_ref().map(|file| format!(", roots in {}", file.display())).unwrap_or_default();
+            name + &roots
+        }
+    };
+    let shown = tls.client_certificate.as_ref();
+    let shown = shown.map(|pair| format!(", client certificate {}", pair.cert.display())).unwrap_or_default();
+    host + &verified + &shown
+}
+
 fn action(route: &Route) -> String {
     let stripped = if route.strip_prefix { ", prefix removed" } else { "" };
     match &route.action {
         Action::Proxy(upstream) => {
             let servers: Vec<_> = upstream.servers.iter().map(ToString::to_string).collect();
-            format!("{} at {}{stripped}", route.kind.as_str(), servers.join(", "))
+            format!("{} at {}{stripped}{}", route.kind.as_str(), servers.join(", "), of_upstream(upstream))
         }
         Action::Redirect(origin) => format!("redirect to {origin}"),
         Action::Respond(answer) => format!("answers {}", answer.status.as_u16()),

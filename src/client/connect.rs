@@ -64,17 +64,19 @@ pub enum ConnectError {
 pub struct Connector {
     tcp: HttpConnector<SystemResolver>,
     tls: Arc<ClientConfig>,
+    /// The name to verify, in place of the host.
+    name: Option<ServerName<'static>>,
     resolve: Option<Resolve>,
 }
 
 impl Connector {
-    /// A connector that speaks TLS as `tls` says.
-    pub fn new(tls: Arc<ClientConfig>, resolve: Option<Resolve>) -> Self {
+    /// A connector that speaks TLS as `tls` says, to servers of a `name` if there is one.
+    pub fn new(tls: Arc<ClientConfig>, name: Option<&ServerName<'static>>, resolve: Option<Resolve>) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(SystemResolver);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        Self { tcp, tls, resolve }
+        Self { tcp, tls, name: name.cloned(), resolve }
     }
 
     async fn connect(self, url: Uri) -> Result<Stream, ConnectError> {
@@ -104,7 +106,10 @@ impl Connector {
         })?;
         let tcp = tcp.into_inner();
         let Server::Https { host, .. } = server else { return Ok(Stream::new(tcp, false)) };
-        let name = ServerName::try_from(host).map_err(|error| ConnectError::Tls(io::Error::other(error)))?;
+        let name = match self.name {
+            Some(name) => name,
+            None => ServerName::try_from(host).map_err(|error| ConnectError::Tls(io::Error::other(error)))?,
+        };
         let tls = TlsConnector::from(self.tls).connect(name, tcp).await;
         let tls = tls.map_err(|error| ConnectError::Tls(name_cause(error)))?;
         let h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");

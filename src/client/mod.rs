@@ -7,11 +7,13 @@ mod connect;
 pub mod dns;
 mod inspect;
 mod roots;
+mod tls_client;
 mod tls_error;
 
 pub use connect::{ConnectError, Destination, Resolve, connect_tls};
 pub use inspect::inspect;
 pub use roots::{Roots, RootsError};
+pub use tls_client::{TlsClient, TlsClientError, TlsClients};
 pub use tls_error::name_cause;
 
 use std::{
@@ -54,6 +56,7 @@ const KEPT_PER_HOST: usize = 4;
 /// Builds a client.
 pub struct Builder {
     roots: Roots,
+    tls: Option<TlsClient>,
     deadline: Duration,
     resolve: Option<Resolve>,
     max_response: usize,
@@ -65,13 +68,19 @@ impl Builder {
     /// A client that trusts `roots` and gives up a request after `deadline`, from its dial to the last byte of its response.
     #[must_use]
     pub const fn new(roots: Roots, deadline: Duration) -> Self {
-        Self { roots, deadline, resolve: None, max_response: MAX_RESPONSE, idle_per_host: 0, http2: true }
+        Self { roots, tls: None, deadline, resolve: None, max_response: MAX_RESPONSE, idle_per_host: 0, http2: true }
     }
 
     /// Sends requests where `resolve` says, not where DNS does.
     #[must_use]
     pub fn resolve(self, resolve: Resolve) -> Self {
         Self { resolve: Some(resolve), ..self }
+    }
+
+    /// Speaks HTTP/1.1 to servers whose TLS has settings of its own.
+    #[must_use]
+    pub fn tls(self, client: TlsClient) -> Self {
+        Self { tls: Some(client), ..self }.http1_only()
     }
 
     /// Reads responses of up to so many bytes.
@@ -109,9 +118,9 @@ impl Builder {
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE)
                 .pool_max_idle_per_host(self.idle_per_host)
-                .build(Connector::new(tls, self.resolve.clone()))
+                .build(Connector::new(tls, self.tls.as_ref().and_then(TlsClient::name), self.resolve.clone()))
         };
-        let http1 = pool(self.roots.http1().clone());
+        let http1 = pool(self.tls.as_ref().map_or_else(|| self.roots.http1(), TlsClient::http1).clone());
         let any = if self.http2 { pool(self.roots.http2()) } else { http1.clone() };
         let client = Client { any, http1, max_response: self.max_response };
         // The wait for a turn is outside the deadline.

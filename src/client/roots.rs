@@ -76,8 +76,13 @@ impl Roots {
     /// # Errors
     /// The text has no usable certificate.
     pub fn only(pem: &[u8]) -> Result<Self, RootsError> {
+        Self::of_pem(pem, "the given text")
+    }
+
+    /// The same, of a text that stands in `place`.
+    pub(super) fn of_pem(pem: &[u8], place: &str) -> Result<Self, RootsError> {
         let mut store = RootCertStore::empty();
-        add(&mut store, Ok(CertificateDer::pem_slice_iter(pem)), "the given text")?;
+        add(&mut store, Ok(CertificateDer::pem_slice_iter(pem)), place)?;
         Ok(Self::of(move || store))
     }
 

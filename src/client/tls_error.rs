@@ -29,6 +29,7 @@ pub fn cause(error: &Error) -> FailureCause {
             _ => FailureCause::BadCertificate,
         },
         Error::AlertReceived(AlertDescription::UnrecognisedName) => FailureCause::NoCertificate,
+        Error::AlertReceived(AlertDescription::CertificateRequired) => FailureCause::NoClientCertificate,
         // The first bytes are no TLS record: those of a response to what the server took for a malformed request.
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => FailureCause::NotTls,
         _ => FailureCause::Handshake,
@@ -48,6 +49,7 @@ mod tests {
             (Error::InvalidCertificate(CertificateError::NotValidForName), FailureCause::WrongName),
             (Error::InvalidCertificate(CertificateError::BadEncoding), FailureCause::BadCertificate),
             (Error::AlertReceived(AlertDescription::UnrecognisedName), FailureCause::NoCertificate),
+            (Error::AlertReceived(AlertDescription::CertificateRequired), FailureCause::NoClientCertificate),
             (Error::AlertReceived(AlertDescription::ProtocolVersion), FailureCause::Handshake),
             (Error::InvalidMessage(InvalidMessage::InvalidContentType), FailureCause::NotTls),
         ] {

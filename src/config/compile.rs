@@ -869,6 +869,8 @@ fn upstream_plan(raw: &At<raw::Upstream>) -> Upstream {
         retry_connect: raw.retry_connect.unwrap_or(RETRY_CONNECT),
         balance: raw.balance.unwrap_or(plan::Balance::LeastRequests),
         health: raw.health.clone(),
+        host: raw.host.clone().unwrap_or(plan::UpstreamHost::OfRequest),
+        tls: raw.tls.compile(),
     }
 }
 

@@ -25,6 +25,7 @@ mod source;
 mod stream;
 pub mod template;
 mod tree;
+mod upstream_tls;
 mod value;
 pub mod versions;
 mod well_known;
@@ -146,6 +147,12 @@ pub fn check_log_filter(text: &str) -> Result<(), String> {
 #[must_use]
 pub fn is_password_hash(text: &str) -> bool {
     basic_auth::password(text).is_ok()
+}
+
+/// Whether a text is a `host` as an upstream takes it.
+#[must_use]
+pub fn is_upstream_host(text: &str) -> bool {
+    upstream_tls::host(text).is_ok()
 }
 
 fn folder(path: &Path) -> PathBuf {

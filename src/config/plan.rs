@@ -47,6 +47,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Every upstream of HTTP: of the routes, and of the services that are asked who may come.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.sites.iter().flat_map(|site| &site.routes).flat_map(|route| {
+            let served = if let Action::Proxy(upstream) = &route.action { Some(upstream) } else { None };
+            let asked = route.guard.forward_auth.as_ref().map(|asked| &asked.upstream);
+            served.into_iter().chain(asked)
+        })
+    }
+
     /// The keys in which `next` differs and which take effect at the next start only: the number of threads is that of the
     /// sockets, and what is stored in one place is not moved to another.
     #[must_use]
@@ -507,7 +516,7 @@ impl fmt::Display for TcpServer {
 }
 
 /// A certificate and its key in PEM files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyPairFiles {
     /// The chain, leaf first.
     pub cert: PathBuf,
@@ -847,6 +856,34 @@ pub struct Upstream {
     pub balance: Balance,
     /// Active probes.
     pub health: Option<Health>,
+    /// The `Host` that its servers get.
+    pub host: UpstreamHost,
+    /// TLS to its `https` servers; `None` is the usual.
+    pub tls: Option<Arc<UpstreamTls>>,
+}
+
+/// The `Host` of requests to an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpstreamHost {
+    /// That of the client's request.
+    OfRequest,
+    /// Host and port of the server that is chosen.
+    OfServer,
+    /// This one.
+    Fixed(String),
+}
+
+/// TLS to the servers of an upstream, where it is not as usual.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct UpstreamTls {
+    /// PEM roots in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The name that is asked for and verified, in place of that of the server.
+    pub server_name: Option<String>,
+    /// Whether the server's certificate is verified at all.
+    pub verify: bool,
+    /// The certificate by which the edge identifies itself.
+    pub client_certificate: Option<KeyPairFiles>,
 }
 
 /// One address of an upstream.
@@ -859,7 +896,7 @@ pub enum Server {
         /// TCP port.
         port: u16,
     },
-    /// HTTP/1.1 over TLS, verified against the system's roots and the name.
+    /// HTTP/1.1 over TLS, verified against the system's roots and the name unless [`Upstream::tls`] says otherwise.
     Https {
         /// A name or an address, without brackets.
         host: String,
@@ -868,6 +905,20 @@ pub enum Server {
     },
     /// A stream socket in the file system.
     Unix(PathBuf),
+}
+
+impl Server {
+    /// Host and port as `Host` has them, the port only where it is not that of the scheme (RFC 9110 section 4.2.3).
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let (host, port, usual) = match self {
+            Self::Http { host, port } => (host, *port, 80),
+            Self::Https { host, port } => (host, *port, 443),
+            Self::Unix(_) => return "localhost".to_owned(),
+        };
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        if port == usual { host } else { format!("{host}:{port}") }
+    }
 }
 
 impl fmt::Display for Server {

@@ -22,10 +22,11 @@ use super::{
     matching,
     plan::{
         Balance, BasicAuth, ClientIpLog, Conditions, Encoding, Health, Hostname, KeyPairFiles, Kind, LogFormat,
-        RtcTransport, Server, StreamKind, TlsVersion,
+        RtcTransport, Server, StreamKind, TlsVersion, UpstreamHost,
     },
     stream,
     tree::{At, Item, Problem, Reader, Section, boolean, integer, kind_of, list, one_or_more, parsed, string, word},
+    upstream_tls::{self, RawTls},
     value,
 };
 
@@ -55,11 +56,25 @@ pub struct Raw {
 impl Raw {
     /// The files that it names.
     pub fn files(&self) -> Vec<At<&Path>> {
+        let of_upstreams = self.upstreams().filter_map(|upstream| upstream.tls.client_certificate.as_ref());
+        let of_upstreams = of_upstreams.map(|at| At { value: &at.value, span: at.span.clone() });
         let pairs = self
             .pairs()
             .into_iter()
+            .chain(of_upstreams)
             .flat_map(|at| [&*at.value.cert, &*at.value.key].map(|path| At { value: path, span: at.span.clone() }));
-        self.acme.files().into_iter().chain(pairs).collect()
+        let roots = self.upstreams().filter_map(|upstream| upstream.tls.ca_file.as_ref());
+        let roots = roots.map(|at| At { value: at.value.as_path(), span: at.span.clone() });
+        self.acme.files().into_iter().chain(pairs).chain(roots).collect()
+    }
+
+    /// Every upstream of HTTP: of the routes, and of the services that are asked who may come.
+    fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        let routes = self.sites.iter().flat_map(|site| std::iter::once(&site.root).chain(&site.routes));
+        routes.flat_map(|route| {
+            let asked = route.forward_auth.as_ref().and_then(|auth| Some(&auth.value.as_ref()?.upstream.value));
+            route.upstream.as_ref().map(|at| &at.value).into_iter().chain(asked)
+        })
     }
 
     /// The sites that are served with certificates in files: the files, the name, and where the file says so.
@@ -254,6 +269,8 @@ pub struct Upstream {
     pub retry_connect: Option<Duration>,
     pub balance: Option<Balance>,
     pub health: Option<Health>,
+    pub host: Option<UpstreamHost>,
+    pub tls: RawTls,
 }
 
 #[derive(Default)]
@@ -659,7 +676,8 @@ fn certificates(item: &Item<'_>, dir: &Path) -> Result<Issuer, Problem> {
     }
 }
 
-fn key_pair(item: &Item<'_>, dir: &Path) -> Result<KeyPairFiles, Problem> {
+/// `{ cert = "a.pem", key = "b.pem" }`.
+pub fn key_pair(item: &Item<'_>, dir: &Path) -> Result<KeyPairFiles, Problem> {
     const HELP: &str = "write it like { cert = \"a.pem\", key = \"b.pem\" }";
     let DeValue::Table(table) = item.get_ref() else {
         return Err(Problem::new(format!("expected a table, found {}", kind_of(item.get_ref()))).help(HELP));
@@ -819,13 +837,16 @@ pub fn upstream(section: &Section<'_, '_, '_>) -> Option<At<Upstream>> {
         );
     }
     let plain = |at: Option<At<Duration>>| at.map(|at| at.value);
+    let servers = servers.map(|servers| servers.value).unwrap_or_default();
     let upstream = Upstream {
-        servers: servers.map(|servers| servers.value).unwrap_or_default(),
+        tls: RawTls::read(&inner, &servers),
+        servers,
         connect_timeout: plain(inner.get("connect_timeout", parsed(value::bounded))),
         response_timeout: inner.get("response_timeout", parsed(value::duration)).map(|at| at.value),
         retry_connect: inner.get("retry_connect", parsed(value::duration)).map(|at| at.value.unwrap_or_default()),
         balance: inner.get("balance", balance).map(|at| at.value),
         health: inner.section("health").and_then(health),
+        host: inner.get("host", parsed(upstream_tls::host)).map(|at| at.value),
     };
     if let Some(item) = inner.item("proxy_protocol") {
         inner.reader.error(item.span(), "`proxy_protocol` is for the upstream of a site of kind `turn` or `tcp`");

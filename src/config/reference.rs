@@ -32,6 +32,7 @@ enum Shape {
     OneOrMore,
     Directory,
     Certificates,
+    KeyPair,
     Transports,
     Free,
     Upstream,
@@ -59,8 +60,8 @@ const fn key(name: &'static str, shape: Shape, default: &'static str, doc: &'sta
 }
 
 use Shape::{
-    BasicAuth, Certificates, Copied, Count, Directory, Edits, FieldConditions, ForwardAuth, Free, Health, OneOrMore,
-    RedirectTo, Respond, Routes, Size, Span, Switch, Text, TextList, Tls, Transports, Upstream, Words,
+    BasicAuth, Certificates, Copied, Count, Directory, Edits, FieldConditions, ForwardAuth, Free, Health, KeyPair,
+    OneOrMore, RedirectTo, Respond, Routes, Size, Span, Switch, Text, TextList, Tls, Transports, Upstream, Words,
 };
 
 const KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http"]);
@@ -486,6 +487,36 @@ const UPSTREAM: &[Key] = &[
     key("balance", Words(&["least-requests", "round-robin"]), "\"least-requests\"", "How a server is chosen."),
     key("health", Health, "none", "Active probes: `{ path = \"/health\", interval = \"10s\" }`."),
     key(
+        "host",
+        Text,
+        "that of the request",
+        "The `Host` that the servers get: a name, with a port where it has one, or `{upstream}` for host and port of the server. `X-Forwarded-Host` stays that of the request.",
+    ),
+    key(
+        "ca_file",
+        Text,
+        "the system's roots",
+        "PEM file of the roots that certificates of `https://` servers are verified against, and no others (a private CA). Read at start and at every reload, as are the files of `client_certificate`; one that cannot be used is an error there.",
+    ),
+    key(
+        "server_name",
+        Text,
+        "the host in `servers`",
+        "The name that `https://` servers are asked for (SNI) and that their certificates must be for.",
+    ),
+    key(
+        "insecure_skip_verify",
+        Switch,
+        "false",
+        "Accepts any certificate of `https://` servers: whoever is between can read and change everything. `ca_file` is the better way.",
+    ),
+    key(
+        "client_certificate",
+        KeyPair,
+        "none",
+        "`{ cert = \"a.pem\", key = \"b.pem\" }`, the certificate that `https://` servers get which ask for one.",
+    ),
+    key(
         "proxy_protocol",
         Words(&["none", "v2"]),
         "none",
@@ -582,13 +613,15 @@ fn shape(of: Shape) -> Value {
             json!({ "anyOf": [text, table, { "type": "array", "items": one }] })
         }
         Certificates => {
-            let files = shape(Tls)["anyOf"][1].clone();
+            let files = shape(KeyPair);
             json!({ "anyOf": [{ "enum": ["acme", "internal"] }, files, { "type": "array", "items": files }] })
         }
-        Tls => {
+        KeyPair => {
             let files = json!({ "cert": { "type": "string" }, "key": { "type": "string" } });
-            let files = json!({ "type": "object", "properties": files, "required": ["cert", "key"], "additionalProperties": false });
-            json!({ "anyOf": [{ "enum": ["acme", "internal", "wildcard", "off", "passthrough"] }, files] })
+            json!({ "type": "object", "properties": files, "required": ["cert", "key"], "additionalProperties": false })
+        }
+        Tls => {
+            json!({ "anyOf": [{ "enum": ["acme", "internal", "wildcard", "off", "passthrough"] }, shape(KeyPair)] })
         }
         Respond => {
             let status = json!({ "type": "integer", "minimum": 200, "maximum": 599 });
@@ -687,6 +720,8 @@ pub fn right_form(section: &str, key: &str, found: &DeValue<'_>) -> Option<Strin
             ("methods", _) => "[\"GET\"]".into(),
             ("path", _) => "\"/health\"".into(),
             ("files", _) => "\"/srv/www\"".into(),
+            ("host", _) => "\"app.internal\"".into(),
+            ("ca_file", _) => "\"ca.pem\"".into(),
             ("servers", _) => "[\"http://synapse:8008\"]".into(),
             (_, Text) => "\"…\"".into(),
             (_, TextList | OneOrMore | Directory | Transports) => "[\"10.0.0.0/8\"]".into(),
@@ -696,6 +731,7 @@ pub fn right_form(section: &str, key: &str, found: &DeValue<'_>) -> Option<Strin
             (_, Span) => "\"30s\"".into(),
             (_, Words(words)) => format!("\"{}\"", words[0]),
             (_, Upstream) => "\"http://synapse:8008\"".into(),
+            (_, KeyPair) => "{ cert = \"a.pem\", key = \"b.pem\" }".into(),
             (_, Tls | Certificates) => "\"internal\"".into(),
             (_, Respond) => "\"a text\"".into(),
             (_, Health) => "{ path = \"/health\" }".into(),

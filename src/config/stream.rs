@@ -28,7 +28,8 @@ const HTTP_SITE: [&str; 10] = [
     "basic_auth",
     "forward_auth",
 ];
-const HTTP_UPSTREAM: [&str; 2] = ["response_timeout", "health"];
+const HTTP_UPSTREAM: [&str; 7] =
+    ["response_timeout", "health", "host", "ca_file", "server_name", "insecure_skip_verify", "client_certificate"];
 
 /// What the file says of such a site.
 pub struct Stream {

@@ -51,6 +51,9 @@ pub enum FailureCause {
     /// The server has no certificate for the name (the alert `unrecognized_name`).
     #[error("the server has no certificate for the name")]
     NoCertificate,
+    /// The server requires a client certificate (the alert `certificate_required`).
+    #[error("the server requires a client certificate")]
+    NoClientCertificate,
     /// TLS was expected, and the server speaks something else.
     #[error("the server does not speak TLS")]
     NotTls,
@@ -91,7 +94,7 @@ pub enum Role {
 impl FailureCause {
     /// All causes, for tests of the table.
     #[cfg(test)]
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::NoAddress,
         Self::NameServer,
         Self::Refused,
@@ -106,6 +109,7 @@ impl FailureCause {
         Self::WrongName,
         Self::BadCertificate,
         Self::NoCertificate,
+        Self::NoClientCertificate,
         Self::NotTls,
         Self::NotPlain,
         Self::Handshake,
@@ -217,17 +221,20 @@ impl FailureCause {
                 "raise the limit of open files of vestibule (LimitNOFILE of systemd, `ulimits` of compose)"
             }
             Self::UnknownAuthority => {
-                "give the service a certificate of a public CA, or add the root of its CA to the trusted roots of the system; within one host or private network, http:// needs no certificate"
+                "give the service a certificate of a public CA, or set `ca_file` in the table of its upstream to the root of its CA; within one host or private network, http:// needs no certificate"
             }
             Self::Expired => "renew the certificate of the service",
             Self::NotYetValid => {
                 "correct the clock of this machine, or that of the machine that issued the certificate"
             }
             Self::WrongName => {
-                "set `upstream` to a name in the certificate, or give the service a certificate for that name"
+                "set `upstream`, or `server_name` in its table, to a name in the certificate, or give the service a certificate for that name"
             }
             Self::BadCertificate => "replace the certificate of the service",
             Self::NoCertificate => "set `upstream` to a name that the service has a certificate for",
+            Self::NoClientCertificate => {
+                "set `client_certificate` in the table of the upstream to one that the service accepts"
+            }
             Self::NotTls => "use http:// in `upstream`, or the port on which the service speaks TLS",
             Self::NotPlain => "use https:// in `upstream`, or the port on which the service speaks plain HTTP",
             Self::Handshake => "make the service accept TLS 1.2 or 1.3, and read its log",
@@ -260,9 +267,12 @@ impl FailureCause {
             Self::WrongName => "use a certificate for this host, or let vestibule obtain one (tls = \"acme\")",
             Self::BadCertificate => "replace the certificate",
             Self::NoCertificate => "`vestibule status` shows the last error of the CA",
-            Self::NotTls | Self::NotPlain | Self::NotHttp | Self::Handshake | Self::Closed => {
-                "find out which program listens on that port instead of vestibule"
-            }
+            Self::NoClientCertificate
+            | Self::NotTls
+            | Self::NotPlain
+            | Self::NotHttp
+            | Self::Handshake
+            | Self::Closed => "find out which program listens on that port instead of vestibule",
             Self::NoSocket => "raise the limit of open files of this shell (`ulimit -n`)",
             Self::NoSuchSocket | Self::AccessDenied | Self::Unhealthy | Self::Other => {
                 "read the log of vestibule and of the service behind it"

@@ -145,6 +145,8 @@ mod tests {
                 retry_connect: std::time::Duration::ZERO,
                 balance: plan::Balance::RoundRobin,
                 health: None,
+                host: plan::UpstreamHost::OfRequest,
+                tls: None,
             },
             path: "/verify?x".parse().unwrap(),
             send_fields: send.map(names),

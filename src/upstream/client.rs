@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Buf as _;
-use http::{Method, StatusCode, Uri, Version, header};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 
 use super::{
@@ -79,6 +79,11 @@ impl Outgoing {
         let websocket = fields.contains(header::UPGRADE);
         let expects_continue = !body.is_empty() && wire::expects_continue(&fields);
         Self { method, uri, client, fields, body: Some(body), framing, websocket, expects_continue, observers }
+    }
+
+    /// Tells the server this host in place of that of the client's request.
+    pub fn set_host(&mut self, host: &HeaderValue) {
+        self.fields.insert(header::HOST, host.into());
     }
 
     /// Where the time of a dial is noted.

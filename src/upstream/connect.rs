@@ -23,7 +23,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{read_buffer::ReadBuffer, resolve::Resolver};
 use crate::{
-    client::{Roots, name_cause},
+    client::{Roots, TlsClient, name_cause},
     clock::IdleTimer,
     config::plan::Server,
     conn::{Permit, Phase, Phases},
@@ -124,6 +124,8 @@ pub struct Target<'a> {
     pub resolver: &'a Resolver,
     /// What its certificate is verified against.
     pub roots: &'a Roots,
+    /// Its own settings of TLS.
+    pub tls: Option<&'a TlsClient>,
 }
 
 /// Opens a connection.
@@ -141,7 +143,7 @@ pub async fn dial(target: Target<'_>, permit: Permit, phases: &Phases) -> Result
             let stream = tcp(target.resolver, host, *port, phases).await?;
             phases.begin(Phase::Tls);
             let began = Instant::now();
-            let socket = tls(stream, host, target.roots).await;
+            let socket = tls(stream, host, &target).await;
             phases.add(Phase::Tls, began.elapsed());
             socket?
         }
@@ -153,9 +155,13 @@ pub async fn dial(target: Target<'_>, permit: Permit, phases: &Phases) -> Result
 ///
 /// # Errors
 /// The handshake fails; the name is no name.
-async fn tls(tcp: TcpStream, host: &str, roots: &Roots) -> Result<Socket, DialError> {
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))?;
-    let stream = TlsConnector::from(roots.http1().clone()).connect(name, tcp).await;
+async fn tls(tcp: TcpStream, host: &str, target: &Target<'_>) -> Result<Socket, DialError> {
+    let name = match target.tls.and_then(TlsClient::name) {
+        Some(name) => name.clone(),
+        None => ServerName::try_from(host.to_owned()).map_err(|error| DialError::Tls(io::Error::other(error)))?,
+    };
+    let config = target.tls.map_or_else(|| target.roots.http1(), TlsClient::http1);
+    let stream = TlsConnector::from(config.clone()).connect(name, tcp).await;
     Ok(Socket::Tls(Box::new(stream.map_err(|error| DialError::Tls(name_cause(error)))?)))
 }
 
@@ -241,7 +247,12 @@ macro_rules! each {
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(&mut *self, stream => Pin::new(stream).poll_read(cx, buf))
+        match &mut *self {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            // A server of TLS 1.3 says here that it wants a certificate: the handshake is over when it reads ours.
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf).map_err(name_cause),
+        }
     }
 }
 

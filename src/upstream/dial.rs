@@ -1,6 +1,7 @@
 //! From an upstream to a connection: which endpoint, how often, and for how long.
 
 use std::{
+    io,
     net::IpAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
@@ -14,6 +15,7 @@ use super::{
     connect::{self, DialError, Target, UpstreamConnection},
 };
 use crate::{
+    client::TlsClient,
     conn::Phases,
     error::{ProxyError, Role, ServerFailure},
 };
@@ -111,7 +113,9 @@ impl Upstream {
             };
             let permit = permit.map_err(|error| DialError::NoSocket(error.into()))?;
             let roots = env.roots.load_full();
-            let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &roots };
+            let tls = self.tls()?;
+            let target =
+                Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &roots, tls: tls.as_ref() };
             let connection = connect::dial(target, permit, options.phases).await?;
             Ok(Dialled { index, connection, is_reused: false })
         };
@@ -128,6 +132,14 @@ impl Upstream {
             }
         }
         dialled
+    }
+
+    /// Its own settings of TLS, with their files as they were read last.
+    pub(super) fn tls(&self) -> Result<Option<TlsClient>, DialError> {
+        let Some(settings) = &self.0.plan.tls else { return Ok(None) };
+        let client = self.0.env.tls.load().get(settings);
+        // Never without them: they may be what makes a server the right one.
+        client.map(Some).ok_or_else(|| DialError::Tls(io::Error::other("the settings of TLS have not been read")))
     }
 
     /// One line when a service goes away, one when it is back, whatever notices.

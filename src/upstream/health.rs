@@ -117,7 +117,9 @@ async fn send_probe(upstream: &Upstream, index: usize, health: &plan::Health) ->
     let connection = dial(upstream, index).await?;
     let mut request = Request::new(Body::empty());
     request.uri = health.path.clone();
-    request.fields.insert(header::HOST, (&host(&inner.endpoints[index].server)).into());
+    let endpoint = &inner.endpoints[index];
+    let host = endpoint.host.clone().unwrap_or_else(|| host(&endpoint.server));
+    request.fields.insert(header::HOST, (&host).into());
     request.fields.insert(header::CONNECTION, Value::from_static("close"));
     let mut outgoing = client::Outgoing::new(request, RequestObservers::default());
     let lease = Lease::new(inner.clone(), index);
@@ -131,7 +133,8 @@ async fn dial(upstream: &Upstream, index: usize) -> Result<UpstreamConnection, D
     let (inner, endpoint) = (&upstream.0, &upstream.0.endpoints[index]);
     let permit = inner.env.dials.try_acquire().map_err(|error| DialError::NoSocket(error.into()))?;
     let roots = inner.env.roots.load_full();
-    let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &roots };
+    let tls = upstream.tls()?;
+    let target = Target { server: &endpoint.server, resolver: &endpoint.resolver, roots: &roots, tls: tls.as_ref() };
     let phases = Phases::default();
     let dialled = timeout(inner.plan.connect_timeout, connect::dial(target, permit, &phases)).await;
     dialled.unwrap_or(Err(DialError::TimedOut))

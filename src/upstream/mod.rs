@@ -31,6 +31,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
+use http::HeaderValue;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::task::TaskTracker;
 
@@ -44,7 +45,7 @@ use self::{
     resolve::Resolver,
 };
 use crate::{
-    client::Roots,
+    client::{Roots, TlsClients},
     config::plan,
     conn::{Permits, RequestObservers},
     drain::Drain,
@@ -62,6 +63,8 @@ pub struct Env {
     pub workers: usize,
     /// Whom https origins are verified against.
     pub roots: Arc<ArcSwap<Roots>>,
+    /// How TLS is spoken to the upstreams of this generation that have settings of their own.
+    pub tls: Arc<ArcSwap<TlsClients>>,
     /// The end of the process: tunnels close when it comes.
     pub drain: Drain,
     /// Tracks the tasks of this module.
@@ -92,6 +95,8 @@ struct Inner {
 /// One address of an upstream, and what we know of it.
 struct Endpoint {
     server: plan::Server,
+    /// The `Host` that it gets, where it is not that of the request.
+    host: Option<HeaderValue>,
     resolver: Resolver,
     pool: Pool,
     /// Bounds the dials under way.
@@ -143,7 +148,8 @@ impl Upstream {
     /// The upstream of a plan.
     #[must_use]
     pub fn new(plan: &plan::Upstream, env: &Env) -> Self {
-        let endpoints = plan.servers.iter().map(|server| Endpoint::new(server.clone(), env.workers)).collect();
+        let endpoints =
+            plan.servers.iter().map(|server| Endpoint::new(server.clone(), &plan.host, env.workers)).collect();
         Self(Arc::new(Inner {
             plan: plan.clone(),
             env: env.clone(),
@@ -189,6 +195,9 @@ impl Upstream {
                     phases: outgoing.phases(),
                 };
                 let Dialled { index, connection, is_reused } = upstream.connection(options).await?;
+                if let Some(host) = &inner.endpoints[index].host {
+                    outgoing.set_host(host);
+                }
                 let lease = Lease::new(inner.clone(), index);
                 match client::exchange(connection, &mut outgoing, &inner.plan, &inner.env, lease).await {
                     Ok(ReceivedResponse(response)) => return Ok(response),
@@ -243,8 +252,14 @@ impl Upstream {
 }
 
 impl Endpoint {
-    fn new(server: plan::Server, workers: usize) -> Self {
+    fn new(server: plan::Server, host: &plan::UpstreamHost, workers: usize) -> Self {
+        let host = match host {
+            plan::UpstreamHost::OfRequest => None,
+            plan::UpstreamHost::OfServer => Some(server.authority()),
+            plan::UpstreamHost::Fixed(host) => Some(host.clone()),
+        };
         Self {
+            host: host.map(|host| HeaderValue::try_from(host).expect("a host is made of letters, digits and marks")),
             server,
             resolver: Resolver::default(),
             pool: Pool::new(workers),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
@@ -110,7 +110,7 @@ pub fn answer(status: &str, fields: &[(&str, &str)], body: &str) -> Vec<u8> {
 }
 
 /// Reads one request: its head, and its body as it stands on the wire.
-pub async fn read_request(stream: &mut TcpStream) -> Option<String> {
+pub async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     let mut bytes = Vec::new();
     let head = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {

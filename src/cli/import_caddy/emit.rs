@@ -191,7 +191,8 @@ fn action(action: &Action) -> Vec<String> {
     vec![one]
 }
 
-fn upstream(upstream: &Upstream) -> String {
+/// An upstream: its servers, or a table.
+pub fn upstream(upstream: &Upstream) -> String {
     let servers = match upstream.servers.as_slice() {
         [one] => quote(one),
         several => list(several),

@@ -89,7 +89,10 @@ pub fn request_edit(line: usize, name: &str, values: &[String], remarks: &mut Ve
     if lower == "host" {
         remarks.push(Remark::lost(
             line,
-            format!("`{}`: the upstream always receives the host that the client requested", text()),
+            format!(
+                "`{}`: the upstream receives the host that the client requested; another one is `host` in its table",
+                text()
+            ),
         ));
         return None;
     }

@@ -22,6 +22,7 @@ mod rules;
 mod settle;
 mod sites;
 mod terminal;
+mod transport;
 mod well_known;
 mod write_routes;
 

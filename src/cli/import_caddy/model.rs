@@ -188,3 +188,11 @@ pub struct Upstream {
     /// `header_down`, until it is that of a rule.
     pub response_fields: Vec<Edit>,
 }
+
+impl Upstream {
+    /// Sets a key of the table; the last line that says something of it counts.
+    pub fn set(&mut self, key: &'static str, value: String) {
+        self.keys.retain(|(known, _)| *known != key);
+        self.keys.push((key, value));
+    }
+}

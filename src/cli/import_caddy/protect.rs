@@ -4,11 +4,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::{
     Remark,
-    emit::{list, quote},
+    emit::{self, list, quote},
     fields::{Placeholders, template},
     lexer::{ENV, Token},
+    model::Upstream,
     parser::Directive,
-    proxy,
+    proxy, transport,
 };
 use crate::config;
 
@@ -50,7 +51,7 @@ pub fn forward_auth(
     plain: bool,
     remarks: &mut Vec<Remark>,
 ) -> Result<String, String> {
-    let (mut tls, mut path, mut copied, mut sign_in) = (false, None, Vec::new(), None);
+    let (mut tls, mut keeps_host, mut path, mut copied, mut sign_in) = (false, false, None, Vec::new(), None);
     let block = line.block.as_deref().unwrap_or_default();
     for line in block.iter().filter(|line| !line.name.starts_with('@')) {
         let words: Vec<&str> = line.args.iter().map(|token| token.text.as_str()).collect();
@@ -60,7 +61,9 @@ pub fn forward_auth(
                 copied.extend(names.iter().map(|name| (*name).to_owned()));
                 copied.extend(line.block.iter().flatten().map(|line| line.name.clone()));
             }
-            ("header_up", [name, value]) if is_sent_anyway(name, value) => {}
+            ("header_up", [name, value]) if is_sent_anyway(name, value) => {
+                keeps_host |= name.eq_ignore_ascii_case("host");
+            }
             ("transport", ["http"])
                 if line.block.iter().flatten().all(|line| line.name == "tls" && line.args.is_empty()) =>
             {
@@ -94,11 +97,16 @@ pub fn forward_auth(
         servers.extend(proxy::addresses(&server.text, tls).ok_or_else(|| format!("the upstream `{}`", server.text))?);
     }
     let path = path.ok_or("no `uri`")?;
-    let asked = match servers.as_slice() {
+    let mut upstream = Upstream { servers, ..Upstream::default() };
+    if !keeps_host {
+        transport::default_host(&mut upstream);
+    }
+    let asked = match upstream.servers.as_slice() {
         [] => return Err("no upstream".into()),
-        [one] if !one.starts_with("unix:") => format!("url = {}", quote(&format!("{one}{path}"))),
-        [one] => format!("upstream = {}, path = {}", quote(one), quote(path)),
-        several => format!("upstream = {}, path = {}", list(several), quote(path)),
+        [one] if upstream.keys.is_empty() && !one.starts_with("unix:") => {
+            format!("url = {}", quote(&format!("{one}{path}")))
+        }
+        _ => format!("upstream = {}, path = {}", emit::upstream(&upstream), quote(path)),
     };
     let copied = copy_fields(&copied)?;
     let sign_in = sign_in.map(|to| format!(", sign_in = {}", quote(&to))).unwrap_or_default();

@@ -7,6 +7,7 @@ use super::{
     lexer::{ENV, Token},
     model::Upstream,
     parser::Directive,
+    transport,
 };
 
 /// The paths of lk-jwt-service.
@@ -17,7 +18,7 @@ const MAX_SERVERS: u16 = 64;
 
 /// Reads a directive whose matcher has been taken off.
 pub fn read(directive: &Directive, args: &[Token], remarks: &mut Vec<Remark>) -> Option<Upstream> {
-    let mut proxy = Proxy { upstream: Upstream::default(), tls: false, remarks };
+    let mut proxy = Proxy { upstream: Upstream::default(), tls: false, says_host: false, remarks };
     let mut servers: Vec<_> = args.to_vec();
     for line in directive.block.iter().flatten() {
         if line.name == "to" {
@@ -29,6 +30,10 @@ pub fn read(directive: &Directive, args: &[Token], remarks: &mut Vec<Remark>) ->
     let mut all = Vec::new();
     for server in &servers {
         match addresses(&server.text, proxy.tls) {
+            Some(addresses) if proxy.tls && addresses.iter().any(|address| address.starts_with("unix:")) => {
+                let text = format!("the upstream `{}`: TLS over a unix socket is not supported", server.text);
+                proxy.remarks.push(Remark::lost(server.line, text));
+            }
             Some(addresses) => all.extend(addresses),
             None => proxy.remarks.push(Remark::lost(server.line, format!("the upstream `{}`", server.text))),
         }
@@ -36,17 +41,27 @@ pub fn read(directive: &Directive, args: &[Token], remarks: &mut Vec<Remark>) ->
     if servers.is_empty() {
         proxy.remarks.push(Remark::lost(directive.line, "a `reverse_proxy` without an upstream"));
     }
+    let says_host = proxy.says_host;
     let mut upstream = proxy.upstream;
     if !upstream.health.is_empty() && !upstream.health.iter().any(|(key, _)| *key == "path") {
         upstream.health.clear();
     }
+    if upstream.keys.iter().any(|(key, _)| *key == "insecure_skip_verify") {
+        // Where nothing is verified, it is not verified against these either.
+        upstream.keys.retain(|(key, _)| *key != "ca_file");
+    }
     upstream.servers = all;
+    if !says_host {
+        transport::default_host(&mut upstream);
+    }
     (!upstream.servers.is_empty()).then_some(upstream)
 }
 
 struct Proxy<'r> {
     upstream: Upstream,
     tls: bool,
+    /// Whether a line says which `Host` it gets.
+    says_host: bool,
     remarks: &'r mut Vec<Remark>,
 }
 
@@ -62,7 +77,7 @@ impl Proxy<'_> {
             }
             "lb_try_duration" => self.key("retry_connect", line, first),
             "lb_policy" => match first {
-                "round_robin" => self.upstream.keys.push(("balance", quote("round-robin"))),
+                "round_robin" => self.upstream.set("balance", quote("round-robin")),
                 "random" | "random_choose" | "least_conn" => {}
                 _ if servers < 2 => {}
                 other => self.lost(line, format!("`lb_policy {other}`: the server with the fewest requests is chosen")),
@@ -70,13 +85,23 @@ impl Proxy<'_> {
             "header_up" | "header_down" => {
                 let values: Vec<_> = line.args.iter().skip(1).map(|token| token.text.clone()).collect();
                 let name = first.trim_end_matches(':');
-                if line.name == "header_up" {
+                self.says_host |= line.name == "header_up" && name.eq_ignore_ascii_case("host");
+                if line.name == "header_up"
+                    && name.eq_ignore_ascii_case("host")
+                    && let Some(host) = transport::host(&values)
+                {
+                    self.upstream.set("host", host);
+                } else if line.name == "header_up" {
                     self.upstream.request_fields.extend(fields::request_edit(line.line, name, &values, self.remarks));
                 } else {
                     self.upstream.response_fields.extend(fields::response_edit(line.line, name, &values, self.remarks));
                 }
             }
-            "transport" if first == "http" => line.block.iter().flatten().for_each(|line| self.transport(line)),
+            "transport" if first == "http" => {
+                for line in line.block.iter().flatten() {
+                    self.tls |= transport::read(line, &mut self.upstream, self.remarks);
+                }
+            }
             // It is always so.
             "flush_interval" | "request_buffers" | "response_buffers" | "stream_buffer_size" => {}
             "lb_retries"
@@ -111,44 +136,9 @@ impl Proxy<'_> {
         }
     }
 
-    fn transport(&mut self, line: &Directive) {
-        let first = line.args.first().map_or("", |token| token.text.as_str());
-        match line.name.as_str() {
-            "tls" => self.tls = true,
-            "dial_timeout" => self.key("connect_timeout", line, first),
-            "response_header_timeout" => self.key("response_timeout", line, first),
-            "keepalive"
-            | "keepalive_interval"
-            | "keepalive_idle_conns"
-            | "keepalive_idle_conns_per_host"
-            | "compression"
-            | "read_buffer"
-            | "write_buffer"
-            | "max_conns_per_host"
-            | "max_response_header"
-            | "read_timeout"
-            | "write_timeout"
-            | "dial_fallback_delay"
-            | "expect_continue_timeout"
-            | "versions"
-            | "resolvers"
-            | "tls_timeout" => {
-                self.remarks.push(Remark::note(
-                    line.line,
-                    format!("`{}` has no equivalent: vestibule uses a fixed value", line.name),
-                ));
-            }
-            "tls_insecure_skip_verify" => {
-                self.tls = true;
-                self.lost(line, "`tls_insecure_skip_verify`: certificates of upstreams are always verified".into());
-            }
-            other => self.lost(line, format!("`{other}` of `transport http`")),
-        }
-    }
-
     fn key(&mut self, key: &'static str, line: &Directive, text: &str) {
         match seconds(text) {
-            Some(duration) => self.upstream.keys.push((key, quote(&duration))),
+            Some(duration) => self.upstream.set(key, quote(&duration)),
             None => self.lost(line, format!("`{} {text}`", line.name)),
         }
     }
