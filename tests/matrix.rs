@@ -365,3 +365,50 @@ async fn transports_name_the_sfu_where_the_homeserver_hands_out_tokens() {
         assert_eq!(client.json()["org.matrix.msc4143.rtc_foci"], old);
     }
 }
+
+#[tokio::test]
+async fn another_homeserver_has_its_api_open_and_none_of_the_limits_of_synapse() {
+    let upstream = Origin::echoing_targets().await;
+    let edge = Edge::start(&format!(
+        "[matrix]\nserver_name = \"example.org\"\n[sites.\"example.org\"]\nkind = \"homeserver\"\nupstream = \"{}\"\n\
+         redirect = \"https://www.example.org\"\n[sites.\"example.org\".routes]\n\"/_continuwuity\" = {{ upstream = \"{}\" }}\n\
+         [sites.\"jwt.example.org\"]\nkind = \"lk-jwt\"\nupstream = \"http://127.0.0.1:1\"\n",
+        upstream.url(),
+        upstream.url()
+    ));
+    let mut client = Client::tls(&edge, "example.org").await;
+    for target in ["/_matrix/client/versions", "/_matrix/federation/v1/version", "/_continuwuity/account/reset"] {
+        assert_eq!(client.get("example.org", target).await.text(), target);
+    }
+    for target in ["/_synapse/admin/v1/users", "/_synapse/client/x", "/_dendrite/admin", "/health", "/x", "/_matrixx"] {
+        let answer = client.get("example.org", target).await;
+        assert_eq!((answer.status, answer.json()["errcode"].as_str()), (404, Some("M_UNRECOGNIZED")), "{target}");
+    }
+    let answer = client.get("example.org", "/").await;
+    assert_eq!((answer.status, answer.field("location").unwrap().as_str()), (308, "https://www.example.org/"));
+    let documents = client.get("example.org", "/.well-known/matrix/client").await.json();
+    assert_eq!(documents["m.homeserver"]["base_url"], "https://example.org");
+    let server = client.get("example.org", "/.well-known/matrix/server").await.json();
+    assert_eq!(server["m.server"], "example.org:443");
+    // Synapse takes no head of more than 16 KiB, no body without a length, and has one answer to all preflights.
+    let long = format!("/_matrix/{}", "a".repeat(20_000));
+    assert_eq!(client.get("example.org", &long).await.text(), long);
+    let upload = "POST /_matrix/media/v3/upload HTTP/1.1\r\nHost: example.org\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    assert_eq!(client.ask(upload).await.status, 200);
+    assert!(asked(&upstream).pop().unwrap().to_lowercase().contains("transfer-encoding: chunked"));
+    let preflight = "OPTIONS /_matrix/client/v3/login HTTP/1.1\r\nHost: example.org\r\nOrigin: https://app\r\n\r\n";
+    assert_eq!(client.ask(preflight).await.text(), "/_matrix/client/v3/login");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_homeserver_without_transports_gets_ours() {
+    let homeserver = Origin::answering(|request| Homeserver::default().answer(request)).await;
+    let (sites, _, service) = LAYOUTS[0];
+    let edge = Edge::start(&format!(
+        "[matrix]\nserver_name = \"matrix.example.org\"\n[sites.\"matrix.example.org\"]\nkind = \"homeserver\"\n\
+         upstream = \"{}\"\n{sites}",
+        homeserver.url()
+    ));
+    let list = transports(&edge, "unstable/org.matrix.msc4143").await;
+    assert_eq!(list["rtc_transports"], serde_json::json!([{ "type": "livekit", "livekit_service_url": service }]));
+}

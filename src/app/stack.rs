@@ -291,7 +291,7 @@ impl Generation {
                 let endpoint = route.transports.as_ref()?.token_endpoint()?;
                 let asked = site
                     .route(plan::RTC_GET_TOKEN[0], |route| route.conditions.is_empty())
-                    .filter(|asked| asked.kind == SiteKind::Synapse);
+                    .filter(|asked| asked.kind.is_homeserver());
                 let Action::Proxy(upstream) = &asked.unwrap_or(route).action else { return None };
                 Some(rtc_probe::Probe { host: host.to_owned(), upstream: upstream.clone(), endpoint })
             })

@@ -13,10 +13,10 @@ use super::{
     forward_auth::ForwardAuth,
     invisible, kind, loops,
     plan::{
-        self, AccessRule, Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog, Compression,
-        Encoding, Files, FixedAnswer, Guard, Hostname, Kind, Limits, Listen, Log, Matching, Matrix, Plan, Rewrite,
-        Route, RtcDocuments, RtcTransport, Server, Site, SiteTls, Stream, StreamKind, Timeouts, TlsVersion, Upstream,
-        WellKnown,
+        self, Access, AccessRule, Acme, Action, Admin, AdminListen, BodyPath, BodyRule, Challenge, ClientIpLog,
+        Compression, Encoding, Files, FixedAnswer, Guard, Hostname, Kind, Limits, Listen, Log, Matching, Matrix,
+        PathMatch, Plan, Rewrite, Route, RtcDocuments, RtcTransport, Server, Site, SiteTls, Stream, StreamKind,
+        Timeouts, TlsVersion, Upstream, WellKnown,
     },
     raw::{self, Issuer, Raw, RtcService},
     tree::{At, Reader},
@@ -79,11 +79,12 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
             continue;
         }
         let is_server = server_name.is_some_and(|name| host_of(&name.value) == site.host.value.as_str());
+        let is_homeserver = kind_of(&site.root).is_homeserver();
         let wants = site.well_known.as_ref().map_or_else(
-            || site.is_on(listen.public_port) && (is_server || kind_of(&site.root) == Kind::Synapse),
+            || site.is_on(listen.public_port) && (is_server || is_homeserver),
             |wants| wants.value,
         );
-        if site.host.value.is_wildcard() && kind_of(&site.root) == Kind::Synapse {
+        if site.host.value.is_wildcard() && is_homeserver {
             let help = "clients are told one name: write the site with it";
             reader.error_with(site.host.span.clone(), "a homeserver has one name, and no wildcard", help);
         }
@@ -204,12 +205,12 @@ fn cores() -> NonZeroUsize {
 
 /// The deployment as a whole, as far as it can be derived from the sites.
 fn matrix(raw: &Raw, listen: &Listen, reader: &Reader<'_>) -> Option<Matrix> {
-    let synapse = raw
+    let found = raw
         .sites
         .iter()
-        .find(|site| kind_of(&site.root) == Kind::Synapse && site.well_known.as_ref().is_none_or(|wants| wants.value));
+        .find(|site| kind_of(&site.root).is_homeserver() && site.well_known.as_ref().is_none_or(|wants| wants.value));
     let Some(matrix) = &raw.matrix else {
-        if let Some(site) = synapse {
+        if let Some(site) = found {
             reader.error_with(
                 site.host.span.clone(),
                 "a homeserver needs a `matrix.server_name`",
@@ -248,7 +249,7 @@ fn homeserver(raw: &Raw, matrix: &raw::Matrix, listen: &Listen, reader: &Reader<
     if matrix.names_homeserver {
         return matrix.homeserver.as_ref().map(|url| url.value.clone());
     }
-    let mut found: Vec<_> = raw.sites.iter().filter(|site| kind_of(&site.root) == Kind::Synapse).collect();
+    let mut found: Vec<_> = raw.sites.iter().filter(|site| kind_of(&site.root).is_homeserver()).collect();
     // One that is on every port as well as on that of federation is told without a port.
     if found.iter().any(|site| site.port.is_none()) {
         found.retain(|site| site.port.is_none());
@@ -322,8 +323,8 @@ fn websocket(url: &str) -> String {
 /// Warns where a homeserver is there and nothing for calls. `rtc_service = []` says that this is meant.
 fn no_call_service(raw: &Raw, matrix: &raw::Matrix, transports: &[RtcTransport], reader: &Reader<'_>) {
     let writes_its_own = matrix.client.as_ref().is_some_and(|client| client.contains_key(well_known::RTC_FOCI));
-    let synapse = raw.sites.iter().find(|site| kind_of(&site.root) == Kind::Synapse);
-    let Some(site) = synapse else { return };
+    let homeserver = raw.sites.iter().find(|site| kind_of(&site.root).is_homeserver());
+    let Some(site) = homeserver else { return };
     if transports.is_empty() && !matrix.names_rtc_service && !writes_its_own && !raw.broken_sites {
         let help = "add a site with kind = \"lk-jwt\", or set matrix.rtc_service ([] if there are no calls)";
         let message = "no call service: Element Call reports MISSING_MATRIX_RTC_FOCUS";
@@ -616,6 +617,9 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     }
     let root_redirect = raw.redirect.as_ref().filter(|_| proxies).map(|origin| origin.value.clone());
     let mut access = kind::access(kind, raw.admin_from.as_ref().map(|list| list.value.clone()).unwrap_or_default());
+    if root_redirect.is_some() && !access.iter().any(|rule| rule.path == PathMatch::Exact("/")) {
+        access.push(AccessRule { path: PathMatch::Exact("/"), verdict: Access::Pass });
+    }
     if !proxies {
         access = kind::access(Kind::Http, Vec::new());
     }
@@ -644,7 +648,7 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
         compress: raw.compress.as_ref().is_none_or(|compress| compress.value),
         max_body: max_body(raw).unwrap_or_else(|| kind::max_body(kind)),
         body_stall: body_stall(raw),
-        rtc_transports: transports.filter(|_| kind == Kind::Synapse && proxies).cloned(),
+        rtc_transports: transports.filter(|_| kind.is_homeserver() && proxies).cloned(),
         root_redirect,
     })
 }
@@ -801,7 +805,7 @@ fn action(raw: &raw::Route, kind: Kind, reader: &Reader<'_>) -> Option<Action> {
     match (&raw.upstream, &raw.redirect, &raw.respond) {
         (Some(upstream), None, None) => Some(Action::Proxy(upstream_plan(upstream))),
         // On a homeserver's own site the redirect is for a browser that comes to `/`.
-        (Some(upstream), Some(_), None) if kind == Kind::Synapse => Some(Action::Proxy(upstream_plan(upstream))),
+        (Some(upstream), Some(_), None) if kind.is_homeserver() => Some(Action::Proxy(upstream_plan(upstream))),
         (None, Some(origin), None) if raw.kind.is_none() || kind == Kind::Http => {
             Some(Action::Redirect(origin.value.clone()))
         }

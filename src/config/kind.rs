@@ -27,6 +27,8 @@ pub fn access(kind: Kind, admin_from: Vec<IpNet>) -> Vec<AccessRule> {
             AccessRule { path: PathMatch::Under("/_synapse/admin/"), verdict: Access::PassFrom(admin_from) },
             pass(PathMatch::Exact("/health")),
         ],
+        // Administration is within `/_matrix/` or has paths of its own, which a route opens.
+        Kind::Homeserver => vec![pass(PathMatch::Under("/_matrix/"))],
         Kind::LkJwt => ["/sfu/get", "/get_token", "/delegate_delayed_leave", "/healthz", "/sfu_webhook"]
             .map(|path| pass(PathMatch::Exact(path)))
             .into(),
@@ -59,6 +61,6 @@ pub fn max_body(kind: Kind) -> Vec<BodyRule> {
     match kind {
         Kind::Synapse => vec![BodyRule { path: BodyPath::MatrixMedia, limit: Some(SYNAPSE_MEDIA) }, any(SYNAPSE_OTHER)],
         Kind::LkJwt => vec![any(LK_JWT_BODY)],
-        Kind::Livekit | Kind::Http => Vec::new(),
+        Kind::Homeserver | Kind::Livekit | Kind::Http => Vec::new(),
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashSet, net::IpAddr};
 use http::Uri;
 
 use super::{
-    plan::{Kind, Listen, Server},
+    plan::{Listen, Server},
     raw::{Raw, Route, Site},
     tree::{At, Reader},
 };
@@ -110,7 +110,7 @@ impl EdgeMap<'_> {
         let found = routes(&self.sites[site]).enumerate().filter(|(_, route)| takes(route));
         let (index, route) = found.max_by_key(|(_, route)| route.prefix.value.trim_end_matches('/').len())?;
         // On a homeserver's own site the redirect is only for `/`.
-        let only_root = route.kind.as_ref().is_some_and(|kind| kind.value == Kind::Synapse);
+        let only_root = route.kind.as_ref().is_some_and(|kind| kind.value.is_homeserver());
         (route.redirect.is_some() && (!only_root || path == "/")).then_some((site, index))
     }
 

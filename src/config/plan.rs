@@ -725,6 +725,8 @@ pub enum Rewrite {
 pub enum Kind {
     /// A Synapse homeserver.
     Synapse,
+    /// Another homeserver: Conduit and its descendants, Dendrite.
+    Homeserver,
     /// element-hq/lk-jwt-service.
     LkJwt,
     /// A LiveKit SFU.
@@ -734,11 +736,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether it is a homeserver, of whatever make.
+    #[must_use]
+    pub const fn is_homeserver(self) -> bool {
+        matches!(self, Self::Synapse | Self::Homeserver)
+    }
+
     /// As it is written in the file.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Synapse => "synapse",
+            Self::Homeserver => "homeserver",
             Self::LkJwt => "lk-jwt",
             Self::Livekit => "livekit",
             Self::Http => "http",

@@ -789,6 +789,7 @@ enum AnyKind {
 
 const KINDS: &[(&str, AnyKind)] = &[
     ("synapse", AnyKind::Http(Kind::Synapse)),
+    ("homeserver", AnyKind::Http(Kind::Homeserver)),
     ("lk-jwt", AnyKind::Http(Kind::LkJwt)),
     ("livekit", AnyKind::Http(Kind::Livekit)),
     ("http", AnyKind::Http(Kind::Http)),

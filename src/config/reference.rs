@@ -64,8 +64,8 @@ use Shape::{
     OneOrMore, RedirectTo, Respond, Routes, Size, Span, Switch, Text, TextList, Tls, Transports, Upstream, Words,
 };
 
-const KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http"]);
-const SITE_KINDS: Shape = Words(&["synapse", "lk-jwt", "livekit", "http", "turn", "tcp"]);
+const KINDS: Shape = Words(&["synapse", "homeserver", "lk-jwt", "livekit", "http"]);
+const SITE_KINDS: Shape = Words(&["synapse", "homeserver", "lk-jwt", "livekit", "http", "turn", "tcp"]);
 
 const TABLES: &[Table] = &[
     Table {
@@ -167,7 +167,12 @@ const TABLES: &[Table] = &[
                 "none",
                 "The name after the colon in user IDs; its site serves the well-known documents.",
             ),
-            key("homeserver", Text, "`https://` and the one `synapse` site", "`m.homeserver.base_url`."),
+            key(
+                "homeserver",
+                Text,
+                "`https://` and the one `synapse` or `homeserver` site",
+                "`m.homeserver.base_url`.",
+            ),
             key(
                 "rtc_service",
                 Transports,
@@ -185,7 +190,7 @@ const TABLES: &[Table] = &[
                 "rtc_transports",
                 Words(&["fill", "pass"]),
                 "\"fill\"",
-                "Whether the MSC4143 transports endpoint is answered if Synapse has no answer (`fill`), or only forwarded (`pass`). The answer has the SFU's `url` if the homeserver hands out call tokens (MSC4195), which the edge checks at start, after a reload and every five minutes.",
+                "Whether the MSC4143 transports endpoint is answered if the homeserver has no answer (`fill`), or only forwarded (`pass`). The answer has the SFU's `url` if the homeserver hands out call tokens (MSC4195), which the edge checks at start, after a reload and every five minutes.",
             ),
             key(
                 "client",
@@ -327,7 +332,7 @@ const SITE: &[Key] = &[
         "kind",
         SITE_KINDS,
         "\"http\"",
-        "The service behind it; decides the open paths and the limits, see below. Connections of a `turn` or `tcp` site are not HTTP: the name in the TLS handshake selects the upstream, and every key for HTTP is an error.",
+        "The service behind it; decides the open paths and the limits, see below. `homeserver` is any but Synapse: Conduit and its descendants, Dendrite. Connections of a `turn` or `tcp` site are not HTTP: the name in the TLS handshake selects the upstream, and every key for HTTP is an error.",
     ),
     key(
         "upstream",
@@ -339,7 +344,7 @@ const SITE: &[Key] = &[
         "redirect",
         RedirectTo,
         "none",
-        "Redirect (308) to this origin; path and query are kept. On a `synapse` site, only `/` is redirected. Or to a URL or a path with `{path}`, `{query}`, `{uri}` and `{host}`; `{ to, status }` selects 301, 302, 303, 307 or 308.",
+        "Redirect (308) to this origin; path and query are kept. On a `synapse` or `homeserver` site, only `/` is redirected. Or to a URL or a path with `{path}`, `{query}`, `{uri}` and `{host}`; `{ to, status }` selects 301, 302, 303, 307 or 308.",
     ),
     key(
         "files",
@@ -362,7 +367,7 @@ const SITE: &[Key] = &[
     key(
         "well_known",
         Switch,
-        "true for `server_name` and `synapse` sites",
+        "true for `server_name`, `synapse` and `homeserver` sites",
         "Whether the well-known documents are served here.",
     ),
     key(
@@ -876,7 +881,7 @@ fn allowed(shape: Shape) -> String {
 /// What each kind of an HTTP site opens and limits.
 fn kinds() -> String {
     let mut rows = String::new();
-    for kind in [Kind::Synapse, Kind::LkJwt, Kind::Livekit, Kind::Http] {
+    for kind in [Kind::Synapse, Kind::Homeserver, Kind::LkJwt, Kind::Livekit, Kind::Http] {
         let path = |path: &PathMatch| match path {
             PathMatch::Exact(path) => format!("`{path}`"),
             PathMatch::Under(path) => format!("`{}/…`", path.trim_end_matches('/')),

@@ -32,23 +32,28 @@ pub async fn probe(context: &ProbeContext<'_>, matrix: &Matrix) -> Vec<Finding> 
                 None => None,
             };
             if own.is_some_and(|response| response.status == 200) {
-                finding.fact = format!("{}, although Synapse itself returns the right response", finding.fact);
+                finding.fact = format!("{}, although the homeserver itself returns the right response", finding.fact);
             }
             return vec![finding];
         }
     };
+    let is_synapse = may_be_synapse(context, matrix);
     let newest = versions["versions"].as_array().and_then(|list| list.last()).and_then(Value::as_str).unwrap_or("?");
     let mut findings = vec![check("homeserver.versions").ok(format!("speaks Matrix up to {newest}"))];
-    findings.push(delayed_events(&check("homeserver.delayed_events"), &versions, &way, matrix).await);
-    findings.push(state_after(&check("homeserver.state_after"), &versions));
-    findings.push(untouched(&check("homeserver.uri"), &way, matrix).await);
+    findings.push(delayed_events(&check("homeserver.delayed_events"), &versions, &way, matrix, is_synapse).await);
+    findings.push(state_after(&check("homeserver.state_after"), &versions, is_synapse));
+    findings.push(match is_synapse {
+        true => untouched(&check("homeserver.uri"), &way, matrix).await,
+        // Others are free to take these paths for one.
+        false => check("homeserver.uri").skip("only Synapse is known to answer other spellings of a path with 404"),
+    });
     findings.push(login(&check("homeserver.login"), &way, matrix).await);
     findings.push(upload(&check("homeserver.upload"), context, &way, matrix).await);
     findings
 }
 
 async fn versions(check: &Check, way: &Fetch, matrix: &Matrix) -> Result<Value, Finding> {
-    let fix = "proxy all of /_matrix/ at that address to Synapse";
+    let fix = "proxy all of /_matrix/ at that address to the homeserver";
     let response = ProbeRequest::get(format!("{}/_matrix/client/versions", matrix.homeserver)).ask(way).await;
     let response = response.map_err(|error| check.silent(&error, fix))?;
     if response.status != 200 || !response.json()["versions"].is_array() {
@@ -72,10 +77,14 @@ async fn versions(check: &Check, way: &Fetch, matrix: &Matrix) -> Result<Value, 
 }
 
 /// Whether delayed events are on, and the endpoint that keeps a member in a call answers (row 8).
-async fn delayed_events(check: &Check, versions: &Value, way: &Fetch, matrix: &Matrix) -> Finding {
+async fn delayed_events(check: &Check, versions: &Value, way: &Fetch, matrix: &Matrix, is_synapse: bool) -> Finding {
     if versions["unstable_features"]["org.matrix.msc4140"] != true {
         let fact = "delayed events are off: a participant that crashes stays in the call";
-        return check.fail("off", fact, "set `max_event_delay_duration: 24h` in homeserver.yaml");
+        let fix = match is_synapse {
+            true => "set `max_event_delay_duration: 24h` in homeserver.yaml",
+            false => "turn delayed events (MSC4140) on, in a version of the homeserver that has them",
+        };
+        return check.fail("off", fact, fix);
     }
     let url = format!("{}/_matrix/client/unstable/org.matrix.msc4140/delayed_events/doctor/restart", matrix.homeserver);
     match ProbeRequest::post(url, &Value::Object(serde_json::Map::new())).ask(way).await {
@@ -91,17 +100,21 @@ async fn delayed_events(check: &Check, versions: &Value, way: &Fetch, matrix: &M
             let fact = format!("a restart of a delayed event returns {}", response.words());
             check.fail("other", fact, "update Synapse")
         }
-        Err(error) => check.silent(&error, "read Synapse's log"),
+        Err(error) => check.silent(&error, "read the homeserver's log"),
     }
 }
 
-fn state_after(check: &Check, versions: &Value) -> Finding {
+fn state_after(check: &Check, versions: &Value, is_synapse: bool) -> Finding {
     let flags = &versions["unstable_features"];
     if flags["org.matrix.msc4222"] == true || flags["org.matrix.simplified_msc3575"] == true {
         return check.ok("/sync reports call members in order");
     }
     let fact = "state_after in /sync is off: clients may see call members late";
-    check.warn("off", fact, "set `experimental_features: {msc4222_enabled: true}` in homeserver.yaml")
+    let fix = match is_synapse {
+        true => "set `experimental_features: {msc4222_enabled: true}` in homeserver.yaml",
+        false => "update the homeserver to a version with MSC4222",
+    };
+    check.warn("off", fact, fix)
 }
 
 /// Federation signs the request target as it was sent, so nothing may normalise it.
@@ -119,7 +132,7 @@ async fn untouched(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
                 );
             }
             Ok(_) => {}
-            Err(error) => return check.silent(&error, "read Synapse's log"),
+            Err(error) => return check.silent(&error, "read the homeserver's log"),
         }
     }
     check.ok("paths arrive unchanged")
@@ -137,7 +150,7 @@ async fn login(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
             let fix = "proxy /_matrix/client/v3/login to Synapse, or to the authentication service if there is one";
             return check.fail("other", format!("/_matrix/client/v3/login returns {}", response.words()), fix);
         }
-        Err(error) => return check.silent(&error, "read Synapse's log"),
+        Err(error) => return check.silent(&error, "read the homeserver's log"),
     };
     if whoami.is_ok_and(|response| response.status == 503) {
         let fact = "Synapse cannot reach its authentication service to verify a token (503)";
@@ -155,7 +168,7 @@ async fn login(check: &Check, way: &Fetch, matrix: &Matrix) -> Finding {
         None if kinds.is_empty() => check.fail(
             "none",
             "there is no way to log in",
-            "check password_config and the SSO settings in homeserver.yaml",
+            "check the settings of passwords and SSO (password_config in homeserver.yaml of Synapse)",
         ),
         None => check.ok(format!("users log in by {}", kinds.join(", "))),
     }
@@ -170,7 +183,7 @@ async fn upload(check: &Check, context: &ProbeContext<'_>, way: &Fetch, matrix: 
             let fact = format!("the preflight of an upload returns {}", response.words());
             return check.fail("preflight", fact, "make the server in front of vestibule pass OPTIONS");
         }
-        Err(error) => return check.silent(&error, "read Synapse's log"),
+        Err(error) => return check.silent(&error, "read the homeserver's log"),
     }
     let Some(limit) = media_limit(context, matrix) else { return check.ok("web clients can upload") };
     match ProbeRequest::upload(&url, limit + 1).ask(way).await {
@@ -204,7 +217,12 @@ pub fn media_limit(context: &ProbeContext<'_>, matrix: &Matrix) -> Option<u64> {
 fn route<'a>(context: &ProbeContext<'a>, matrix: &Matrix) -> Option<&'a Route> {
     let (host, _) = authority(&matrix.homeserver)?;
     let site = context.plan.sites.iter().find(|site| site.host.as_str() == host)?;
-    site.routes.iter().find(|route| route.kind == Kind::Synapse)
+    site.routes.iter().find(|route| route.kind.is_homeserver())
+}
+
+/// Whether the homeserver may be Synapse, as far as the file says it.
+fn may_be_synapse(context: &ProbeContext<'_>, matrix: &Matrix) -> bool {
+    route(context, matrix).is_none_or(|route| route.kind == Kind::Synapse)
 }
 
 /// A size in MiB or KiB.

@@ -208,7 +208,8 @@ impl ProbeContext<'_> {
 
     /// A client for the homeserver, or the reason why it cannot be reached.
     fn homeserver(&self, matrix: &Matrix) -> Result<(Fetch, Option<DirectProbe<'_>>), String> {
-        let direct = self.service(Kind::Synapse, &matrix.homeserver);
+        let of = |kind| self.service(kind, &matrix.homeserver);
+        let direct = of(Kind::Synapse).or_else(|| of(Kind::Homeserver));
         if let Some(down) = direct.as_ref().and_then(|direct| direct.down) {
             return Err(down.to_owned());
         }

@@ -31,6 +31,7 @@ pub async fn probe(reach: &ProbeTargets) -> (HashMap<String, String>, Vec<Findin
 fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::Synapse => "Synapse",
+        Kind::Homeserver => "the homeserver",
         Kind::LkJwt => "lk-jwt-service",
         Kind::Livekit => "LiveKit",
         Kind::Http => "the service",
@@ -40,6 +41,7 @@ fn name(kind: Kind) -> &'static str {
 async fn greet(service: &Service) -> (Finding, Option<&'static str>) {
     let (id, path) = match service.kind {
         Kind::Synapse => ("services.synapse", "/health"),
+        Kind::Homeserver => ("services.homeserver", "/_matrix/client/versions"),
         Kind::LkJwt => ("services.lk-jwt", "/healthz"),
         Kind::Livekit => ("services.livekit", "/"),
         Kind::Http => ("services.http", "/"),
@@ -126,6 +128,26 @@ mod tests {
             fixes.insert(finding.fix);
         }
         assert_eq!(fixes.len(), FailureCause::ALL.len());
+    }
+
+    #[tokio::test]
+    async fn any_homeserver_is_known_by_the_versions_it_speaks() {
+        let answering = |status: http::StatusCode| {
+            let answer = move || {
+                let mut response = Response::new(Body::empty());
+                response.status = status;
+                Ok(response)
+            };
+            service(Kind::Homeserver, answer)
+        };
+        let (finding, reason) = greet(&answering(http::StatusCode::OK)).await;
+        assert_eq!(
+            (finding.id.as_str(), finding.fact.as_str(), reason),
+            ("services.homeserver", "the homeserver answers", None)
+        );
+        let (finding, reason) = greet(&answering(http::StatusCode::NOT_FOUND)).await;
+        assert!(finding.fact.starts_with("/_matrix/client/versions returns 404"), "{}", finding.fact);
+        assert!(reason.is_some());
     }
 
     #[tokio::test]

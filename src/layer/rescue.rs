@@ -45,12 +45,12 @@ impl Form {
         }
     }
 
-    /// The form on a site of this kind: on the hosts of Synapse and lk-jwt-service every client but a browser that opens a
+    /// The form on a site of this kind: on the hosts of a homeserver and of lk-jwt-service every client but a browser that opens a
     /// page speaks Matrix.
     #[must_use]
     pub const fn on(self, kind: SiteKind) -> Self {
         match (kind, self) {
-            (SiteKind::Synapse | SiteKind::LkJwt, Self::Text) => Self::Matrix,
+            (SiteKind::Synapse | SiteKind::Homeserver | SiteKind::LkJwt, Self::Text) => Self::Matrix,
             _ => self,
         }
     }
