@@ -235,7 +235,7 @@ def test_no_call_is_refused_before_between_and_after_the_five_steps_and_the_way_
     assert all((deployment.folder / name).read_bytes() == text for name, text in before.items())
     tokens = re.findall("^[ah]s_token: (.+)$", registration.read_text(), re.MULTILINE)
     assert len(tokens) == 2 and not any(token in said for token in tokens)
-    printed = {name: yaml.safe_load(text) for name, text in re.findall(r"^In (\S+), .*?:\n\n(.*?)\n(?=\n|\Z)", said, re.MULTILINE | re.DOTALL)}
+    printed = {name: yaml.safe_load(text) for name, text in re.findall(r"^(\S+) was not changed\. .*?:\n\n(.*?)\n(?=\n|\Z)", said, re.MULTILINE | re.DOTALL)}
     services, lines = printed["compose.yaml"], printed["homeserver-lines.yaml"]
     deployment.call(user)
 

@@ -285,7 +285,7 @@ def test_certificates_and_account_are_taken_over_and_nothing_is_ordered(tmp_path
         for host in hosts:
             assert f"{host}: certificate imported, valid until" in done.stderr
         assert f"{ca.directory}: account imported" in done.stderr
-        assert "late.example.org: Caddy has no certificate of a CA" in done.stderr
+        assert "late.example.org: Caddy has no certificate of a public CA" in done.stderr
         assert before == {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
         again = subprocess.run(command, capture_output=True, text=True)
         assert again.stdout == done.stdout and again.stderr.count("at least as new") == 3, again.stderr

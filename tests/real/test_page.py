@@ -28,5 +28,5 @@ def test_the_page_shows_a_hundred_sites_and_asks_nobody_else(tmp_path):
     assert (seen["sites"], seen["services"]) == (100, 1)
     assert seen["width"] == 360, "nothing is wider than a small screen"
     assert seen["first"] == "skip"
-    assert "nothing to do" in seen["said"]
+    assert "the configuration is the same" in seen["said"]
     assert seen["direction"] == "rtl"
