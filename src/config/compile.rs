@@ -80,10 +80,8 @@ pub fn compile(raw: Raw, reader: &Reader<'_>) -> Plan {
         }
         let is_server = server_name.is_some_and(|name| host_of(&name.value) == site.host.value.as_str());
         let is_homeserver = kind_of(&site.root).is_homeserver();
-        let wants = site
-            .well_known
-            .as_ref()
-            .map_or_else(|| site.is_on(listen.public_port) && (is_server || is_homeserver), |wants| wants.value);
+        let is_public = site.is_on(listen.public_port);
+        let wants = site.well_known.as_ref().map_or(is_public && (is_server || is_homeserver), |wants| wants.value);
         if site.host.value.is_wildcard() && is_homeserver {
             let help = "clients are told one name: write the site with it";
             reader.error_with(site.host.span.clone(), "a homeserver has one name, and no wildcard", help);

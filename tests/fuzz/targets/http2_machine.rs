@@ -12,7 +12,7 @@ use vestibule::{
     message::{Fields, Value},
     wire::h2::{
         Connection, Decoder, FRAME_HEADER, FrameHeader, PREFACE, Reason,
-        connection::Waiter,
+        connection::{BodyFrame, Waiter},
         cost::{self, Limits},
         flag, kind,
     },
@@ -131,7 +131,8 @@ impl World<'_> {
                 Ok(())
             }
             _ => {
-                while self.machine.read(id).is_some() && self.machine.is_open(id) && !self.machine.is_read(id) {}
+                // Nothing comes after the others.
+                while let Some(BodyFrame::Data(_) | BodyFrame::Trailers(_)) = self.machine.read(id) {}
                 Ok(())
             }
         };
