@@ -9,18 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
+use rustls::{ClientConfig, Error, client::WebPkiServerVerifier, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use super::{Roots, tls_error};
+use super::{
+    Roots, tls_error,
+    verifier::{Presented, Rule, Verifier},
+};
 use crate::{
     conn::PeerCertificate,
     error::{FailureCause, ServerFailure},
@@ -47,18 +43,20 @@ async fn handshake(address: SocketAddr, host: &str, roots: &Roots) -> Result<Pee
     })?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| ServerFailure::of(&error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let inner = WebPkiServerVerifier::builder_with_provider(roots.store().clone(), provider.clone())
+    let usual = WebPkiServerVerifier::builder_with_provider(roots.store().clone(), provider.clone())
         .build()
         .map_err(|error| ServerFailure::of(&error))?;
-    let witness = Arc::new(RecordingVerifier { inner, seen: Mutex::default() });
+    let rule = Recording { usual, seen: Mutex::default() };
+    let verifier = Arc::new(Verifier { rule, provider: provider.clone() });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| ServerFailure::of(&error))?
         .dangerous()
-        .with_custom_certificate_verifier(witness.clone())
+        .with_custom_certificate_verifier(verifier.clone())
         .with_no_client_auth();
     match TlsConnector::from(Arc::new(config)).connect(name, tcp).await {
-        Ok(_) => witness
+        Ok(_) => verifier
+            .rule
             .seen()
             .ok_or_else(|| ServerFailure::new(FailureCause::Handshake, "the server presented no certificate")),
         Err(error) => Err(failure(&error)),
@@ -67,53 +65,23 @@ async fn handshake(address: SocketAddr, host: &str, roots: &Roots) -> Result<Pee
 
 /// Records the certificate and the result of the usual verifier, and accepts the certificate.
 #[derive(Debug)]
-struct RecordingVerifier {
-    inner: Arc<WebPkiServerVerifier>,
+struct Recording {
+    usual: Arc<WebPkiServerVerifier>,
     seen: Mutex<Option<PeerCertificate>>,
 }
 
-impl RecordingVerifier {
+impl Recording {
     fn seen(&self) -> Option<PeerCertificate> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-impl ServerCertVerifier for RecordingVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let trust =
-            self.inner.verify_server_cert(leaf, chain, name, ocsp, now).map(drop).map_err(|error| tls_failure(&error));
-        let shown = PeerCertificate { leaf: Bytes::copy_from_slice(leaf), trust };
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+impl Rule for Recording {
+    fn accept(&self, presented: &Presented<'_>) -> Result<(), Error> {
+        let trust = presented.verified_by(&*self.usual).map_err(|error| tls_failure(&error));
+        let seen = PeerCertificate { leaf: Bytes::copy_from_slice(presented.leaf), trust };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ mod inspect;
 mod roots;
 mod tls_client;
 mod tls_error;
+mod verifier;
 
 pub use connect::{ConnectError, Destination, Resolve, connect_tls};
 pub use inspect::inspect;

@@ -8,20 +8,19 @@ use std::{
 };
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_name,
-    },
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    CertificateError, ClientConfig, Error,
+    client::{WebPkiServerVerifier, verify_server_name},
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem::PemObject as _},
     server::ParsedCertificate,
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _, time::ASN1Time};
 
-use super::{Roots, RootsError};
+use super::{
+    Roots, RootsError,
+    verifier::{Presented, Rule, Verifier},
+};
 use crate::config::plan::{KeyPairFiles, UpstreamTls};
 
 /// Why settings cannot be used.
@@ -135,9 +134,10 @@ fn config(
     config.resumption = rustls::client::Resumption::default();
     let provider = config.crypto_provider().clone();
     if !verify {
-        config.dangerous().set_certificate_verifier(Arc::new(AnyCertificate(provider)));
+        config.dangerous().set_certificate_verifier(Arc::new(Verifier { rule: AnyCertificate, provider }));
     } else if !listed.is_empty() {
-        config.dangerous().set_certificate_verifier(Arc::new(OwnRoots::new(&roots, listed, provider)));
+        let rule = OwnRoots::new(&roots, listed, provider.clone());
+        config.dangerous().set_certificate_verifier(Arc::new(Verifier { rule, provider }));
     }
     if let Some(key) = key {
         config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(key));
@@ -178,38 +178,31 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsClientError> {
     read().map_err(|source| TlsClientError::Read { path: path.display().to_string(), source })
 }
 
-/// Verifies against the certificates of a file. What such a server often has is itself in the file: a certificate that it has
-/// signed with its own key, as that of an authority (`openssl req -x509`). The usual verifier takes an authority for no
-/// server; here it is one if it is the very certificate, is for the name, and is valid now.
+/// Accepts what the certificates of a file vouch for. What such a server often has is itself in the file: a certificate that
+/// it has signed with its own key, as that of an authority (`openssl req -x509`). The usual verifier takes an authority for
+/// no server; here it is one if it is the very certificate, is for the name, and is valid now.
 #[derive(Debug)]
 struct OwnRoots {
-    inner: Arc<WebPkiServerVerifier>,
+    usual: Arc<WebPkiServerVerifier>,
     listed: Vec<CertificateDer<'static>>,
 }
 
 impl OwnRoots {
     fn new(roots: &Roots, listed: Vec<CertificateDer<'static>>, provider: Arc<CryptoProvider>) -> Self {
-        let inner = WebPkiServerVerifier::builder_with_provider(roots.store().clone(), provider).build();
-        Self { inner: inner.expect("there is a root"), listed }
+        let usual = WebPkiServerVerifier::builder_with_provider(roots.store().clone(), provider).build();
+        Self { usual: usual.expect("there is a root"), listed }
     }
 }
 
-impl ServerCertVerifier for OwnRoots {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = self.inner.verify_server_cert(leaf, chain, name, ocsp, now);
-        if verified.is_ok() || !self.listed.iter().any(|listed| **listed == **leaf) {
+impl Rule for OwnRoots {
+    fn accept(&self, presented: &Presented<'_>) -> Result<(), Error> {
+        let verified = presented.verified_by(&*self.usual);
+        if verified.is_ok() || !self.listed.iter().any(|listed| **listed == **presented.leaf) {
             return verified;
         }
-        verify_server_name(&ParsedCertificate::try_from(leaf)?, name)?;
-        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
-        let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
+        verify_server_name(&ParsedCertificate::try_from(presented.leaf)?, presented.name)?;
+        let (_, parsed) = X509Certificate::from_der(presented.leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let now = i64::try_from(presented.now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
         let now = now.ok_or(Error::FailedToGetCurrentTime)?;
         if now > parsed.validity().not_after {
             return Err(CertificateError::Expired.into());
@@ -217,73 +210,24 @@ impl ServerCertVerifier for OwnRoots {
         if now < parsed.validity().not_before {
             return Err(CertificateError::NotValidYet.into());
         }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        Ok(())
     }
 }
 
-/// Accepts every certificate, of which the server has to have the key.
+/// Accepts every certificate.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+struct AnyCertificate;
 
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+impl Rule for AnyCertificate {
+    fn accept(&self, _: &Presented<'_>) -> Result<(), Error> {
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::UnixTime;
+
     use super::*;
     use crate::error::{FailureCause, chain};
 
@@ -301,12 +245,12 @@ mod tests {
         let (own, other) = (self_signed(), self_signed());
         let roots = Roots::only(own.pem().as_bytes()).unwrap();
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = OwnRoots::new(&roots, vec![own.der().clone()], provider);
+        let rule = OwnRoots::new(&roots, vec![own.der().clone()], provider);
         let verify = |leaf: &rcgen::Certificate, name: &'static str, year: i32| {
             let now = rcgen::date_time_ymd(year, 6, 1).unix_timestamp();
             let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.unsigned_abs()));
             let name = ServerName::try_from(name).unwrap();
-            verifier.verify_server_cert(leaf.der(), &[], &name, &[], now).map(drop)
+            rule.accept(&Presented { leaf: leaf.der(), chain: &[], name: &name, ocsp: &[], now })
         };
         assert_eq!(verify(&own, "app.internal", 2030), Ok(()));
         let cause = |verified: Result<(), Error>| super::super::tls_error::cause(&verified.unwrap_err());
