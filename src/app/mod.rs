@@ -6,6 +6,7 @@
 mod checkup;
 mod control;
 mod edge;
+mod guard;
 mod handlers;
 mod pipeline;
 mod rtc_probe;

@@ -19,7 +19,10 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version, header, uri::Scheme};
 use ipnet::IpNet;
 use tracing::warn;
 
-use super::rtc_probe;
+use super::{
+    guard::{Admission, Decision, Guard, Guards},
+    rtc_probe,
+};
 use crate::{
     clock::Clock,
     config::{
@@ -32,12 +35,11 @@ use crate::{
     layer::{
         access,
         access_log::{AccessLog, Exchange},
-        basic_auth::{Admission, BasicAuth, Passwords},
+        basic_auth::Passwords,
         compress::{AcceptedEncodings, Compress},
         conditions, cors,
         edit_fields::{self, FieldEdits, ReadyEdits, Values},
         files::Files,
-        forward_auth::ForwardAuth,
         forwarded::{Client, forwarded_scheme},
         hop, limit, loop_detection, redirect,
         request_id::{RequestId, X_REQUEST_ID},
@@ -113,65 +115,6 @@ struct Route {
     action: Action,
 }
 
-/// Who may come.
-struct Guard {
-    basic_auth: Option<BasicAuth>,
-    forward_auth: Option<AuthService>,
-}
-
-/// A service that is asked who may come.
-struct AuthService {
-    layer: ForwardAuth,
-    upstream: Upstream,
-}
-
-/// A question to an [`AuthService`].
-struct PendingAuth {
-    answer: BoxFuture<'static, Result<Response, ProxyError>>,
-    /// Where the client goes in place of a 401.
-    sign_in: Option<String>,
-}
-
-impl AuthService {
-    fn send_question(&self, request: &mut Request, context: &RequestContext<'_>) -> Result<PendingAuth, ProxyError> {
-        loop_detection::check(&request.fields)?;
-        let mut question = self.layer.question(request, &context.client)?;
-        loop_detection::announce(&mut question.fields);
-        limit::bound_head(&question, SiteKind::Http)?;
-        let sign_in = self.layer.sign_in().map(|to| edit_fields::fill(to, &context.values(request)));
-        self.layer.forget(&mut request.fields);
-        let observers = RequestObservers { interim: None, phases: None, client: Some(context.client.ip) };
-        Ok(PendingAuth { answer: self.upstream.send(question, observers), sign_in })
-    }
-}
-
-/// Makes the guards of a site: routes that ask the same have one, and its connections.
-struct Guards<'a> {
-    known: Vec<(&'a plan::Guard, Arc<Guard>)>,
-    passwords: &'a Arc<Passwords>,
-    env: &'a upstream::Env,
-}
-
-impl<'a> Guards<'a> {
-    fn of(&mut self, plan: &'a plan::Guard) -> Option<Arc<Guard>> {
-        if plan.is_open() {
-            return None;
-        }
-        if let Some((_, known)) = self.known.iter().find(|(known, _)| *known == plan) {
-            return Some(known.clone());
-        }
-        let guard = Arc::new(Guard {
-            basic_auth: plan.basic_auth.clone().map(|users| BasicAuth::new(users, self.passwords.clone())),
-            forward_auth: plan.forward_auth.clone().map(|service| AuthService {
-                upstream: Upstream::new(&service.upstream, self.env),
-                layer: ForwardAuth::new(service),
-            }),
-        });
-        self.known.push((plan, guard.clone()));
-        Some(guard)
-    }
-}
-
 enum Action {
     Proxy(Upstream),
     Redirect(String),
@@ -191,7 +134,7 @@ impl Generation {
         let sites = plan.sites.iter().map(|site| {
             // Who may come must not depend on how a path is spelled.
             let any_spelling = site.routes.iter().any(|route| !route.guard.is_open());
-            let mut guards = Guards { known: Vec::new(), passwords: &passwords, env };
+            let mut guards = Guards::new(&passwords, env);
             let routes = site.routes.iter().map(|route| {
                 let guard = guards.of(&route.guard);
                 (matcher(route, any_spelling), Arc::new(Route { guard, ..Route::new(route, site, env) }))
@@ -276,9 +219,8 @@ impl Generation {
                     guards.push(guard);
                 }
             }
-            let asked = guards.into_iter().filter_map(move |guard| {
-                Some((format!("{host} (forward_auth)"), &guard.forward_auth.as_ref()?.upstream))
-            });
+            let asked =
+                guards.into_iter().filter_map(move |guard| Some((format!("{host} (forward_auth)"), guard.upstream()?)));
             routes.chain(asked)
         })
     }
@@ -348,50 +290,29 @@ impl Generation {
     /// Goes on with a request that may come, now or when that is known.
     fn admit(
         &self,
-        mut request: Request,
+        request: Request,
         context: &mut RequestContext<'_>,
         route: &Arc<Route>,
         guard: &Arc<Guard>,
     ) -> Result<Dispatch, ProxyError> {
         context.guard = Some(guard.clone());
-        let mut verified = None;
-        if let Some(basic_auth) = &guard.basic_auth {
-            match basic_auth.admit(&request.fields, context.client.ip) {
-                Admission::Granted => {}
-                Admission::Refused(kind) => return Err(kind.into()),
-                Admission::Pending(verification) => verified = Some(verification),
-            }
-            if !basic_auth.passes_authorization() {
-                request.fields.remove(header::AUTHORIZATION);
-            }
+        let sign_in = guard.sign_in(&context.values(&request));
+        match guard.admit(request, &context.client, sign_in)? {
+            Admission::Granted(request) => self.act(request, context, route),
+            Admission::Pending(decision) => Ok(Dispatch::Guarded(decision, route.clone())),
         }
-        let asked =
-            guard.forward_auth.as_ref().map(|service| service.send_question(&mut request, context)).transpose()?;
-        if verified.is_none() && asked.is_none() {
-            return self.act(request, context, route);
-        }
-        let (route, guard) = (route.clone(), guard.clone());
-        Ok(Dispatch::Guarded(Box::pin(async move {
-            if let Some(verified) = verified {
-                verified.await?;
-            }
-            if let (Some(service), Some(PendingAuth { answer, sign_in })) = (&guard.forward_auth, asked)
-                && let Err(refusal) = service.layer.admit(answer.await?, &mut request.fields).await
-            {
-                return match sign_in.filter(|_| refusal.status == StatusCode::UNAUTHORIZED) {
-                    Some(location) => redirect::location(&location, StatusCode::FOUND).map(AuthDecision::Answer),
-                    None => Ok(AuthDecision::Answer(refusal)),
-                };
-            }
-            Ok(AuthDecision::Admit(Box::new(Admitted { request, route })))
-        })))
     }
 
     /// Goes on with a request once it is known whether it may come.
-    fn admitted(&self, verdict: AuthDecision, context: &mut RequestContext<'_>) -> Result<Dispatch, ProxyError> {
-        match verdict {
-            AuthDecision::Admit(admitted) => self.act(admitted.request, context, &admitted.route),
-            AuthDecision::Answer(response) => {
+    fn decided(
+        &self,
+        decision: Decision,
+        context: &mut RequestContext<'_>,
+        route: &Route,
+    ) -> Result<Dispatch, ProxyError> {
+        match decision {
+            Decision::Admit(request) => self.act(*request, context, route),
+            Decision::Refuse(response) => {
                 let back = ResponseContext { asked: None, preflight: false };
                 Ok(Dispatch::Upstream { answer: Box::pin(std::future::ready(Ok(response))), back })
             }
@@ -662,24 +583,10 @@ impl Route {
     }
 }
 
-/// Whether a request may come.
-enum AuthDecision {
-    /// It may.
-    Admit(Box<Admitted>),
-    /// It may not: what its client gets.
-    Answer(Response),
-}
-
-/// A request that may come, and where it goes.
-struct Admitted {
-    request: Request,
-    route: Arc<Route>,
-}
-
 /// How far a request has come by itself.
 enum Dispatch {
     /// Whether it may come is not known yet.
-    Guarded(BoxFuture<'static, Result<AuthDecision, ProxyError>>),
+    Guarded(BoxFuture<'static, Result<Decision, ProxyError>>, Arc<Route>),
     /// It is answered.
     Local(Response),
     /// A service has been asked.
@@ -771,9 +678,8 @@ impl serve::Handler for EdgeService {
         async move {
             let answer = loop {
                 break match step {
-                    Ok(Dispatch::Guarded(admission)) => {
-                        let verdict = admission.await;
-                        step = verdict.and_then(|verdict| road.admitted(verdict, &mut context));
+                    Ok(Dispatch::Guarded(decision, route)) => {
+                        step = decision.await.and_then(|decision| road.decided(decision, &mut context, &route));
                         continue;
                     }
                     Ok(Dispatch::Upstream { answer, back }) => road.back(answer.await, back, context.version),
@@ -799,10 +705,10 @@ fn finish(answer: Result<Response, ProxyError>, context: RequestContext<'_>) -> 
         Ok(response) => (response, None),
         Err(error) => (rescue::response(&error, context.form, &context.client.id), Some(error)),
     };
-    if let (Some(guard), Some(Kind::Unauthorized)) = (&context.guard, error.as_ref().map(|error| error.kind))
-        && let Some(basic_auth) = &guard.basic_auth
+    if let Some(Kind::Unauthorized) = error.as_ref().map(|error| error.kind)
+        && let Some(challenge) = context.guard.as_ref().and_then(|guard| guard.challenge())
     {
-        response.fields.insert(header::WWW_AUTHENTICATE, basic_auth.challenge().into());
+        response.fields.insert(header::WWW_AUTHENTICATE, challenge.into());
     }
     if error.is_none() && response.status.is_server_error() {
         // A user who reports it can name it, and the log knows the rest.
