@@ -41,7 +41,8 @@ pub const EVERY_SECONDS: &str = "6";
 const BURST_OF_ALL: u32 = 100;
 const EVERY_OF_ALL: Duration = Duration::from_secs(1);
 
-/// Addresses and right passwords that are remembered; more than that, and the oldest are forgotten.
+/// Addresses and right passwords that are remembered. Of more addresses the oldest is forgotten; of more passwords all, which
+/// costs each of them one verification.
 const REMEMBERED: usize = 4096;
 
 /// A site's or route's users.
