@@ -98,7 +98,10 @@ class Stack:
         wait_for("the edge", lambda: self.compose("exec", "-T", "vestibule", "/usr/local/bin/vestibule", "healthcheck").returncode == 0, 60)
         self.root = self.folder / "root.pem"
         self.root.write_text(self.must("exec", "-T", "vestibule", "/usr/local/bin/vestibule", "ca"))
-        wait_for("the homeserver", lambda: self.ask("matrix.example.org", "/_matrix/client/versions")[0] == 200, 120)
+        try:
+            wait_for("the homeserver", lambda: self.ask("matrix.example.org", "/_matrix/client/versions")[0] == 200, 120)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.compose('ps', '--all').stdout}\n{self.homeserver_log()[-6000:]}\n{self.log()[-3000:]}") from error
 
     def stop(self):
         (self.folder / "edge.err").write_text(self.log())
