@@ -92,7 +92,11 @@ listeners:
 {settings}
 """)
         self.log = open(folder / "synapse.out", "w")
-        self.process = subprocess.Popen([*run, "-c", str(folder / "more.yaml")], stdout=self.log, stderr=self.log, cwd=folder)
+        self.command = [*run, "-c", str(folder / "more.yaml")]
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log, cwd=self.folder)
         health = f"http://127.0.0.1:{self.port}/health"
         wait_for("Synapse", lambda: self.alive() and urllib.request.urlopen(health, timeout=5).status == 200)
 
