@@ -400,6 +400,57 @@ async fn another_homeserver_has_its_api_open_and_none_of_the_limits_of_synapse()
     assert_eq!(client.ask(preflight).await.text(), "/_matrix/client/v3/login");
 }
 
+#[tokio::test]
+async fn log_ins_go_to_the_authentication_service_and_nothing_else_does() {
+    let named = |name: &'static str| {
+        Origin::answering(move |_| {
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len()).into_bytes()
+        })
+    };
+    let (synapse, mas) = (named("synapse").await, named("mas").await);
+    let edge = Edge::start(&format!(
+        "[matrix]\nserver_name = \"example.org\"\nrtc_service = []\n[sites.\"example.org\"]\nkind = \"synapse\"\n\
+         upstream = \"{}\"\nmas = \"{}\"\n[sites.\"auth.example.org\"]\nkind = \"mas\"\nupstream = \"{}\"\n",
+        synapse.url(),
+        mas.url(),
+        mas.url()
+    ));
+    let mut client = Client::tls(&edge, "example.org").await;
+    for path in [
+        "/_matrix/client/v3/login",
+        "/_matrix/client/r0/login",
+        "/_matrix/client/v3/login/sso/redirect?redirectUrl=x",
+        "/_matrix/client/v1/login/get_token",
+        "/_matrix/client/v3/logout",
+        "/_matrix/client/r0/logout/all",
+        "/_matrix/client/v3/refresh",
+        "/_matrix/client/unstable/refresh",
+    ] {
+        assert_eq!(client.get("example.org", path).await.text(), "mas", "{path}");
+    }
+    for path in [
+        "/_matrix/client/versions",
+        "/_matrix/client/v3/register",
+        "/_matrix/client/v3/loginx",
+        "/_matrix/client/v3/rooms/!a:b/state/m.x/login",
+        "/_matrix/client/v3/user/a/login",
+        "/_matrix/login",
+        "/_matrix/client/login",
+    ] {
+        assert_eq!(client.get("example.org", path).await.text(), "synapse", "{path}");
+    }
+    // MAS answers preflights itself.
+    let preflight = "OPTIONS /_matrix/client/v3/login HTTP/1.1\r\nHost: example.org\r\nOrigin: https://app\r\n\r\n";
+    assert_eq!(client.ask(preflight).await.text(), "mas");
+    let mut client = Client::tls(&edge, "auth.example.org").await;
+    for path in ["/", "/account/", "/.well-known/openid-configuration", "/oauth2/token", "/api/v1/x"] {
+        assert_eq!(client.get("auth.example.org", path).await.text(), "mas", "{path}");
+    }
+    for path in ["/api/admin", "/api/admin/v1/users"] {
+        assert_eq!(client.get("auth.example.org", path).await.status, 404, "{path}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_homeserver_without_transports_gets_ours() {
     let homeserver = Origin::answering(|request| Homeserver::default().answer(request)).await;

@@ -570,6 +570,7 @@ fn routes(
     }
     let cors = root.cors.as_ref().is_some_and(|cors| cors.value);
     let guard = guard(root, &Guard::default());
+    let mas = mas_routes(root, reader);
     for (route, raw) in routes.iter_mut().zip(&site.routes) {
         route.cors = raw.cors.as_ref().map_or(cors, |cors| cors.value);
         route.body_stall = route.body_stall.or_else(|| body_stall(root));
@@ -581,11 +582,51 @@ fn routes(
     }
     // First, where the first that matches is used.
     routes.splice(..0, login_routes(site, &routes, reader));
+    routes.splice(..0, mas);
     routes.extend(root_twirp(&routes));
     if !site.in_order {
-        routes.sort_by_key(|route| (route.matching, std::cmp::Reverse(route.prefix.len())));
+        routes.sort_by_key(|route| {
+            (route.matching, std::cmp::Reverse(length(&route.prefix)), has_segments(&route.prefix))
+        });
     }
     routes
+}
+
+/// The length of a path by which routes are sorted; a name in braces stands for a segment of one byte.
+fn length(path: &str) -> usize {
+    path.split('/').map(|segment| 1 + if segment.starts_with('{') { 1 } else { segment.len() }).sum()
+}
+
+fn has_segments(path: &str) -> bool {
+    path.contains('{')
+}
+
+/// What the Matrix Authentication Service answers in place of Synapse, as its documentation on reverse proxies has it: by
+/// whole segments, so that nothing of a room goes there.
+const MAS_PATHS: [&str; 3] =
+    ["/_matrix/client/{version}/login", "/_matrix/client/{version}/logout", "/_matrix/client/{version}/refresh"];
+
+/// The routes of `mas`; what the site says of all its routes holds for them.
+fn mas_routes(root: &raw::Route, reader: &Reader<'_>) -> Vec<Route> {
+    let Some(mas) = &root.mas else { return Vec::new() };
+    if kind_of(root) != Kind::Synapse {
+        let help = "leave it out, or set kind = \"synapse\"; a site of the service itself has kind = \"mas\"";
+        reader.error_with(mas.span.clone(), "`mas` is for sites of kind `synapse`", help);
+    }
+    let of_path = |path: &&str| {
+        let prefix = At { value: (*path).to_owned(), span: mas.span.clone() };
+        let kind = Some(At { value: Kind::Mas, span: mas.span.clone() });
+        let route =
+            route(&raw::Route { kind, upstream: Some(mas.clone()), ..raw::Route::empty(prefix) }, None, reader)?;
+        Some(Route {
+            cors: root.cors.as_ref().is_some_and(|cors| cors.value),
+            guard: guard(root, &Guard::default()),
+            compress: root.compress.as_ref().is_none_or(|compress| compress.value),
+            body_stall: body_stall(root),
+            ..route
+        })
+    };
+    MAS_PATHS.iter().filter_map(of_path).collect()
 }
 
 /// Some SDKs drop the prefix of LiveKit's address and call `/twirp/` at the root of the host (element-call#3710): it goes
@@ -605,9 +646,9 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     let (matching, prefix) = path(raw, reader)?;
     let kind = kind_of(raw);
     let action = action(raw, kind, reader)?;
-    if let (Some(from), false) = (&raw.admin_from, kind == Kind::Synapse) {
+    if let (Some(from), false) = (&raw.admin_from, matches!(kind, Kind::Synapse | Kind::Mas)) {
         let help = "leave it out, or set kind = \"synapse\"";
-        reader.error_with(from.span.clone(), "`admin_from` is for sites of kind `synapse`", help);
+        reader.error_with(from.span.clone(), "`admin_from` is for sites of kind `synapse` or `mas`", help);
     }
     let proxies = matches!(action, Action::Proxy(_));
     if let (Some(spa), false) = (&raw.spa, matches!(action, Action::Files(_))) {
@@ -621,12 +662,14 @@ fn route(raw: &raw::Route, transports: Option<&Arc<RtcDocuments>>, reader: &Read
     if !proxies {
         access = kind::access(Kind::Http, Vec::new());
     }
-    let has_prefix = matching != Matching::Pattern || prefix.find('*') == Some(prefix.len() - 1);
+    let has_prefix =
+        (matching != Matching::Pattern || prefix.find('*') == Some(prefix.len() - 1)) && !has_segments(&prefix);
     if let (Some(strip), false) = (raw.strip_prefix.as_ref().filter(|strip| strip.value), has_prefix) {
         let help = "use rewrite = \"/path\"";
         reader.error_with(strip.span.clone(), "`strip_prefix` needs a path or one with its only `*` at the end", help);
     }
     let strip_prefix = match matching {
+        _ if has_segments(&prefix) => false,
         Matching::Pattern => has_prefix && raw.strip_prefix.as_ref().is_some_and(|strip| strip.value),
         Matching::Exact | Matching::Prefix => strips_prefix(raw, kind, &prefix, &access, reader),
     };
@@ -761,6 +804,16 @@ fn rewrite(raw: &raw::Route, proxies: bool, reader: &Reader<'_>) -> Rewrite {
     }
 }
 
+/// Whether braces are used as they are meant.
+fn has_whole_segments(path: &str, matching: Matching) -> bool {
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let is_whole = |segment: &str| match segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+        Some(name) => is_name(name) && matching != Matching::Pattern,
+        None => !segment.contains(['{', '}']),
+    };
+    path.split('/').all(is_whole)
+}
+
 fn path(raw: &raw::Route, reader: &Reader<'_>) -> Option<(Matching, String)> {
     let text = raw.prefix.value.as_str();
     let exact = text.strip_prefix('=').map(str::trim_start);
@@ -780,6 +833,9 @@ fn path(raw: &raw::Route, reader: &Reader<'_>) -> Option<(Matching, String)> {
     } else if matching == Matching::Exact && text.contains('*') {
         let help = format!("write \"{text}\"");
         Some(("a path after `=` is compared as it is, without `*`".to_owned(), help))
+    } else if !has_whole_segments(text, matching) {
+        let help = "write it like \"/a/{name}/b\", where {name} is any one segment".to_owned();
+        Some(("braces are a whole segment, in a path without `*`".to_owned(), help))
     } else {
         None
     };

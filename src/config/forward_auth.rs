@@ -34,7 +34,7 @@ pub fn read(section: &Section<'_, '_, '_>, item: &Item<'_>) -> Result<Option<For
     };
     let inner = Section::new(section.reader, section.path("forward_auth"), table, item.span());
     let url = inner.get("url", parsed(url));
-    let upstream = raw::upstream(&inner);
+    let upstream = raw::upstream(&inner, "upstream");
     let path = inner.get("path", parsed(target));
     let (send_fields, copy_fields) =
         (inner.get("send_fields", one_or_more(parsed(name))), inner.get("copy_fields", copied));

@@ -39,6 +39,11 @@ pub fn access(kind: Kind, admin_from: Vec<IpNet>) -> Vec<AccessRule> {
             pass(PathMatch::Under("/twirp/")),
             pass(PathMatch::Under("/settings/")),
         ],
+        // Its pages have many paths, and more with each release. What administers it is for few.
+        Kind::Mas => vec![
+            AccessRule { path: PathMatch::Under("/api/admin"), verdict: Access::PassFrom(admin_from) },
+            pass(PathMatch::Any),
+        ],
         Kind::Http => vec![pass(PathMatch::Any)],
     }
 }
@@ -61,6 +66,6 @@ pub fn max_body(kind: Kind) -> Vec<BodyRule> {
     match kind {
         Kind::Synapse => vec![BodyRule { path: BodyPath::MatrixMedia, limit: Some(SYNAPSE_MEDIA) }, any(SYNAPSE_OTHER)],
         Kind::LkJwt => vec![any(LK_JWT_BODY)],
-        Kind::Homeserver | Kind::Livekit | Kind::Http => Vec::new(),
+        Kind::Homeserver | Kind::Livekit | Kind::Mas | Kind::Http => Vec::new(),
     }
 }

@@ -16,7 +16,7 @@ pub fn check(raw: &Raw, listen: &Listen, reader: &Reader<'_>) {
     let mut reported = HashSet::new();
     for (at, site) in raw.sites.iter().enumerate() {
         for (index, route) in routes(site).enumerate() {
-            if let Some(upstream) = &route.upstream {
+            for upstream in [&route.upstream, &route.mas].into_iter().flatten() {
                 edge.check_upstream(&upstream.value.servers, upstream.span.clone(), reader);
             }
             if let Some(redirect) = &route.redirect {

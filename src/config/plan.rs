@@ -682,7 +682,7 @@ pub struct Argon2id {
 /// How the path of a route is compared with the raw path of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Matching {
-    /// `"=/path"`: this path only.
+    /// `"=/path"`: this path only. In it and in a prefix, a segment `{name}` is any one segment.
     Exact,
     /// `"/a/*/b"`: each `*` stands for any bytes, slashes included, and for none.
     Pattern,
@@ -731,6 +731,8 @@ pub enum Kind {
     LkJwt,
     /// A LiveKit SFU.
     Livekit,
+    /// element-hq/matrix-authentication-service.
+    Mas,
     /// Anything else.
     Http,
 }
@@ -750,6 +752,7 @@ impl Kind {
             Self::Homeserver => "homeserver",
             Self::LkJwt => "lk-jwt",
             Self::Livekit => "livekit",
+            Self::Mas => "mas",
             Self::Http => "http",
         }
     }

@@ -73,7 +73,7 @@ impl Raw {
         let routes = self.sites.iter().flat_map(|site| std::iter::once(&site.root).chain(&site.routes));
         routes.flat_map(|route| {
             let asked = route.forward_auth.as_ref().and_then(|auth| Some(&auth.value.as_ref()?.upstream.value));
-            route.upstream.as_ref().map(|at| &at.value).into_iter().chain(asked)
+            [&route.upstream, &route.mas].into_iter().flatten().map(|at| &at.value).chain(asked)
         })
     }
 
@@ -196,6 +196,8 @@ pub struct Route {
     pub prefix: At<String>,
     pub kind: Option<At<Kind>>,
     pub upstream: Option<At<Upstream>>,
+    /// Of a site of kind `synapse`: where its log-ins go.
+    pub mas: Option<At<Upstream>>,
     pub redirect: Option<At<String>>,
     pub redirect_to: Option<At<matching::RedirectTo>>,
     pub deny: Option<At<bool>>,
@@ -229,6 +231,7 @@ impl Route {
             prefix,
             kind: None,
             upstream: None,
+            mas: None,
             redirect: None,
             redirect_to: None,
             deny: None,
@@ -511,9 +514,10 @@ fn sites(section: &Section<'_, '_, '_>) -> (Vec<Site>, bool) {
 }
 
 /// The keys of a site and of a route, any of which shows that a table is one.
-const SITE_KEYS: [&str; 28] = [
+const SITE_KEYS: [&str; 29] = [
     "kind",
     "upstream",
+    "mas",
     "redirect",
     "routes",
     "well_known",
@@ -631,6 +635,7 @@ fn site(section: Section<'_, '_, '_>, host: At<Hostname>) -> Site {
         (section.get("well_known", boolean), section.get("tls", |item| tls(item, &dir)), section.get("hsts", boolean));
     let mut root = route_of(&section, root);
     root.broken |= broken;
+    root.mas = upstream(&section, "mas");
     root.admin_from = section.get("admin_from", list(parsed(value::network)));
     let (well_known, tls, hsts) = site_keys;
     section.finish();
@@ -723,7 +728,7 @@ fn route(section: Section<'_, '_, '_>, prefix: At<String>) -> Route {
 /// The keys that a site and a route have in common.
 fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
     let kind = section.get("kind", word(KINDS)).and_then(|kind| http_kind(section, kind));
-    let upstream = upstream(section);
+    let upstream = upstream(section, "upstream");
     let (redirect, redirect_to) = match section.item("redirect") {
         Some(item) if matching::is_redirect_to(item) => (None, section.get("redirect", matching::redirect_to)),
         _ => (section.get("redirect", parsed(value::origin)), None),
@@ -740,6 +745,7 @@ fn route_of(section: &Section<'_, '_, '_>, prefix: At<String>) -> Route {
         prefix,
         kind,
         upstream,
+        mas: None,
         redirect,
         redirect_to,
         deny: None,
@@ -792,6 +798,7 @@ const KINDS: &[(&str, AnyKind)] = &[
     ("homeserver", AnyKind::Http(Kind::Homeserver)),
     ("lk-jwt", AnyKind::Http(Kind::LkJwt)),
     ("livekit", AnyKind::Http(Kind::Livekit)),
+    ("mas", AnyKind::Http(Kind::Mas)),
     ("http", AnyKind::Http(Kind::Http)),
     ("turn", AnyKind::Stream(StreamKind::Turn)),
     ("tcp", AnyKind::Stream(StreamKind::Tcp)),
@@ -821,14 +828,14 @@ fn respond(item: &Item<'_>) -> Result<Respond, Problem> {
     Ok(respond)
 }
 
-/// `upstream = …`, of whatever table.
-pub fn upstream(section: &Section<'_, '_, '_>) -> Option<At<Upstream>> {
-    let item = section.item("upstream")?;
+/// `upstream = …` of whatever table, or another key with a value of its form.
+pub fn upstream(section: &Section<'_, '_, '_>, key: &'static str) -> Option<At<Upstream>> {
+    let item = section.item(key)?;
     let DeValue::Table(table) = item.get_ref() else {
-        let servers = section.get("upstream", one_or_more(parsed(value::server)))?;
+        let servers = section.get(key, one_or_more(parsed(value::server)))?;
         return Some(At { value: Upstream { servers: servers.value, ..Upstream::default() }, span: servers.span });
     };
-    let inner = Section::new(section.reader, section.path("upstream"), table, item.span());
+    let inner = Section::new(section.reader, section.path(key), table, item.span());
     let servers = inner.get("servers", one_or_more(parsed(value::server)));
     if !inner.mentions("servers") {
         inner.reader.error_with(

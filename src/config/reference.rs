@@ -64,8 +64,8 @@ use Shape::{
     OneOrMore, RedirectTo, Respond, Routes, Size, Span, Switch, Text, TextList, Tls, Transports, Upstream, Words,
 };
 
-const KINDS: Shape = Words(&["synapse", "homeserver", "lk-jwt", "livekit", "http"]);
-const SITE_KINDS: Shape = Words(&["synapse", "homeserver", "lk-jwt", "livekit", "http", "turn", "tcp"]);
+const KINDS: Shape = Words(&["synapse", "homeserver", "lk-jwt", "livekit", "mas", "http"]);
+const SITE_KINDS: Shape = Words(&["synapse", "homeserver", "lk-jwt", "livekit", "mas", "http", "turn", "tcp"]);
 
 const TABLES: &[Table] = &[
     Table {
@@ -332,13 +332,19 @@ const SITE: &[Key] = &[
         "kind",
         SITE_KINDS,
         "\"http\"",
-        "The service behind it; decides the open paths and the limits, see below. `homeserver` is any but Synapse: Conduit and its descendants, Dendrite. Connections of a `turn` or `tcp` site are not HTTP: the name in the TLS handshake selects the upstream, and every key for HTTP is an error.",
+        "The service behind it; decides the open paths and the limits, see below. `homeserver` is any but Synapse: Conduit and its descendants, Dendrite. `mas` is the Matrix Authentication Service. Connections of a `turn` or `tcp` site are not HTTP: the name in the TLS handshake selects the upstream, and every key for HTTP is an error.",
     ),
     key(
         "upstream",
         Upstream,
         "none",
         "`http://…`, `https://…`, `unix:/path`, a list of them, or a table. On a `turn` or `tcp` site, `tcp://host:port`.",
+    ),
+    key(
+        "mas",
+        Upstream,
+        "none",
+        "On a `synapse` site, the Matrix Authentication Service: `login`, `logout` and `refresh` of every version below `/_matrix/client/`, with what is below them, go there and nothing else does. The service's own site has `kind = \"mas\"`.",
     ),
     key(
         "redirect",
@@ -362,7 +368,7 @@ const SITE: &[Key] = &[
         "routes",
         Routes,
         "none",
-        "A table of routes by path: `\"/prefix\"` by whole segments, `\"=/exact\"`, or `\"/a/*/b\"`, where `*` is any bytes, slashes included. Exact comes before pattern before prefix, longer before shorter. Or a list of tables with `path`, of which the first that matches is used.",
+        "A table of routes by path: `\"/prefix\"` by whole segments, `\"=/exact\"`, or `\"/a/*/b\"`, where `*` is any bytes, slashes included. `{name}` in place of a segment of the first two is any one segment: `\"/a/{name}/b\"`. Exact comes before pattern before prefix, longer before shorter. Or a list of tables with `path`, of which the first that matches is used.",
     ),
     key(
         "well_known",
@@ -426,7 +432,12 @@ const SITE: &[Key] = &[
         "none",
         "A service that is asked about each request (Authelia, Authentik, oauth2-proxy): a table, see below. An answer with 2xx lets the request pass, any other goes to the client, and none is 502. Holds for every route that has none of its own.",
     ),
-    key("admin_from", TextList, "[]", "Networks that may reach `/_synapse/admin/` on a `synapse` site."),
+    key(
+        "admin_from",
+        TextList,
+        "[]",
+        "Networks that may reach `/_synapse/admin/` on a `synapse` site, `/api/admin/` on a `mas` site.",
+    ),
 ];
 
 const ROUTE: &[Key] = &[
@@ -881,10 +892,11 @@ fn allowed(shape: Shape) -> String {
 /// What each kind of an HTTP site opens and limits.
 fn kinds() -> String {
     let mut rows = String::new();
-    for kind in [Kind::Synapse, Kind::Homeserver, Kind::LkJwt, Kind::Livekit, Kind::Http] {
+    for kind in [Kind::Synapse, Kind::Homeserver, Kind::LkJwt, Kind::Livekit, Kind::Mas, Kind::Http] {
         let path = |path: &PathMatch| match path {
             PathMatch::Exact(path) => format!("`{path}`"),
             PathMatch::Under(path) => format!("`{}/…`", path.trim_end_matches('/')),
+            PathMatch::Any if kind == Kind::Mas => "every other path".to_owned(),
             PathMatch::Any => "every path".to_owned(),
         };
         let open = kind::access(kind, Vec::new()).into_iter().map(|rule| match rule.verdict {

@@ -16,7 +16,8 @@ use super::{
 const KINDS: [StreamKind; 2] = [StreamKind::Turn, StreamKind::Tcp];
 
 /// Keys of a site, and of an upstream's table, that mean something only for HTTP.
-const HTTP_SITE: [&str; 10] = [
+const HTTP_SITE: [&str; 11] = [
+    "mas",
     "redirect",
     "routes",
     "well_known",

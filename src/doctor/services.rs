@@ -34,6 +34,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Homeserver => "the homeserver",
         Kind::LkJwt => "lk-jwt-service",
         Kind::Livekit => "LiveKit",
+        Kind::Mas => "the Matrix Authentication Service",
         Kind::Http => "the service",
     }
 }
@@ -44,6 +45,8 @@ async fn greet(service: &Service) -> (Finding, Option<&'static str>) {
         Kind::Homeserver => ("services.homeserver", "/_matrix/client/versions"),
         Kind::LkJwt => ("services.lk-jwt", "/healthz"),
         Kind::Livekit => ("services.livekit", "/"),
+        // `/health` is on a listener of its own, unless the file of the service says otherwise.
+        Kind::Mas => ("services.mas", "/.well-known/openid-configuration"),
         Kind::Http => ("services.http", "/"),
     };
     let check = Check::new(Layer::Services, id, &service.server);
@@ -147,6 +150,23 @@ mod tests {
         );
         let (finding, reason) = greet(&answering(http::StatusCode::NOT_FOUND)).await;
         assert!(finding.fact.starts_with("/_matrix/client/versions returns 404"), "{}", finding.fact);
+        assert!(reason.is_some());
+    }
+
+    #[tokio::test]
+    async fn the_authentication_service_is_known_by_its_discovery_document() {
+        let answering = |status: http::StatusCode| {
+            service(Kind::Mas, move || {
+                let mut response = Response::new(Body::empty());
+                response.status = status;
+                Ok(response)
+            })
+        };
+        let (finding, reason) = greet(&answering(http::StatusCode::OK)).await;
+        assert_eq!((finding.id.as_str(), reason), ("services.mas", None));
+        // Synapse, or a listener of MAS without `discovery`.
+        let (finding, reason) = greet(&answering(http::StatusCode::NOT_FOUND)).await;
+        assert!(finding.fact.starts_with("/.well-known/openid-configuration returns 404"), "{}", finding.fact);
         assert!(reason.is_some());
     }
 

@@ -16,6 +16,13 @@ pub enum PathMatcher {
     Prefix(Box<str>),
     /// This path only.
     Exact(Box<str>),
+    /// A path in which `{name}` is any one segment: this path only, or everything below it as well.
+    Segments {
+        /// The path.
+        text: Box<str>,
+        /// Whether nothing below it is meant.
+        exact: bool,
+    },
     /// What stands between the stars, in order: each star is any bytes, slashes included, and none.
     Pattern(Box<[Box<str>]>),
     /// A condition on the path as a service may read it: see `spelled_out`. What closes paths has to close each of their
@@ -24,6 +31,22 @@ pub enum PathMatcher {
 }
 
 impl PathMatcher {
+    /// A path and everything below it.
+    #[must_use]
+    pub fn prefix(text: &str) -> Self {
+        if has_any_segment(text) {
+            Self::Segments { text: text.into(), exact: false }
+        } else {
+            Self::Prefix(text.into())
+        }
+    }
+
+    /// A path alone.
+    #[must_use]
+    pub fn exact(text: &str) -> Self {
+        if has_any_segment(text) { Self::Segments { text: text.into(), exact: true } } else { Self::Exact(text.into()) }
+    }
+
     /// A pattern with at least one `*`.
     #[must_use]
     pub fn pattern(text: &str) -> Self {
@@ -42,6 +65,7 @@ impl PathMatcher {
         match self {
             Self::Prefix(prefix) => is_under(path, prefix),
             Self::Exact(exact) => path == &**exact,
+            Self::Segments { text, exact } => matches_segments(path, text, *exact),
             Self::Pattern(pieces) => matches_pieces(path.as_bytes(), pieces),
             Self::AnySpelling(matcher) => path.starts_with('/') && matcher.matches(&spelled_out(path)),
         }
@@ -51,11 +75,28 @@ impl PathMatcher {
 impl std::fmt::Display for PathMatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Prefix(path) | Self::Exact(path) => f.write_str(path),
+            Self::Prefix(path) | Self::Exact(path) | Self::Segments { text: path, .. } => f.write_str(path),
             Self::Pattern(pieces) => f.write_str(&pieces.join("*")),
             Self::AnySpelling(matcher) => matcher.fmt(f),
         }
     }
+}
+
+/// Whether a path has a segment that stands for any other.
+fn has_any_segment(text: &str) -> bool {
+    text.split('/').any(is_any_segment)
+}
+
+fn is_any_segment(segment: &str) -> bool {
+    segment.starts_with('{') && segment.ends_with('}')
+}
+
+/// Each segment of the text in order; `{name}` takes one that is not empty.
+fn matches_segments(path: &str, text: &str, exact: bool) -> bool {
+    let mut found = path.split('/');
+    let takes = |asked: &str, found: &str| found == asked || (is_any_segment(asked) && !found.is_empty());
+    text.split('/').all(|asked| found.next().is_some_and(|found| takes(asked, found)))
+        && (!exact || found.next().is_none())
 }
 
 /// A path as the most lenient service reads it: percent-decoded, in lower case, without dot segments and repeated slashes.
@@ -121,6 +162,27 @@ mod tests {
         assert!(like("/a/b/a/c", "/a*/a*c") && like("/a", "/a*") && like("/ab", "/*b") && !like("/aba", "*ab"));
         // The first piece and the last may not share bytes.
         assert!(!like("/aba", "/ab*ba") && like("/abba", "/ab*ba"));
+    }
+
+    #[test]
+    fn a_name_in_braces_is_one_segment() {
+        let under = PathMatcher::prefix("/_matrix/client/{version}/login");
+        for path in ["/_matrix/client/v3/login", "/_matrix/client/r0/login/sso/redirect", "/_matrix/client/x/login/"] {
+            assert!(under.matches(path), "{path}");
+        }
+        for path in [
+            "/_matrix/client/v3/rooms/!a/state/b/login",
+            "/_matrix/client/v3/loginx",
+            "/_matrix/client//login",
+            "/_matrix/client/login",
+            "/_matrix/client/v3",
+            "*",
+        ] {
+            assert!(!under.matches(path), "{path}");
+        }
+        let exact = PathMatcher::exact("/a/{b}");
+        assert!(exact.matches("/a/x") && !exact.matches("/a/x/") && !exact.matches("/a/") && !exact.matches("/a"));
+        assert_eq!(PathMatcher::prefix("/a"), PathMatcher::Prefix("/a".into()));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::{lexer::Token, options::networks, parser::Directive};
+pub use super::patterns::{covers, disjoint, fits};
+use super::{lexer::Token, options::networks, parser::Directive, patterns};
 
 /// A matcher as Caddy has it: everything that is set must hold, nothing that is in `nots`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -69,7 +70,8 @@ impl Matcher {
     fn add(&mut self, kind: &str, args: &[Token], block: Option<&[Directive]>) {
         let words: Vec<String> = args.iter().map(|token| token.text.clone()).collect();
         match kind {
-            "path" => self.paths.extend(words),
+            "path" => self.paths(&words),
+            "path_regexp" => self.path_regexp(&words),
             "host" => self.hosts.extend(words.iter().map(|host| host.to_ascii_lowercase())),
             "method" => self.methods.extend(words.iter().map(|method| method.to_ascii_uppercase())),
             "remote_ip" | "client_ip" if words.iter().all(|word| word != "forwarded") => {
@@ -90,6 +92,24 @@ impl Matcher {
                 let more = if block.is_some() { " { … }" } else { "" };
                 self.unknown.get_or_insert_with(|| format!("`{}{more}`", [other, &words.join(" ")].join(" ").trim()));
             }
+        }
+    }
+
+    fn paths(&mut self, words: &[String]) {
+        for word in words {
+            match patterns::of_path(word) {
+                Some(pattern) => self.paths.push(pattern),
+                None => drop(self.unknown.get_or_insert_with(|| format!("`path {word}`"))),
+            }
+        }
+    }
+
+    /// `path_regexp [name] expression`. With paths beside it both would have to hold.
+    fn path_regexp(&mut self, words: &[String]) {
+        let found = words.last().and_then(|expression| patterns::of_expression(expression));
+        match found.filter(|_| self.paths.is_empty() && words.len() <= 2) {
+            Some(found) => self.paths = found,
+            None => self.unknown = Some(format!("`path_regexp {}`", words.join(" "))),
         }
     }
 
@@ -260,53 +280,12 @@ fn both_paths(a: Option<&String>, b: Option<&String>) -> Result<Option<Option<St
     joined(a, b).or_else(|| joined(b, a)).map(|path| Some(Some(path))).ok_or_else(|| format!("`{a}` and `{b}` at once"))
 }
 
-/// Whether a path fits a pattern, in which `*` is any bytes.
-pub fn fits(path: &str, pattern: &str) -> bool {
-    let mut pieces = pattern.split('*');
-    let Some(mut rest) = path.strip_prefix(pieces.next().unwrap_or_default()) else { return false };
-    let mut pieces: Vec<_> = pieces.collect();
-    let Some(last) = pieces.pop() else { return rest.is_empty() };
-    for piece in pieces {
-        let Some(at) = rest.find(piece) else { return false };
-        rest = &rest[at + piece.len()..];
-    }
-    rest.ends_with(last)
-}
-
-/// Whether a pattern fits every path that another one fits. A star in the other is a byte that no path has.
-pub fn covers(pattern: &str, other: &str) -> bool {
-    pattern == other || fits(&other.replace('*', "\u{0}"), pattern)
-}
-
-/// Whether no path fits both, as far as their beginnings and ends tell.
-pub fn disjoint(a: &str, b: &str) -> bool {
-    let head = |text: &str| text.split('*').next().unwrap_or_default().to_owned();
-    let tail = |text: &str| text.rsplit('*').next().unwrap_or_default().to_owned();
-    match (a.contains('*'), b.contains('*')) {
-        (false, false) => a != b,
-        (false, true) => !fits(a, b),
-        (true, false) => !fits(b, a),
-        (true, true) => {
-            let apart = |a: &str, b: &str| !a.starts_with(b) && !b.starts_with(a);
-            let reversed = |text: String| text.chars().rev().collect::<String>();
-            apart(&head(a), &head(b)) || apart(&reversed(tail(a)), &reversed(tail(b)))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn patterns_are_compared() {
-        assert!(covers("/a*", "/a/*") && covers("*", "/x") && covers("/a/*/b", "/a/x/b") && !covers("/a/*", "/a"));
-        assert!(
-            disjoint("/a/*", "/b*")
-                && disjoint("/a", "/a/*")
-                && disjoint("*.php", "*.html")
-                && !disjoint("/a*", "*.php")
-        );
         let and = |a: &str, b: &str| both_paths(Some(&a.to_owned()), Some(&b.to_owned()));
         assert_eq!(and("/a/*", "*.php"), Ok(Some(Some("/a/*.php".into()))));
         assert_eq!(and("/a/*", "/a/b"), Ok(Some(Some("/a/b".into()))));

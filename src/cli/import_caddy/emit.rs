@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{
-    lexer::{ENV, ENV_DEFAULT, ENV_END},
+    lexer::{ENV, ENV_DEFAULT, ENV_END, SEGMENT},
     model::{Action, Edit, Route, Site, TargetConfig, Upstream},
     write_routes,
 };
@@ -63,6 +63,9 @@ fn site_table(site: &Site) -> String {
                 text += &format!("kind     = {}\n", quote(kind.as_str()));
             }
             text += &format!("upstream = {}\n", upstream(server));
+            if let Some(mas) = &site.mas {
+                text += &format!("mas      = {}\n", upstream(mas));
+            }
         }
         Some(other) => text += &format!("{}\n", action(other).join("\n")),
         None => {}
@@ -223,6 +226,7 @@ pub fn quote(text: &str) -> String {
             ENV => out.push_str("${"),
             ENV_DEFAULT => out.push_str(":-"),
             ENV_END => out.push('}'),
+            SEGMENT => out.push_str("{segment}"),
             '$' => out.push_str("$$"),
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),

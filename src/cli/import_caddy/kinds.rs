@@ -4,9 +4,11 @@
 use super::{
     Remark,
     conditions::{Base, Conditions},
-    model::{Action, Site, TargetConfig, Upstream},
+    lexer::SEGMENT,
+    model::{Action, Route, Site, TargetConfig, Upstream},
     proxy::JWT_PATHS,
     rules::{self, Rule},
+    write_routes,
 };
 use crate::config::plan::{CATCH_ALL, Kind};
 
@@ -143,6 +145,45 @@ fn token_service(rules: &mut Vec<Rule>, remarks: &mut Vec<Remark>) {
     rules.retain(|_| keep.next().unwrap_or(true));
     let first = first.min(rules.len());
     rules.splice(first..first, new);
+}
+
+/// What the Matrix Authentication Service answers in place of a homeserver.
+const LOG_INS: [&str; 3] = ["login", "logout", "refresh"];
+
+/// What all log-ins of a homeserver are passed on to is the Matrix Authentication Service.
+pub fn of_log_ins(site: &mut Site, remarks: &mut Vec<Remark>) {
+    let Some(Action::Proxy(Kind::Synapse, homeserver)) = &site.root else { return };
+    let service = |route: &Route| match &route.action {
+        Action::Proxy(Kind::Http, upstream) if route.only_passes_on() && upstream != homeserver => {
+            Some(upstream.clone())
+        }
+        _ => None,
+    };
+    let log_in = |route: &Route| service(route).and_then(|_| log_in(&route.prefix));
+    let Some(mas) = site.routes.iter().find(|route| log_in(route).is_some()).and_then(service) else { return };
+    let is_mas = |route: &Route| log_in(route).is_some() && service(route).as_ref() == Some(&mas);
+    let found: Vec<&Route> = site.routes.iter().filter(|route| is_mas(route)).collect();
+    let all = LOG_INS.iter().all(|name| found.iter().any(|route| log_in(route) == Some(name)));
+    let mut others = site.routes.iter().filter(|route| !is_mas(route));
+    if !all || others.any(|other| found.iter().any(|route| write_routes::overlap(route, other))) {
+        return;
+    }
+    let text = "`login`, `logout` and `refresh` of every version, with what is below them, go to the Matrix Authentication Service, and nothing else";
+    remarks.push(Remark::mended(found[0].line, text));
+    let keep: Vec<bool> = site.routes.iter().map(|route| !is_mas(route)).collect();
+    let mut keep = keep.into_iter();
+    site.routes.retain(|_| keep.next().unwrap_or(true));
+    site.mas = Some(mas);
+}
+
+/// What a path logs in, out, or on with: `/_matrix/client/VERSION/login`, and what is below it or begins like it.
+fn log_in(path: &str) -> Option<&'static str> {
+    let path = path.trim_start_matches('=').trim_end_matches('*').trim_end_matches('/');
+    let (version, last) = path.strip_prefix("/_matrix/client/")?.split_once('/')?;
+    let is_version =
+        version.len() > 1 && version.starts_with(['r', 'v']) && version[1..].bytes().all(|b| b.is_ascii_digit());
+    let found = LOG_INS.into_iter().find(|name| *name == last);
+    found.filter(|_| is_version || version == "*" || version.chars().eq([SEGMENT]))
 }
 
 /// Gives the sites that the documents name their kinds.

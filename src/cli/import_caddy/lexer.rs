@@ -24,13 +24,16 @@ pub const ENV_DEFAULT: char = '\u{f8f1}';
 /// Ends a variable.
 pub const ENV_END: char = '\u{f8f2}';
 
+/// Stands in a pattern of paths for one segment, of at least one byte.
+pub const SEGMENT: char = '\u{f8f3}';
+
 /// Splits a text into words.
 pub fn lex(text: &str) -> Result<Vec<Token>, SyntaxError> {
     let text = text
         .strip_prefix('\u{feff}')
         .unwrap_or(text)
         .replace('\r', "")
-        .replace([ENV, ENV_DEFAULT, ENV_END], "\u{fffd}");
+        .replace([ENV, ENV_DEFAULT, ENV_END, SEGMENT], "\u{fffd}");
     let mut lexer = Lexer { rest: &text, line: 1 };
     let mut tokens = Vec::new();
     while let Some(token) = lexer.next()? {

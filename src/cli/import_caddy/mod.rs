@@ -16,6 +16,7 @@ mod model;
 mod options;
 mod order;
 mod parser;
+mod patterns;
 mod protect;
 mod proxy;
 mod rules;
@@ -155,6 +156,7 @@ impl fmt::Display for Remark {
         };
         // Variables of the environment, as the file had them.
         let text = self.text.replace(lexer::ENV, "{$").replace(lexer::ENV_DEFAULT, ":").replace(lexer::ENV_END, "}");
+        let text = text.replace(lexer::SEGMENT, "*");
         write!(f, "{}: {what}: {text}", self.line)
     }
 }

@@ -65,6 +65,8 @@ pub struct Site {
     pub port: Option<u16>,
     /// What everything gets that no route takes.
     pub root: Option<Action>,
+    /// The Matrix Authentication Service beside a homeserver.
+    pub mas: Option<Upstream>,
     /// Its routes, the first that matches first.
     pub routes: Vec<Route>,
     /// Its own `tls` as TOML.

@@ -66,7 +66,8 @@ fn before(a: &Matcher, b: &Matcher) -> bool {
     match (a.single_path(), b.single_path()) {
         (Some(a), Some(b)) => {
             let (bare_a, bare_b) = (a.trim_end_matches('*'), b.trim_end_matches('*'));
-            if bare_a == bare_b { a.len() < b.len() } else { bare_a.len() > bare_b.len() }
+            let length = |text: &str| text.chars().count();
+            if bare_a == bare_b { a.len() < b.len() } else { length(bare_a) > length(bare_b) }
         }
         _ => !a.is_all() && b.is_all(),
     }

@@ -211,6 +211,8 @@ fn one(
         kinds::of_paths(&mut rules, remarks);
     }
     write_routes::write(rules, &mut site, remarks);
+    kinds::of_log_ins(&mut site, remarks);
+    write_routes::widen(&mut site, remarks);
     if name.usual {
         if !add(site, name.plain, ports, model, remarks) {
             return;

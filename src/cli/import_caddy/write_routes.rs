@@ -3,6 +3,7 @@
 use super::{
     Remark,
     conditions::{self, Base},
+    lexer::SEGMENT,
     model::{Action, Edit, Route, Site},
     rules::Rule,
 };
@@ -35,6 +36,11 @@ impl Route {
         self.methods.is_empty() && self.fields.is_empty() && self.from.is_empty()
     }
 
+    /// Whether it asks for nothing but a path, and passes everything on as it is.
+    pub fn only_passes_on(&self) -> bool {
+        self.is_plain() && self.has_no_changes()
+    }
+
     /// Whether it passes everything on as it is.
     const fn has_no_changes(&self) -> bool {
         !self.strip
@@ -58,9 +64,11 @@ impl Route {
         }
     }
 
-    fn rank(&self) -> (u8, std::cmp::Reverse<usize>) {
+    fn rank(&self) -> (u8, std::cmp::Reverse<usize>, bool) {
         let class = if self.prefix.starts_with('=') { 0 } else { u8::from(!self.prefix.contains('*')) + 1 };
-        (class, std::cmp::Reverse(self.prefix.trim_start_matches('=').len()))
+        let segments = self.prefix.matches(SEGMENT).count();
+        let length = self.prefix.trim_start_matches('=').len() - segments * (SEGMENT.len_utf8() - 1);
+        (class, std::cmp::Reverse(length), segments > 0)
     }
 }
 
@@ -94,7 +102,8 @@ pub fn fits_a_table(routes: &[Route]) -> bool {
         })
 }
 
-fn overlap(a: &Route, b: &Route) -> bool {
+/// Whether a request may be for both.
+pub fn overlap(a: &Route, b: &Route) -> bool {
     let own = |route: &Route| {
         let is_prefix = !route.prefix.starts_with('=') && !route.prefix.contains('*');
         if is_prefix { vec![route.pattern(), route.prefix.clone()] } else { vec![route.pattern()] }
@@ -178,7 +187,7 @@ fn changed_path(route: &mut Route, pattern: &str, base: &Base) -> bool {
     };
     match rest.strip_suffix('*') {
         // One path has one result.
-        None if !rest.contains('*') => {
+        None if !rest.contains(['*', SEGMENT]) => {
             let rest = if rest.is_empty() { "/" } else { rest };
             route.rewrite = Some(format!("{added}{rest}"));
             true
@@ -188,7 +197,7 @@ fn changed_path(route: &mut Route, pattern: &str, base: &Base) -> bool {
             true
         }
         // `strip_prefix` takes off what stands before the star, of which a part is put back.
-        Some(kept) if !kept.contains('*') && (kept.is_empty() || kept.ends_with('/')) => {
+        Some(kept) if !kept.contains(['*', SEGMENT]) && (kept.is_empty() || kept.ends_with('/')) => {
             let kept = format!("{added}{}", kept.trim_end_matches('/'));
             route.strip = true;
             route.add_prefix = Some(kept).filter(|kept| !kept.is_empty());
@@ -198,6 +207,15 @@ fn changed_path(route: &mut Route, pattern: &str, base: &Base) -> bool {
             route.add_prefix = Some(added.to_owned()).filter(|_| prefix.is_empty());
             prefix.is_empty()
         }
+    }
+}
+
+/// Writes routes with both stars and segments, which our file does not have in one path.
+pub fn widen(site: &mut Site, remarks: &mut Vec<Remark>) {
+    for route in site.routes.iter_mut().filter(|route| route.prefix.contains(SEGMENT) && route.prefix.contains('*')) {
+        let text = format!("`{}`: each star is any bytes now, slashes included", route.prefix);
+        remarks.push(Remark::lost(route.line, text));
+        route.prefix = route.prefix.replace(SEGMENT, "*");
     }
 }
 
