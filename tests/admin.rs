@@ -124,11 +124,43 @@ async fn a_service_of_two_routes_has_one_row_and_one_series() {
     assert_eq!((down["state"].as_str(), down["up"].as_bool()), (Some("down"), Some(false)));
     assert!(down["why"].as_str().unwrap().contains("refused"), "{down}");
     assert!(down["since"].is_string() && down["dial_failures"] == 1, "{down}");
+    // The way out stands wherever the failure does: in the status, and in the line of the log.
+    let fix = down["fix"].as_str().unwrap();
+    assert!(fix.starts_with("start the service and read its log"), "{down}");
+    let line: Value = serde_json::from_str(&edge.wait_for_log("upstream does not answer")).unwrap();
+    assert_eq!(line["fix"].as_str(), Some(fix), "{line}");
     let metrics = edge.page("/metrics").await;
     let series: Vec<_> = metrics.lines().filter(|line| line.starts_with("vestibule_upstream_up{")).collect();
     assert!(series.len() == 1 && series[0].ends_with(" 0"), "{series:?}");
     let said = String::from_utf8(edge.command(&["status"]).stdout).unwrap();
     assert!(said.contains("refused") && said.contains(&format!("{HOST}/other, {HOST}")), "{said}");
+    assert!(said.contains(&format!("-> {fix}")), "{said}");
+}
+
+/// A certificate that cannot be had: the log, the status in both forms, and doctor say why and how to fix it.
+#[tokio::test]
+async fn each_failure_of_a_certificate_shows_its_fix() {
+    let ca = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let edge = Edge::start(&format!(
+        "[acme]\ndirectory = \"https://{ca}/directory\"\n[sites.\"{HOST}\"]\ntls = \"acme\"\nredirect = \"https://www.example.org\"\n"
+    ));
+    let line: Value = serde_json::from_str(&edge.wait_for_log("no certificate; the next attempt")).unwrap();
+    let fix = line["fix"].as_str().unwrap();
+    assert!(fix.contains("outgoing connections to the CA"), "{line}");
+    let until = tokio::time::Instant::now() + PATIENCE;
+    let rows = loop {
+        let rows = json(&edge.page("/certificates").await);
+        if !rows[0]["fix"].is_null() || tokio::time::Instant::now() > until {
+            break rows;
+        }
+    };
+    assert!(rows[0]["last_error"].as_str().unwrap().contains("refused"), "{rows}");
+    assert_eq!(rows[0]["fix"].as_str(), Some(fix), "{rows}");
+    let said = String::from_utf8(edge.command(&["status"]).stdout).unwrap();
+    assert!(said.contains(&format!("-> {fix}")), "{said}");
+    let found: Value = serde_json::from_slice(&edge.command(&["doctor", "--json"]).stdout).unwrap();
+    let found = found["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == "certificate.missing");
+    assert_eq!(found.unwrap()["fix"].as_str(), Some(fix), "{found:?}");
 }
 
 #[tokio::test]

@@ -86,6 +86,9 @@ pub struct Certificate {
     pub failures: u32,
     /// The last of them, in the words of the CA where it had any.
     pub last_error: Option<String>,
+    /// How to fix it.
+    #[serde(default)]
+    pub fix: Option<String>,
     /// What will make the next order fail.
     #[serde(default)]
     pub warning: Option<String>,

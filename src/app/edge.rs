@@ -19,7 +19,7 @@ use crate::{
     config::plan::{Directory, Plan, Site, SiteTls},
     conn::{Fetch, PerNetwork, Permits},
     drain::{Drain, Phase, Summary},
-    error::BoxError,
+    error::{BoxError, ORDER_FAILURE_LABELS},
     listen::{BindError, Inherited, SocketLimits},
     telemetry::{self, Metrics, Snapshot},
     tls::{Acceptor, TlsError},
@@ -441,6 +441,6 @@ fn certificate(status: cert::Status) -> telemetry::Certificate {
         next: status.next,
         failures: status.failures,
         failed_at: status.failed_at,
-        causes: cert::Cause::ALL.iter().map(|cause| cause.as_str()).zip(status.causes).collect(),
+        causes: ORDER_FAILURE_LABELS.into_iter().zip(status.causes).collect(),
     }
 }

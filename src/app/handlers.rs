@@ -165,6 +165,7 @@ impl admin::AdminHandlers for Handlers {
             progress: status.progress,
             failures: status.failures,
             last_error: status.last_error,
+            fix: status.fix,
             warning: status.warning,
             last_failure: status.failed_at.map(date),
         };

@@ -18,14 +18,14 @@ use tracing::{info, warn};
 
 use super::{
     CertError, Certificate, CertificateTask, Store, authority, check_dns_record,
-    issue::{Cause, IssueError, Issued, Issuer, Pending, Wanted},
+    issue::{IssueError, Issued, Issuer, Pending, Wanted},
     schedule::{self, Action, ScheduleInput},
     scheduler::Need,
     state::{State, Stored},
 };
 use crate::{
     config::plan::{Challenge, Directory},
-    error::chain,
+    error::{CertificateCause, chain},
 };
 
 /// After this many failures in a row at one CA, the next one of the list is asked first. A CA that is broken or limits
@@ -180,7 +180,7 @@ impl Name {
         {
             self.task.install(&certificate);
         }
-        self.task.note(state.failures, state.last_error.clone());
+        self.task.note(state.failures, state.last_error.clone(), state.last_fix.clone());
         self.state = state;
     }
 
@@ -288,7 +288,7 @@ impl Name {
             match self.place_at(&issuer, directory).await {
                 Ok(issued) => return Ok((issued, directory.url.clone())),
                 Err(error) => {
-                    let ends = !error.cause.is_theirs();
+                    let ends = !error.cause.is_of_ca();
                     failed = Some(match failed {
                         Some(earlier) => earlier.and(error),
                         None => error,
@@ -299,7 +299,7 @@ impl Name {
                 }
             }
         }
-        Err(failed.unwrap_or_else(|| IssueError::new(Cause::Ca, "there is no CA to ask".into())))
+        Err(failed.unwrap_or_else(|| IssueError::new(CertificateCause::NotAcme, "there is no CA to ask".into())))
     }
 
     async fn place_at(&self, issuer: &Issuer, directory: &Directory) -> Result<Issued, IssueError> {
@@ -348,7 +348,7 @@ impl Name {
             Ok(certificate) => certificate,
             Err(error) => {
                 let text = format!("what the CA issued cannot be used: {}", chain(&error));
-                return self.failed(IssueError::new(Cause::Ca, text)).await;
+                return self.failed(IssueError::new(CertificateCause::Unusable, text)).await;
             }
         };
         info!(site = &*self.task.host, directory = state.directory, "certificate issued");
@@ -376,7 +376,7 @@ impl Name {
             clocks.unwrap_or_else(|| "the clock here or at the CA is wrong".into()),
         );
         let wait = schedule::clock_back_off((begin, end));
-        self.failed(IssueError { text, cause: Cause::Clock, retry_at: Some(now + wait) }).await;
+        self.failed(IssueError { text, cause: CertificateCause::Clock, retry_at: Some(now + wait) }).await;
     }
 
     async fn failed(&mut self, error: IssueError) {
@@ -392,15 +392,17 @@ impl Name {
             failures,
             next_try_s = wait.as_secs(),
             reason = error.text,
+            fix = error.cause.fix(),
             "no certificate; the next attempt is in {}",
             authority::words(wait)
         );
-        let (text, refused) = (error.text.clone(), !error.cause.is_theirs());
+        let (text, cause) = (error.text.clone(), error.cause);
         let saved = self.update(move |state| {
             state.failures = failures;
             state.facts.not_before = Some(again);
             state.last_error = Some(text.clone());
-            if refused {
+            state.last_fix = Some(cause.fix().to_owned());
+            if !cause.is_of_ca() {
                 // What the CA has refused is of no further use.
                 state.pending = None;
             }
@@ -409,15 +411,20 @@ impl Name {
             warn!(site = &*host, error = chain(&error), "the failure cannot be stored");
         }
         self.task.count(error.cause);
-        self.task.note(failures, self.state.last_error.clone());
+        self.task.note(failures, self.state.last_error.clone(), self.state.last_fix.clone());
         self.task.next(again);
         self.task.waits(again, &error.text);
     }
 
     async fn storage_fails(&self, error: CertError) {
-        warn!(site = &*self.task.host, error = chain(&error), "nothing is ordered, since it could not be kept");
+        warn!(
+            site = &*self.task.host,
+            error = chain(&error),
+            fix = error.cause().fix(),
+            "nothing is ordered, since it could not be kept"
+        );
         self.task.failed(&error);
-        self.task.count(Cause::Storage);
+        self.task.count(error.cause());
         self.task.waits(self.task.clock.now() + STORAGE_RETRY, &chain(&error));
         sleep(STORAGE_RETRY).await;
     }

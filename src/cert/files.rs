@@ -91,15 +91,17 @@ impl Watch {
                 }
                 let faults = certificate.faults(host, self.task.clock.now());
                 for fault in &faults {
-                    warn!(site = host, file = %pair.cert.display(), "{fault}");
+                    warn!(site = host, file = %pair.cert.display(), fix = fault.cause.fix(), "{}", fault.text);
                 }
-                if !faults.is_empty() {
-                    self.task.note(1, Some(faults.join("; ")));
+                if let Some(first) = faults.first() {
+                    let fix = first.cause.fix().to_owned();
+                    let texts: Vec<_> = faults.iter().map(|fault| fault.text.as_str()).collect();
+                    self.task.note(1, Some(texts.join("; ")), Some(fix));
                 }
             }
             Err(error) => {
                 let kept = if self.task.resolver.knows(host) { "the last good one stays" } else { "none is served" };
-                warn!(site = host, error = chain(&error), "certificate not loaded, {kept}");
+                warn!(site = host, error = chain(&error), fix = error.cause().fix(), "certificate not loaded, {kept}");
                 self.task.failed(&error);
             }
         }
@@ -135,7 +137,7 @@ pub fn inspect(pairs: &[KeyPairFiles], host: &str, now: SystemTime) -> Vec<Strin
     match choose(pairs, host, choice) {
         Ok((pair, certificate)) => {
             let file = pair.cert.display();
-            certificate.faults(host, now).into_iter().map(|fault| format!("{file}: {fault}")).collect()
+            certificate.faults(host, now).into_iter().map(|fault| format!("{file}: {}", fault.text)).collect()
         }
         Err(error) => vec![chain(&error)],
     }

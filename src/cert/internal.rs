@@ -102,7 +102,7 @@ fn renew(task: &CertificateTask, store: &Store) -> Option<Signed> {
             Some(Signed { begin: certificate.not_before, due })
         }
         Err(error) => {
-            warn!(site = &*task.host, error = chain(&error), "the internal CA cannot sign");
+            warn!(site = &*task.host, error = chain(&error), fix = error.cause().fix(), "the internal CA cannot sign");
             task.failed(&error);
             None
         }

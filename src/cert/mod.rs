@@ -22,7 +22,6 @@ pub use self::{
     files::inspect,
     import::{ImportError, ImportedCertificate, import, import_account},
     internal::{known_root_pem, root_pem},
-    issue::Cause,
     resolver::Resolver,
     store::{Store, StoreError},
 };
@@ -52,7 +51,7 @@ use crate::{
     clock::Clock,
     config::plan::{Acme, CATCH_ALL, Directory, Dns, Site, SiteTls},
     conn::Fetch,
-    error::chain,
+    error::{CertificateCause, ORDER_FAILURE_LABELS, chain},
 };
 
 use self::{challenge::Challenges, issue::Issuer};
@@ -98,12 +97,14 @@ pub struct Status {
     pub failures: u32,
     /// The last of them, in words.
     pub last_error: Option<String>,
+    /// How to fix it.
+    pub fix: Option<String>,
     /// What will make the next order fail, in words.
     pub warning: Option<String>,
     /// When this process last failed.
     pub failed_at: Option<SystemTime>,
-    /// Failures of this process by their cause, in the order of [`Cause::ALL`].
-    pub causes: [u64; Cause::ALL.len()],
+    /// Failed orders of this process by their cause, in the order of [`ORDER_FAILURE_LABELS`].
+    pub causes: [u64; ORDER_FAILURE_LABELS.len()],
 }
 
 /// A certificate that cannot be used.
@@ -152,6 +153,27 @@ pub enum CertError {
     /// The storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl CertError {
+    /// The cause, which decides about the fix.
+    const fn cause(&self) -> CertificateCause {
+        match self {
+            Self::Read { .. } => CertificateCause::UnreadableFile,
+            Self::Pem { .. } | Self::X509 => CertificateCause::BadFile,
+            Self::Mismatch(_) => CertificateCause::WrongKey,
+            Self::NotCovered(_) => CertificateCause::WrongName,
+            Self::NoAccount(_) | Self::NoIssuer(_) | Self::NoDns(_) => CertificateCause::WrongPersistentRecord,
+            Self::Sign(_) | Self::Store(_) => CertificateCause::Storage,
+        }
+    }
+}
+
+/// A fault of a certificate that is served nevertheless.
+#[derive(Debug)]
+pub struct Fault {
+    cause: CertificateCause,
+    text: String,
 }
 
 impl Manager {
@@ -283,9 +305,10 @@ impl Manager {
             progress: None,
             failures: 0,
             last_error: None,
+            fix: None,
             warning: None,
             failed_at: None,
-            causes: [0; Cause::ALL.len()],
+            causes: [0; ORDER_FAILURE_LABELS.len()],
         };
         let task = CertificateTask {
             host: site.host.shared(),
@@ -377,28 +400,30 @@ impl CertificateTask {
         let mut status = lock(&self.status);
         status.not_after = Some(certificate.not_after);
         status.failures = 0;
-        status.last_error = None;
+        (status.last_error, status.fix) = (None, None);
     }
 
     fn failed(&self, error: &CertError) {
         let mut status = lock(&self.status);
         status.failures += 1;
         status.last_error = Some(chain(error));
+        status.fix = Some(error.cause().fix().to_owned());
         status.failed_at = Some(self.clock.now());
     }
 
-    fn count(&self, cause: Cause) {
-        let index = Cause::ALL.iter().position(|one| *one == cause).unwrap_or_default();
+    fn count(&self, cause: CertificateCause) {
         let mut status = lock(&self.status);
-        status.causes[index] += 1;
+        if let Some(index) = ORDER_FAILURE_LABELS.iter().position(|label| Some(*label) == cause.order_label()) {
+            status.causes[index] += 1;
+        }
         status.failed_at = Some(self.clock.now());
     }
 
     /// Notes what is remembered from before.
-    fn note(&self, failures: u32, last_error: Option<String>) {
+    fn note(&self, failures: u32, last_error: Option<String>, fix: Option<String>) {
         let mut status = lock(&self.status);
         status.failures = failures;
-        status.last_error = last_error;
+        (status.last_error, status.fix) = (last_error, fix);
     }
 
     /// Tells of a step of an order.
@@ -475,21 +500,25 @@ impl Certificate {
 
     /// What is wrong with it for a host that it is served for, in words.
     #[must_use]
-    pub fn faults(&self, host: &str, now: SystemTime) -> Vec<String> {
+    pub fn faults(&self, host: &str, now: SystemTime) -> Vec<Fault> {
         let mut faults = Vec::new();
+        let mut add = |cause, text| faults.push(Fault { cause, text });
         if self.not_after <= now {
-            faults.push(format!("the certificate has expired at {}", rfc3339(self.not_after)));
+            add(CertificateCause::Expired, format!("the certificate has expired at {}", rfc3339(self.not_after)));
         } else if self.not_before > now {
-            faults.push(format!("the certificate is not valid before {}", rfc3339(self.not_before)));
+            add(
+                CertificateCause::NotYetValid,
+                format!("the certificate is not valid before {}", rfc3339(self.not_before)),
+            );
         }
         // The names of the clients of `*` are not known.
         if host != CATCH_ALL && !self.covers(host) {
-            faults.push(format!("the certificate is not for {host}"));
+            add(CertificateCause::WrongName, format!("the certificate is not for {host}"));
         }
         if !self.has_chain() {
             let text = "the certificate stands without its chain, so that many clients will not trust it: \
                         use the file with all certificates (`fullchain.pem`)";
-            faults.push(text.to_owned());
+            add(CertificateCause::NoChain, text.to_owned());
         }
         faults
     }

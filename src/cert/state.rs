@@ -24,6 +24,8 @@ pub struct State {
     pub failures: u32,
     /// The last of them, in words.
     pub last_error: Option<String>,
+    /// How to fix it.
+    pub last_fix: Option<String>,
     /// The order that an earlier run did not finish.
     pub pending: Option<Pending>,
 }
@@ -111,6 +113,7 @@ impl State {
             "hurried": self.facts.hurried.map(seconds),
             "failures": self.failures,
             "last_error": self.last_error,
+            "last_fix": self.last_fix,
             "pending": self.pending.as_ref().map(|order| {
                 json!({ "directory": order.directory, "url": order.url, "key": order.key })
             }),
@@ -136,6 +139,7 @@ impl State {
             },
             failures: json["failures"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
             last_error: text("last_error"),
+            last_fix: text("last_fix"),
             pending: Pending::from_json(&json["pending"]),
         })
     }
@@ -174,6 +178,7 @@ mod tests {
             },
             failures: 5,
             last_error: Some("six".into()),
+            last_fix: Some("seven".into()),
             pending: Some(Pending { directory: "https://ca".into(), url: "https://ca/7".into(), key: "k".into() }),
         };
         assert_eq!(State::from_json(&state.to_json().to_string()), Some(state));

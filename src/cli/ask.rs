@@ -130,6 +130,9 @@ fn words(status: &Status) -> String {
         if let Some(error) = &certificate.last_error {
             lines.push(format!("    failures: {}, the last: {}", certificate.failures, printable(error)));
         }
+        if let Some(fix) = &certificate.fix {
+            lines.push(format!("    -> {fix}"));
+        }
     }
     lines.push("\nupstreams".to_owned());
     for service in &status.upstreams {

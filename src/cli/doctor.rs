@@ -12,13 +12,14 @@ use anyhow::Context as _;
 use clap::Args;
 
 use http::Method;
+use time::OffsetDateTime;
 use tokio::time::sleep;
 
 use super::{BAD_CONFIG, FAILED, Outcome, check, load, print, print_words, warn};
 use crate::{
     admin::{
         self,
-        documents::{DoctorRun, Status},
+        documents::{Certificate, DoctorRun, Status},
     },
     app::{self, ProbeOverrides, Redirection},
     config::{self, Report, plan::AdminListen},
@@ -90,7 +91,9 @@ pub fn doctor(named: Option<PathBuf>, asked: Doctor) -> Outcome {
     };
     let lens = ProbeOverrides { resolve: asked.resolve, nameserver: asked.nameserver, ca_file: asked.ca_file };
     let mut diagnosis = runtime.block_on(app::checkup(&plan, &wanted, lens, &progress))?;
-    diagnosis.0.splice(..0, runtime.block_on(rejected_reload(plan.admin.listen.as_ref())));
+    if let Some(status) = runtime.block_on(status_of_running(plan.admin.listen.as_ref())) {
+        add_findings_of_running(&mut diagnosis, &status);
+    }
     wipe();
     if asked.json {
         print(format_args!("{:#}\n", diagnosis.to_json()))?;
@@ -143,18 +146,39 @@ async fn running(listen: &AdminListen) -> Option<Diagnosis> {
     None
 }
 
-/// The finding that the running process has rejected the file, in which case another configuration is in effect.
-async fn rejected_reload(listen: Option<&AdminListen>) -> Option<Finding> {
-    let listen = listen?;
-    let (_, text) = admin::call(listen, Method::GET, "/status").await.ok()?;
-    let status: Status = serde_json::from_str(&text).ok()?;
-    let reload = status.last_reload.filter(|reload| !reload.succeeded)?;
-    let check = Check::new(Layer::Configuration, "configuration", listen.to_string());
-    let fact = format!(
-        "the running process rejected its last reload, so its old configuration is in effect: {}",
-        reload.message
-    );
-    Some(check.fail("rejected", fact, "correct the errors that `vestibule check` shows, then run `vestibule reload`"))
+/// The status of the running process; `None` if no process answers.
+async fn status_of_running(listen: Option<&AdminListen>) -> Option<Status> {
+    let (_, text) = admin::call(listen?, Method::GET, "/status").await.ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// Adds what only the running process knows: that it has rejected the file, in which case another configuration is in
+/// effect, and why it has not obtained a certificate.
+fn add_findings_of_running(diagnosis: &mut Diagnosis, status: &Status) {
+    let failed: Vec<_> = status.certificates.iter().filter_map(failed_certificate).collect();
+    // The same fault seen in a handshake, where its cause is not known.
+    let is_told = |subject: &str| subject.split(", ").all(|host| failed.iter().any(|finding| finding.subject == host));
+    diagnosis.0.retain(|other| !(other.id == "tls.inside.missing" && is_told(&other.subject)));
+    let findings = [std::mem::take(&mut diagnosis.0), failed].concat();
+    *diagnosis = Diagnosis::of(findings);
+    if let Some(reload) = status.last_reload.as_ref().filter(|reload| !reload.succeeded) {
+        let check = Check::new(Layer::Configuration, "configuration", "the running process");
+        let fact = format!("it rejected its last reload, so its old configuration is in effect: {}", reload.message);
+        let fix = "correct the errors that `vestibule check` shows, then run `vestibule reload`";
+        diagnosis.0.insert(0, check.fail("rejected", fact, fix));
+    }
+}
+
+/// The finding that the last attempt to obtain or load a certificate failed.
+fn failed_certificate(certificate: &Certificate) -> Option<Finding> {
+    let (error, fix) = (certificate.last_error.as_ref()?, certificate.fix.as_ref()?);
+    let check = Check::new(Layer::Tls, "certificate", &certificate.host);
+    Some(match certificate.not_after {
+        // The one that is held serves until it ends.
+        Some(end) if end > OffsetDateTime::now_utc() => check.warn("not_renewed", error, fix),
+        Some(_) => check.fail("expired", error, fix),
+        None => check.fail("missing", error, fix),
+    })
 }
 
 fn account(token: Option<String>, user: Option<String>) -> anyhow::Result<Option<Account>> {

@@ -4,7 +4,7 @@
 
 mod cause;
 
-pub use cause::{FailureCause, Role, ServerFailure, UnresolvedName};
+pub use cause::{CertificateCause, FailureCause, ORDER_FAILURE_LABELS, Role, ServerFailure, UnresolvedName};
 
 use http::StatusCode;
 

@@ -19,6 +19,8 @@ const page = await open({ viewport: { width: 360, height: 800 } });
 seen.width = await page.evaluate(() => document.documentElement.scrollWidth);
 seen.sites = await page.locator("#certificates tbody tr").count();
 seen.services = await page.locator("#services tbody tr").count();
+await page.waitForSelector("#services .fix");
+seen.fixes = await page.locator("#services .fix, #certificates .fix").allTextContents();
 // The first stop of the keyboard is the way past the head of the page.
 await page.keyboard.press("Tab");
 seen.first = await page.evaluate(() => document.activeElement.className);

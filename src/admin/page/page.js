@@ -119,7 +119,7 @@ function drawServices() {
       [el("span", { class: service.state }, t(service.state)), " ", el("span", { class: "faint" }, service.since ? t("since", moment(service.since)) : "")],
       code(service.server),
       sites(service),
-      service.why ? el("bdi", { dir: "ltr" }, service.why) : "",
+      [service.why ? el("bdi", { dir: "ltr" }, service.why) : "", fix(service)],
       number(service.in_flight), number(service.idle), number(service.dial_failures),
     ],
   }));
@@ -149,12 +149,23 @@ function drawCertificates() {
       ending(certificate, now),
       certificate.next ? moment(certificate.next) : "",
       certificate.source,
-      certificate.progress ? el("bdi", { dir: "ltr" }, certificate.progress) : certificate.last_error ? [el("span", { class: "fail" }, t("attempts", number(certificate.failures))), " ",
-        el("bdi", { dir: "ltr" }, certificate.last_error)] : "",
+      [...order(certificate), fix(certificate)],
       certificate.source === "acme" ? renewButton(certificate.host) : "",
     ],
   }));
   table("certificates", ["host", "left", "next", "source", "lastError", ""], rows, t("noSites"));
+}
+
+/** What the order of a certificate does, or why the last one failed. */
+function order(certificate) {
+  if (certificate.progress) return [el("bdi", { dir: "ltr" }, certificate.progress)];
+  if (!certificate.last_error) return [];
+  return [el("span", { class: "fail" }, t("attempts", number(certificate.failures))), " ", el("bdi", { dir: "ltr" }, certificate.last_error)];
+}
+
+/** How to fix what a service or a certificate fails with, on a line of its own. */
+function fix({ fix: words }) {
+  return words ? el("div", { class: "fix faint" }, t("fix"), ": ", el("bdi", { dir: "ltr" }, words)) : "";
 }
 
 function ending(certificate, now) {

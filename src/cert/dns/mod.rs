@@ -24,7 +24,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::config::plan::{Dns, DnsProvider};
+use crate::{
+    config::plan::{Dns, DnsProvider},
+    error::CertificateCause,
+};
 
 /// Time between two looks at the authoritative servers.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -78,6 +81,20 @@ pub enum DnsError {
     /// There is no provider.
     #[error("acme.dns names no provider")]
     NoProvider,
+}
+
+impl DnsError {
+    /// The cause, which decides about the fix.
+    pub const fn cause(&self) -> CertificateCause {
+        match self {
+            Self::Command(_) => CertificateCause::DnsCommand,
+            Self::Update { .. } => CertificateCause::DnsUpdate,
+            Self::Api { .. } => CertificateCause::DnsApi,
+            Self::Secret { .. } => CertificateCause::DnsSecret,
+            Self::NotPropagated { .. } => CertificateCause::NotPropagated,
+            Self::NoProvider => CertificateCause::NoChallenge,
+        }
+    }
 }
 
 /// A record that was set for an order.

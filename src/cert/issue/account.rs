@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tracing::{debug, warn};
 
 use super::{
-    Cause, IssueError, blame,
+    IssueError, blame,
     client::{Client, LastResponse},
     describe, is_nonce, is_problem,
 };
@@ -23,7 +23,7 @@ use crate::{
     clock::Clock,
     config::plan::Directory,
     conn::Fetch,
-    error::chain,
+    error::{CertificateCause, chain},
 };
 
 /// A directory is fetched again after this: a CA may move its addresses or change its profiles.
@@ -85,7 +85,7 @@ impl Ca {
         self.authority.paused().map_err(|paused| self.paused(&paused))?;
         let opened = self.load_or_make(email, seen).await;
         if let Err(error) = &opened
-            && error.cause.is_theirs()
+            && error.cause.is_of_ca()
         {
             let until = error.retry_at.unwrap_or_else(|| self.clock.now() + UNREACHABLE_PAUSE);
             self.authority.pause(until, &error.text).await;
@@ -98,7 +98,7 @@ impl Ca {
     /// The error of a name that has not asked, since the CA wants to be left alone.
     pub fn paused(&self, paused: &crate::cert::authority::Paused) -> IssueError {
         let text = format!("{} is left alone for now: {}", self.directory.url, paused.reason);
-        IssueError { text, cause: Cause::RateLimit, retry_at: Some(paused.until) }
+        IssueError { text, cause: CertificateCause::RateLimited, retry_at: Some(paused.until) }
     }
 
     async fn load_or_make(&self, email: Option<&str>, seen: &LastResponse) -> Result<Opened, IssueError> {
@@ -249,7 +249,7 @@ pub fn stored_issuers(store: &Store, directory: &str) -> Vec<String> {
 /// An error of the storage.
 pub fn storage_error(error: CertError) -> IssueError {
     debug!(error = chain(&error), "the storage failed");
-    IssueError::new(Cause::Storage, chain(&error))
+    IssueError::new(CertificateCause::Storage, chain(&error))
 }
 
 /// Where the account at a directory is kept.

@@ -171,7 +171,7 @@ fn retry_after(fields: &Fields) -> Option<Duration> {
 /// An error on the way to the CA, with its cause in the same line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", without_links(&chain(.0)))]
-struct Unreachable(crate::error::ProxyError);
+pub struct Unreachable(pub crate::error::ProxyError);
 
 /// Cuts a link to a library's documentation off, which is of no use to an operator.
 fn without_links(text: &str) -> &str {

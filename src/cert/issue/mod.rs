@@ -29,7 +29,7 @@ use std::{
 use futures_util::{FutureExt as _, future::BoxFuture};
 use instant_acme::{
     Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, Identifier, KeyAuthorization, NewOrder,
-    Order, OrderStatus, RetryPolicy,
+    Order, OrderStatus, Problem, RetryPolicy,
 };
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
@@ -37,7 +37,7 @@ use tracing::{debug, info};
 
 use self::{
     account::{Ca, DroppedLines, as_name},
-    client::LastResponse,
+    client::{LastResponse, Unreachable},
 };
 use super::{
     Store,
@@ -50,7 +50,7 @@ use crate::{
     clock::Clock,
     config::plan::{Acme, Challenge, Directory},
     conn::Fetch,
-    error::chain,
+    error::{CertificateCause, FailureCause, chain},
 };
 
 /// A CA may take its time to validate; Let's Encrypt takes seconds, pebble asks to come back after five.
@@ -66,15 +66,15 @@ pub(in crate::cert) const NONCE_TRIES: usize = 30;
 pub struct IssueError {
     /// In words, with what the CA said and what our listeners saw.
     pub text: String,
-    /// In one word.
-    pub cause: Cause,
+    /// The cause, which decides about the fix and about other CAs.
+    pub cause: CertificateCause,
     /// The CA asked not to be asked before this.
     pub retry_at: Option<SystemTime>,
 }
 
 impl IssueError {
     /// An error that says nothing of when to come back.
-    pub const fn new(cause: Cause, text: String) -> Self {
+    pub const fn new(cause: CertificateCause, text: String) -> Self {
         Self { text, cause, retry_at: None }
     }
 
@@ -100,46 +100,6 @@ const UNNAMED_PAUSE: Duration = Duration::from_secs(60);
 
 /// The profile of certificates for a few days, at Let's Encrypt.
 const SHORT_LIVED: &str = "shortlived";
-
-/// Whose fault it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// The CA does not answer, is broken or is too slow.
-    Ca,
-    /// The CA limits our requests.
-    RateLimit,
-    /// The CA does not want what we ask for.
-    Refused,
-    /// The CA could not convince itself that the name is ours.
-    Challenge,
-    /// We could not keep what we would get.
-    Storage,
-    /// The certificate was already due when it was issued: a clock is wrong.
-    Clock,
-}
-
-impl Cause {
-    /// Every cause, in the order of their numbers.
-    pub const ALL: [Self; 6] = [Self::Ca, Self::RateLimit, Self::Refused, Self::Challenge, Self::Storage, Self::Clock];
-
-    /// The word for metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ca => "ca",
-            Self::RateLimit => "rate_limit",
-            Self::Refused => "refused",
-            Self::Challenge => "challenge",
-            Self::Storage => "storage",
-            Self::Clock => "clock",
-        }
-    }
-
-    /// Another CA may well do what this one did not: the name was not what failed.
-    pub const fn is_theirs(self) -> bool {
-        matches!(self, Self::Ca | Self::RateLimit)
-    }
-}
 
 /// An order on its way. It is kept, so that a restart goes on with it instead of placing another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,9 +221,7 @@ impl Issuer {
         // The DNS of a provider takes as long for either side.
         let limit = STAGING_TIME + self.plan.dns.as_ref().map_or(Duration::ZERO, |dns| dns.propagation);
         match tokio::time::timeout(limit, self.order(staging, wanted, &mut forget)).await {
-            Ok(Err(error)) if matches!(error.cause, Cause::Challenge | Cause::Refused) => {
-                Err(IssueError { retry_at: None, ..error })
-            }
+            Ok(Err(error)) if error.cause.is_of_name() => Err(IssueError { retry_at: None, ..error }),
             Ok(Err(error)) => {
                 info!(
                     site = &*host,
@@ -284,7 +242,7 @@ impl Issuer {
     }
 
     fn ca(&self, directory: &str) -> Result<&Ca, IssueError> {
-        let none = || IssueError::new(Cause::Ca, format!("{directory} is not configured"));
+        let none = || IssueError::new(CertificateCause::NotAcme, format!("{directory} is not configured"));
         self.cas.get(directory).ok_or_else(none)
     }
 
@@ -308,7 +266,7 @@ impl Issuer {
         }
         for challenge in self.plan.challenges.iter().filter(|challenge| can_prove(**challenge, wanted.host)) {
             // What the CA cannot do by one challenge, it cannot do by the next.
-            if failures.last().is_some_and(|failure| failure.cause.is_theirs()) {
+            if failures.last().is_some_and(|failure| failure.cause.is_of_ca()) {
                 break;
             }
             if let Err(failure) = self.check_persisted(ca, &opened.account, wanted.host, *challenge).await {
@@ -326,7 +284,7 @@ impl Issuer {
                 Err(failure) => failures.push(failure),
             }
         }
-        let cause = failures.last().map_or(Cause::Challenge, |failure| failure.cause);
+        let cause = failures.last().map_or(CertificateCause::NoChallenge, |failure| failure.cause);
         let mut text: Vec<_> = failures.into_iter().map(|failure| failure.text).collect();
         if text.is_empty() {
             text.push(format!("no permitted challenge can prove {}", wanted.host));
@@ -382,7 +340,7 @@ impl Issuer {
         keep: &mut Keep<'_>,
         seen: &LastResponse,
     ) -> Result<Issued, Failure> {
-        let key = KeyPair::generate().map_err(|error| Failure::of(Cause::Ca, error.to_string()))?;
+        let key = KeyPair::generate().map_err(|error| Failure::of(CertificateCause::Unusable, error.to_string()))?;
         let mut order = place(&ca.directory, account, wanted, seen).await?;
         let url = order.url().to_owned();
         keep(Pending { directory: ca.directory.url.clone(), url, key: key.serialize_pem() }).await;
@@ -409,7 +367,7 @@ impl Issuer {
             params.distinguished_name = rcgen::DistinguishedName::new();
             params.serialize_request(key)
         });
-        let csr = csr.map_err(|error| Failure::of(Cause::Refused, error.to_string()))?;
+        let csr = csr.map_err(|error| Failure::of(CertificateCause::RejectedName, error.to_string()))?;
         if order.state().status == OrderStatus::Ready {
             match patiently!(order.finalize_csr(csr.der()).await) {
                 Ok(()) => {}
@@ -446,7 +404,8 @@ impl Issuer {
                 continue;
             }
             let Some(mut offered) = authorization.challenge(kind(challenge)) else {
-                return Err(Failure::of(Cause::Challenge, format!("the CA does not offer {}", word(challenge))));
+                let text = format!("the CA does not offer {}", word(challenge));
+                return Err(Failure::of(CertificateCause::NoChallenge, text));
             };
             self.check_persisted(at.0, at.1, host, challenge).await?;
             let authorization = offered.key_authorization();
@@ -465,18 +424,20 @@ impl Issuer {
         };
         let (theirs, cause) = match outcome {
             Ok(OrderStatus::Ready | OrderStatus::Valid | OrderStatus::Processing) => return Ok(()),
-            Ok(status) => (format!("the order is {status:?}"), Cause::Challenge),
-            Err(Error::Timeout(_)) => ("the CA did not come to an end".into(), Cause::Ca),
+            Ok(status) => (format!("the order is {status:?}"), CertificateCause::NotValidated),
+            Err(Error::Timeout(_)) => ("the CA did not come to an end".into(), CertificateCause::CaTooSlow),
             Err(error) => {
-                let is_verdict = matches!(&error, Error::Api(_)) && blame(&error, seen) == Cause::Refused;
-                let cause = if is_verdict { Cause::Challenge } else { blame(&error, seen) };
+                let cause = match (blame(&error, seen), &error) {
+                    (cause, Error::Api(problem)) if cause.is_of_name() => of_validation(challenge, problem),
+                    (cause, _) => cause,
+                };
                 (describe(host, "validation", &error, seen), cause)
             }
         };
-        if cause != Cause::Challenge {
+        if !cause.is_of_name() {
             return Err(Failure::of(cause, format!("{}: {theirs}", word(challenge))));
         }
-        let (problem, cause) = refusal(order).await.unwrap_or((theirs, cause));
+        let (problem, cause) = refusal(order, challenge).await.unwrap_or((theirs, cause));
         Err(Failure::of(cause, format!("{}: {problem} ({ours})", word(challenge))))
     }
 
@@ -488,19 +449,21 @@ impl Issuer {
         token: &str,
         authorization: &KeyAuthorization,
     ) -> Result<PresentedProof, Failure> {
-        let failed = |text: String| Failure::of(Cause::Challenge, format!("{}: {text}", word(challenge)));
+        let failed = |cause, text: String| Failure::of(cause, format!("{}: {text}", word(challenge)));
         let proof = match challenge {
             Challenge::Http01 => Proof::http01(token, authorization.as_str()),
             Challenge::TlsAlpn01 => Proof::tls_alpn01(host, authorization.digest().as_ref()),
             Challenge::Dns01 => {
-                let Some(dns) = &self.plan.dns else { return Err(failed("acme.dns is not set".into())) };
+                let Some(dns) = &self.plan.dns else {
+                    return Err(failed(CertificateCause::NoChallenge, "acme.dns is not set".into()));
+                };
                 let record = dns::present(dns, &self.dns_api, host, &authorization.dns_value(), self.clock.now()).await;
-                return record.map(PresentedProof::Record).map_err(|error| failed(chain(&error)));
+                return record.map(PresentedProof::Record).map_err(|error| failed(error.cause(), chain(&error)));
             }
             Challenge::DnsPersist01 => return Ok(PresentedProof::Lasting),
         };
         let published = self.challenges.publish(proof).await;
-        published.map(PresentedProof::Published).map_err(|error| failed(chain(&error)))
+        published.map(PresentedProof::Published).map_err(|error| failed(error.cause(), chain(&error)))
     }
 
     /// Takes a proof back; what happened meanwhile, in words.
@@ -532,12 +495,12 @@ impl Issuer {
             dns::Persisted::Right | dns::Persisted::Unknown(_) => Ok(()),
             dns::Persisted::Wrong(words) => {
                 let text = format!("dns-persist-01: {words}; `vestibule dns-record {host}` prints the right one");
-                Err(Failure::of(Cause::Challenge, text))
+                Err(Failure::of(CertificateCause::WrongPersistentRecord, text))
             }
         }
     }
 
-    fn failed(&self, text: String, cause: Cause, seen: &LastResponse) -> IssueError {
+    fn failed(&self, text: String, cause: CertificateCause, seen: &LastResponse) -> IssueError {
         IssueError { text, cause, retry_at: seen.retry_after().map(|wait| self.clock.now() + wait) }
     }
 }
@@ -555,27 +518,52 @@ enum PresentedProof {
 /// Why an attempt came to nothing.
 struct Failure {
     text: String,
-    cause: Cause,
+    cause: CertificateCause,
     /// The CA does not accept our account any more.
     dropped: Option<DroppedLines>,
 }
 
 impl Failure {
-    const fn of(cause: Cause, text: String) -> Self {
+    const fn of(cause: CertificateCause, text: String) -> Self {
         Self { text, cause, dropped: None }
     }
 }
 
-/// Whose fault an error is that is not about a proof.
-fn blame(error: &Error, seen: &LastResponse) -> Cause {
+/// The cause of an error that is not about a proof.
+fn blame(error: &Error, seen: &LastResponse) -> CertificateCause {
     match error {
-        _ if seen.is_limited() || is_problem(error, "rateLimited") => Cause::RateLimit,
+        _ if seen.is_limited() || is_problem(error, "rateLimited") => CertificateCause::RateLimited,
         // A problem need not repeat its status (RFC 7807 section 3.1).
         Error::Api(problem) if problem.status.or_else(|| seen.last_status()).is_none_or(|status| status < 500) => {
-            Cause::Refused
+            CertificateCause::of_rejection(error_type(problem))
         }
-        _ => Cause::Ca,
+        Error::Other(error) if let Some(Unreachable(error)) = error.downcast_ref() => {
+            CertificateCause::Unreachable(FailureCause::of(error))
+        }
+        Error::Json(_) | Error::Str(_) | Error::InvalidUri(_)
+            if seen.last_status().is_none_or(|status| status < 500) =>
+        {
+            CertificateCause::NotAcme
+        }
+        Error::Timeout(_) => CertificateCause::CaTooSlow,
+        _ => CertificateCause::CaError,
     }
+}
+
+/// The cause of a validation that a problem of the CA rejects.
+fn of_validation(challenge: Challenge, problem: &Problem) -> CertificateCause {
+    // `compound` has the causes in its parts (RFC 8555 section 6.7.1).
+    let part = problem.subproblems.first().and_then(|part| part.r#type.as_deref());
+    let kind = part.unwrap_or_else(|| error_type(problem));
+    match challenge {
+        Challenge::Http01 | Challenge::TlsAlpn01 => CertificateCause::of_validation(kind),
+        Challenge::Dns01 => CertificateCause::of_dns_validation(kind),
+        Challenge::DnsPersist01 => CertificateCause::of_persistent_validation(kind),
+    }
+}
+
+fn error_type(problem: &Problem) -> &str {
+    problem.r#type.as_deref().unwrap_or_default()
 }
 
 /// Afterwards the order holds the state of each.
@@ -631,7 +619,7 @@ async fn place(
             Ok(order) => return Ok(order),
             Err(error) if DroppedLines::of(&error).is_some() => {
                 let text = describe(host, "the CA does not accept our account", &error, seen);
-                return Err(Failure { text, cause: Cause::Refused, dropped: DroppedLines::of(&error) });
+                return Err(Failure { text, cause: CertificateCause::Rejected, dropped: DroppedLines::of(&error) });
             }
             Err(_) if replaced.is_some() && !seen.is_limited() => replaced = None,
             Err(error) => {
@@ -667,22 +655,16 @@ fn check_profile(directory: &Directory, account: &Account) -> Result<(), IssueEr
         return Ok(());
     }
     let text = format!("{} has no profile `{wanted}`; it has: {}", directory.url, offered.join(", "));
-    Err(IssueError::new(Cause::Refused, text))
+    Err(IssueError::new(CertificateCause::NoProfile, text))
 }
 
 /// What the CA says of a proof that it did not accept, and whose fault that is.
-async fn refusal(order: &mut Order) -> Option<(String, Cause)> {
+async fn refusal(order: &mut Order, challenge: Challenge) -> Option<(String, CertificateCause)> {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
         let Ok(state) = authorization.refresh().await else { continue };
         if let Some(problem) = state.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
-            let is = |kind: &str| problem.r#type.as_deref().is_some_and(|found| found.ends_with(kind));
-            let cause = match () {
-                () if is("serverInternal") => Cause::Ca,
-                () if is("rateLimited") => Cause::RateLimit,
-                () => Cause::Challenge,
-            };
-            return Some((problem.to_string(), cause));
+            return Some((problem.to_string(), of_validation(challenge, problem)));
         }
     }
     None

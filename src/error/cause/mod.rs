@@ -1,6 +1,10 @@
 //! Why a server cannot be reached or used, and how to fix it: the only table of causes and fixes.
 //!
-//! The log, the status and the findings of doctor show the fix of a failure from here.
+//! The log, the status, the operator's page and the findings of doctor show the fix of a failure from here.
+
+mod certificate;
+
+pub use certificate::{CertificateCause, ORDER_FAILURE_LABELS};
 
 use std::{error::Error, io};
 
@@ -89,6 +93,8 @@ pub enum Role {
     Public,
     /// The listener of the proxy on this machine.
     Listener,
+    /// A CA that `acme.directory` names.
+    Authority,
 }
 
 impl FailureCause {
@@ -195,6 +201,7 @@ impl FailureCause {
             Role::Upstream => self.fix_of_upstream(),
             Role::Public => self.fix_of_public_name(),
             Role::Listener => self.fix_of_listener(),
+            Role::Authority => self.fix_of_authority(),
         }
     }
 
@@ -284,6 +291,34 @@ impl FailureCause {
         match self {
             Self::Refused | Self::TimedOut | Self::NoResponse | Self::NoRoute => "start `vestibule run` with this file",
             _ => self.fix_of_public_name(),
+        }
+    }
+
+    const fn fix_of_authority(self) -> &'static str {
+        match self {
+            Self::NoAddress => "correct the host in `acme.directory`, or the name servers in /etc/resolv.conf",
+            Self::NameServer => {
+                "check the name servers in /etc/resolv.conf, and let the firewall permit DNS (port 53) to them"
+            }
+            Self::Refused | Self::TimedOut | Self::NoRoute | Self::AccessDenied => {
+                "let the firewall permit outgoing connections to the CA (port 443), and check the route to the internet"
+            }
+            Self::NoSocket => {
+                "raise the limit of open files of vestibule (LimitNOFILE of systemd, `ulimits` of compose)"
+            }
+            Self::UnknownAuthority => {
+                "install the roots of the public CAs (package ca-certificates); for a private CA, set `ca_file` in `[acme]` to its root"
+            }
+            Self::Expired | Self::NotYetValid => {
+                "set the clock of this machine; if it is right, the CA must renew its certificate"
+            }
+            Self::WrongName | Self::BadCertificate | Self::NoCertificate | Self::NoClientCertificate => {
+                "correct the host in `acme.directory`; if it is right, find out what intercepts connections to the CA"
+            }
+            Self::NotTls | Self::NotPlain | Self::NotHttp => "correct the scheme and port in `acme.directory`",
+            Self::NoSuchSocket | Self::Handshake | Self::Closed | Self::NoResponse | Self::Unhealthy | Self::Other => {
+                "wait: vestibule tries again by itself; if it lasts, read the status page of the CA and check the firewall"
+            }
         }
     }
 }
