@@ -14,6 +14,7 @@ use super::{
     ask::ProbeRequest,
     finding::{Check, Finding, Layer},
     homeserver::{media_limit, size},
+    join, media,
     rtc::{self, TRANSPORTS},
     tokens, turn,
 };
@@ -134,7 +135,9 @@ impl Session<'_> {
         findings.push(by_homeserver);
         findings.extend(by_service.findings);
         if let Some(Pass { sfu, jwt }) = by_service.pass.or(pass) {
-            findings.extend(turn::allocation(self.context, &sfu, &jwt).await);
+            let joined = join::join(self.context, &sfu, &jwt).await;
+            findings.push(media::candidates(self.context, &sfu, &joined).await);
+            findings.extend(turn::allocation(self.context, &joined).await);
         }
         findings.extend(self.power_levels().await);
         if self.context.wanted.slow {

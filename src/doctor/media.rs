@@ -2,7 +2,12 @@
 //!
 //! Only the ports of `livekit.yaml` are tried: without the file they are not known.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use tokio::{
@@ -11,8 +16,11 @@ use tokio::{
 };
 
 use super::{
-    ProbeContext, files,
+    ProbeContext,
+    dns::is_public,
+    files,
     finding::{Check, Finding, Layer},
+    join::Joined,
     names, rtc,
 };
 
@@ -74,6 +82,47 @@ async fn sfu(context: &ProbeContext<'_>, url: String, ports: &files::MediaPorts)
     findings
 }
 
+/// The addresses at which LiveKit tells a client with a token to send media, beside those of its name.
+pub async fn candidates(context: &ProbeContext<'_>, sfu: &str, joined: &Result<Joined, String>) -> Finding {
+    let check = Check::new(Layer::Rtc, "rtc.media.candidates", sfu);
+    let offered = match joined {
+        Ok(joined) if joined.addresses.is_empty() => return check.skip("LiveKit names no address for media in time"),
+        Ok(joined) => &joined.addresses,
+        Err(reason) => return check.skip(format!("LiveKit names no address for media ({reason})")),
+    };
+    let Some((host, port)) = names::authority(sfu) else { return check.skip("the URL has no host") };
+    let named = (context.reach.resolve)(host, port).await.unwrap_or_default();
+    assess(&check, offered, &named.iter().map(SocketAddr::ip).collect())
+}
+
+fn assess(check: &Check, offered: &BTreeSet<IpAddr>, named: &BTreeSet<IpAddr>) -> Finding {
+    let public: Vec<_> = offered.iter().copied().filter(|ip| is_public(*ip)).collect();
+    if public.is_empty() && named.iter().copied().any(is_public) {
+        let fact = format!(
+            "LiveKit takes media only at {}, where no client on the internet can send it",
+            list(offered.iter())
+        );
+        let fix = "set `use_external_ip: true` under `rtc` in livekit.yaml, or `node_ip` to the public address, and restart LiveKit";
+        return check.fail("private", fact, fix);
+    }
+    if public.is_empty() {
+        let fact =
+            format!("LiveKit takes media only at {}: enough for clients in the same network", list(offered.iter()));
+        return check.skip(fact);
+    }
+    if named.iter().copied().any(is_public) && !public.iter().any(|ip| named.contains(ip)) {
+        let fact =
+            format!("LiveKit takes media at {}, but its name resolves to {}", list(public.iter()), list(named.iter()));
+        let fix = "unless media has an address of its own, set `use_external_ip: true` under `rtc` in livekit.yaml, or `node_ip` to the address of the name";
+        return check.warn("other", fact, fix);
+    }
+    check.ok(format!("LiveKit takes media at {}", list(public.iter())))
+}
+
+fn list(addresses: impl Iterator<Item = impl Display>) -> String {
+    addresses.map(|address| address.to_string()).collect::<Vec<_>>().join(", ")
+}
+
 async fn tcp(check: &Check, addresses: impl Iterator<Item = SocketAddr>) -> Finding {
     for address in addresses {
         let fact = match timeout(LIMIT, TcpStream::connect(address)).await {
@@ -119,5 +168,31 @@ async fn stun(address: SocketAddr) -> std::io::Result<bool> {
         Ok(Ok(_)) => Ok(true),
         Ok(Err(error)) => Err(error),
         Err(_) => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Verdict;
+
+    #[test]
+    fn addresses_for_media_are_judged_by_where_the_name_leads() {
+        let assess = |offered: &[&str], named: &[&str]| {
+            let parse = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect();
+            let finding = assess(&Check::new(Layer::Rtc, "c", "s"), &parse(offered), &parse(named));
+            (finding.verdict, finding.id)
+        };
+        // `use_external_ip` is missing, in a container or behind a router.
+        let private = (Verdict::Fail, "c.private".to_owned());
+        assert_eq!(assess(&["172.18.0.5", "fd00::5"], &["198.51.100.7"]), private);
+        assert_eq!(assess(&["100.64.0.9"], &["198.51.100.7", "2001:db8::7"]), private);
+        // One that can be reached is enough.
+        assert_eq!(assess(&["172.18.0.5", "198.51.100.7"], &["198.51.100.7"]).0, Verdict::Ok);
+        assert_eq!(assess(&["2001:db8::7"], &["198.51.100.7", "2001:db8::7"]).0, Verdict::Ok);
+        assert_eq!(assess(&["203.0.113.9"], &["198.51.100.7"]), (Verdict::Warn, "c.other".to_owned()));
+        // A name that resolves to a private address here, by an alias of the container engine or at home, says nothing.
+        assert_eq!(assess(&["172.18.0.5"], &["172.18.0.2"]).0, Verdict::Skip);
+        assert_eq!(assess(&["198.51.100.7"], &["172.18.0.2"]).0, Verdict::Ok);
     }
 }

@@ -15,6 +15,7 @@ mod federation;
 mod files;
 mod finding;
 mod homeserver;
+mod join;
 mod media;
 mod names;
 mod preconditions;

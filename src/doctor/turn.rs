@@ -2,34 +2,25 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, duplex},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     ProbeContext,
-    ask::ProbeRequest,
     finding::{Check, Finding, Layer},
+    join::{IceServer, Joined},
     names::origin_at,
-    stun::{self, Credentials},
+    stun,
 };
 use crate::{
     config::plan::{Site, Stream, StreamKind},
-    conn::Fetch,
     message::BoxIo,
 };
 
-/// Time limit of an exchange with a relay, and of the first message of a WebSocket.
+/// Time limit of an exchange with a relay.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Time limit of a connection to LiveKit itself, and of a first binding before an allocation.
 const DIAL: Duration = Duration::from_secs(3);
-
-/// The longest first message of LiveKit that is read.
-const MAX_JOIN: u64 = 1 << 20;
 
 /// The LiveKit settings that a site of kind `turn` needs.
 const TURN_LINES: &str =
@@ -89,27 +80,17 @@ async fn silent(check: &Check, stream: &Stream, reason: &str) -> Finding {
 }
 
 /// Whether LiveKit tells a client with a token to use the site, and its relay allocates an address for that client.
-pub async fn allocation(context: &ProbeContext<'_>, sfu: &str, jwt: &str) -> Vec<Finding> {
+pub async fn allocation(context: &ProbeContext<'_>, joined: &Result<Joined, String>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut servers = None;
     for (site, _) in sites(context) {
         let host = site.host.as_str();
         let check = Check::new(Layer::Rtc, "rtc.turn.allocation", host);
-        if servers.is_none() {
-            let way = match context.way(sfu) {
-                Ok(way) => way,
-                Err(reason) => return vec![check.skip(reason)],
-            };
-            match timeout(LIMIT, ice_servers(&way, sfu, jwt))
-                .await
-                .unwrap_or_else(|_| Err("it sends no message".into()))
-            {
-                Ok(found) => servers = Some(found),
-                Err(reason) => return vec![check.skip(format!("LiveKit announces no relays ({reason})"))],
-            }
-        }
+        let relays = match joined {
+            Ok(joined) => &joined.relays,
+            Err(reason) => return vec![check.skip(format!("LiveKit announces no relays ({reason})"))],
+        };
         let url = format!("turns:{host}:");
-        let offered = servers.iter().flatten().find(|server| server.urls.iter().any(|found| found.starts_with(&url)));
+        let offered = relays.iter().find(|server| server.urls.iter().any(|found| found.starts_with(&url)));
         let Some(IceServer { credentials, .. }) = offered else {
             let fact = format!("LiveKit does not announce {host} to clients");
             findings.push(check.fail("unknown", fact, format!("{TURN_LINES}, and restart LiveKit")));
@@ -139,143 +120,4 @@ pub async fn allocation(context: &ProbeContext<'_>, sfu: &str, jwt: &str) -> Vec
         });
     }
     findings
-}
-
-/// A relay that LiveKit announces to a client.
-struct IceServer {
-    urls: Vec<String>,
-    credentials: Credentials,
-}
-
-/// Joins as a client does, and reads the relays from the first message.
-async fn ice_servers(way: &Fetch, sfu: &str, jwt: &str) -> Result<Vec<IceServer>, String> {
-    let url = format!("{}/rtc?access_token={jwt}&protocol=9&auto_subscribe=0", sfu.trim_end_matches('/'));
-    let upgrade = ProbeRequest::websocket(url).upgrade(way).await.map_err(|error| error.to_string())?;
-    let (mut near, far) = duplex(64 * 1024);
-    tokio::select! {
-        () = upgrade.run(Box::new(far), Bytes::new()) => Err("it closed the connection".to_owned()),
-        message = first_message(&mut near) => {
-            let message = message.map_err(|error| error.to_string())?;
-            Ok(join_response(&message).into_iter().flat_map(|join| fields(join, ICE_SERVERS)).map(ice_server).collect())
-        }
-    }
-}
-
-/// The payload of the first frame with data (RFC 6455 section 5.2); a server does not mask.
-async fn first_message(io: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
-    loop {
-        let (head, short) = (io.read_u8().await?, io.read_u8().await?);
-        let length = match short & 0x7f {
-            126 => u64::from(io.read_u16().await?),
-            127 => io.read_u64().await?,
-            short => u64::from(short),
-        };
-        if length > MAX_JOIN {
-            return Err(std::io::Error::other("its first message is too long"));
-        }
-        let mut payload = Vec::new();
-        io.take(length).read_to_end(&mut payload).await?;
-        if matches!(head & 0x0f, 1 | 2) {
-            return Ok(payload);
-        }
-    }
-}
-
-/// Numbers of fields in LiveKit's protocol (`livekit_rtc.proto`): `SignalResponse.join`, `JoinResponse.ice_servers`, and those
-/// of `ICEServer`.
-const JOIN: u64 = 1;
-const ICE_SERVERS: u64 = 5;
-const URLS: u64 = 1;
-const NAME: u64 = 2;
-const CREDENTIAL: u64 = 3;
-
-fn join_response(message: &[u8]) -> Option<&[u8]> {
-    fields(message, JOIN).next()
-}
-
-fn ice_server(message: &[u8]) -> IceServer {
-    let text = |number| fields(message, number).map(|text| String::from_utf8_lossy(text).into_owned());
-    let first = |number| text(number).next().unwrap_or_default();
-    IceServer {
-        urls: text(URLS).collect(),
-        credentials: Credentials { username: first(NAME), password: first(CREDENTIAL) },
-    }
-}
-
-/// The fields of a protobuf message that have this number and a length.
-fn fields(mut message: &[u8], number: u64) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        loop {
-            let tag = varint(&mut message)?;
-            let skip = match tag & 7 {
-                0 => {
-                    varint(&mut message)?;
-                    continue;
-                }
-                1 => 8,
-                2 => usize::try_from(varint(&mut message)?).ok()?,
-                5 => 4,
-                _ => return None,
-            };
-            let (field, rest) = message.split_at_checked(skip)?;
-            message = rest;
-            if tag >> 3 == number && tag & 7 == 2 {
-                return Some(field);
-            }
-        }
-    })
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn field(number: u8, content: &[u8]) -> Vec<u8> {
-        [&[number << 3 | 2, u8::try_from(content.len()).unwrap()][..], content].concat()
-    }
-
-    #[test]
-    fn relays_are_read_out_of_a_join_response() {
-        let server = [
-            field(1, b"turn:192.0.2.1:3478?transport=udp"),
-            field(1, b"turns:turn.example.org:443?transport=tcp"),
-            field(2, b"user"),
-            field(3, b"pass"),
-        ]
-        .concat();
-        let join =
-            [field(1, b"room"), vec![0x20, 0x96, 0x01], field(5, &server), field(5, &field(1, b"stun:x"))].concat();
-        let message = field(1, &join);
-        let servers: Vec<_> =
-            join_response(&message).into_iter().flat_map(|join| fields(join, ICE_SERVERS)).map(ice_server).collect();
-        assert_eq!(servers.len(), 2);
-        assert_eq!(servers[0].urls[1], "turns:turn.example.org:443?transport=tcp");
-        assert_eq!(
-            (servers[0].credentials.username.as_str(), servers[0].credentials.password.as_str()),
-            ("user", "pass")
-        );
-        // Whatever else comes is no reason to panic.
-        for cut in 0..message.len() {
-            let _ = join_response(&message[..cut]).into_iter().flat_map(|join| fields(join, ICE_SERVERS)).count();
-        }
-    }
-
-    #[tokio::test]
-    async fn the_first_message_is_found_behind_pings() {
-        let mut bytes: &[u8] = &[0x89, 1, b'x', 0x82, 126, 0, 3, 1, 2, 3, 0x82, 0];
-        assert_eq!(first_message(&mut bytes).await.unwrap(), [1, 2, 3]);
-    }
 }

@@ -107,13 +107,18 @@ def matrix_error(status, errcode, error, headers=()):
     return status, [*headers, ("Content-Type", "application/json")], json.dumps({"errcode": errcode, "error": error}).encode()
 
 
+def varint(number):
+    return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
+
+
 class LiveKit(Service):
     """`old`: before 1.9.10. `deaf`: Upgrade is lost on the way to it. `debug`: run with --dev. `secret`: its own. `relay`: the URL,
-    name and password of the relay that it tells to who joins."""
+    name and password of the relay that it tells to who joins, `addresses`: those at which it takes media."""
 
     old = deaf = debug = False
     secret = SECRET
     relay = None
+    addresses = ()
 
     # CORS by reflection, as rs/cors does.
     def answer(self, request):
@@ -146,14 +151,18 @@ class LiveKit(Service):
         return text(404, b"404 page not found\n")
 
     def join(self, request):
-        """An upgrade, and SignalResponse.join with ice_servers in one frame."""
+        """An upgrade, SignalResponse.join with ice_servers in a frame, and one with SignalResponse.trickle for each address."""
         key = request.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
-        field = lambda number, content: bytes([number << 3 | 2, len(content)]) + content
+        field = lambda number, content: bytes([number << 3 | 2]) + varint(len(content)) + content
         server = b"".join(field(1 + n, part.encode()) for n, part in enumerate(self.relay or ()))
-        message = field(1, field(5, server) if self.relay else b"")
+        messages = [field(1, field(5, server) if self.relay else b"")]
+        for n, address in enumerate(self.addresses, 1):
+            candidate = json.dumps({"candidate": f"candidate:{n} 1 udp 2130706431 {address} 7882 typ host", "sdpMid": "0"})
+            messages.append(field(4, field(1, candidate.encode()) + bytes([2 << 3, 1] + ([3 << 3, 1] if n == len(self.addresses) else []))))
         headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept)]
-        return 101, headers, bytes([0x82, len(message)]) + message
+        frame = lambda message: b"\x82" + (bytes([len(message)]) if len(message) < 126 else b"\x7e" + len(message).to_bytes(2)) + message
+        return 101, headers, b"".join(map(frame, messages))
 
 
 class Relay:

@@ -595,6 +595,17 @@ def test_row_7_media_through_443_alone(deploy, fault):
     assert ("rtc.turn.allocation" in ids(findings, "ok")) == (fault == "none")
 
 
+@pytest.mark.parametrize("addresses, verdict", [(["172.18.0.5", "198.51.100.7"], "ok"), (["172.18.0.5", "fd00::5"], "skip"), ([], "skip")])
+def test_row_7_the_addresses_that_livekit_tells_to_who_joins(deploy, addresses, verdict):
+    """What fails needs a name with a public address: `test_real_calls.py`."""
+    deployment = deploy()
+    deployment.livekit.addresses = addresses
+    findings = deployment.doctor("--token", deployment.user()[1])
+    names(findings)
+    found = next(finding for finding in findings if finding["id"] == "rtc.media.candidates")
+    assert found["verdict"] == verdict and all(ip in found["fact"] for ip in addresses[-1:]), found
+
+
 # 8: members that never leave
 
 

@@ -215,6 +215,40 @@ def test_a_call_where_only_443_can_be_reached(call, tmp_path, site):
         far.remove()
 
 
+def test_doctor_sees_where_livekit_takes_media(call):
+    """The name leads to a public address; LiveKit tells clients that of its container, and then the public one."""
+    public, private = "198.51.100.7", "10.79.0.5"
+
+    def prepare(namespace):
+        namespace.ip("addr", "add", f"{public}/32", "dev", "lo")
+        namespace.ip("link", "add", "container", "type", "veth", "peer", "name", "bridge")
+        namespace.ip("addr", "add", f"{private}/24", "dev", "container")
+        for name in ("container", "bridge"):
+            namespace.ip("link", "set", name, "up")
+
+    deployment, _ = call(synapse="", node_ip=private, listen=("127.0.0.1", public), prepare=prepare)
+    with deployment.namespace:
+        register(deployment, "alice")
+    found = media_candidates(deployment, public)
+    assert found["id"] == "rtc.media.candidates.private" and found["verdict"] == "fail" and private in found["fact"], found
+    assert "use_external_ip" in found["fix"]
+    deployment.livekit.stop()
+    deployment.node_ip = public
+    with deployment.namespace:
+        deployment.start_livekit()
+    found = media_candidates(deployment, public)
+    assert (found["id"], found["verdict"]) == ("rtc.media.candidates", "ok") and public in found["fact"], found
+
+
+def media_candidates(deployment, address):
+    command = [BINARY, "doctor", "--json", "--config", deployment.edge.folder / "vestibule.toml", "--user", "alice"]
+    command += ["--resolve", f"*:443:{address}:443", "--resolve", f"*:80:{address}:80"]
+    with deployment.namespace:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "VESTIBULE_PASSWORD": "a long password"})
+    findings = json.loads(done.stdout)["findings"]
+    return next(finding for finding in findings if finding["id"].startswith("rtc.media.candidates"))
+
+
 @pytest.mark.parametrize("protocol", ["h1", "h2"])
 def test_the_edge_is_reloaded_killed_and_restarted_during_a_call(call, protocol):
     deployment, browsers = call()
