@@ -327,6 +327,10 @@ services:
     restart: unless-stopped
     read_only: true
     cap_drop: [ALL]
+    # Docker keeps every line without these limits, and the access log is on by default.
+    logging: &logging
+      driver: json-file
+      options: {{ max-size: 20m, max-file: "5" }}
     ports:
       - "80:80"
       - "443:443"
@@ -353,6 +357,7 @@ fn homeserver_services(deployment: &Deployment) -> String {
     # The file from `generate`, with its keys and secrets; homeserver-lines.yaml overrides it.
     command: run -c /data/homeserver.yaml -c /etc/synapse/homeserver-lines.yaml
     restart: unless-stopped
+    logging: *logging
     depends_on:
       postgres:
         condition: service_healthy
@@ -370,6 +375,7 @@ fn homeserver_services(deployment: &Deployment) -> String {
   {postgres}:
     image: {POSTGRES}
     restart: unless-stopped
+    logging: *logging
     environment:
       POSTGRES_USER: synapse
       POSTGRES_PASSWORD: ${{POSTGRES_PASSWORD:?}}
@@ -400,6 +406,7 @@ fn call_services(deployment: &Deployment) -> String {
         r#"  lk-jwt-service:
     image: {LK_JWT}
     restart: unless-stopped
+    logging: *logging
     # Synapse's group, which can read {REGISTRATION}.
     group_add: ["{REGISTRATION_GROUP}"]
     environment:
@@ -423,6 +430,7 @@ fn call_services(deployment: &Deployment) -> String {
     image: {LIVEKIT}
     command: --config /etc/livekit.yaml
     restart: unless-stopped
+    logging: *logging
     environment:
       LIVEKIT_KEYS: "{LIVEKIT_KEY}: ${{LIVEKIT_SECRET:?}}"
     ports:
