@@ -158,6 +158,10 @@ async fn each_failure_of_a_certificate_shows_its_fix() {
     assert_eq!(rows[0]["fix"].as_str(), Some(fix), "{rows}");
     let said = String::from_utf8(edge.command(&["status"]).stdout).unwrap();
     assert!(said.contains(&format!("-> {fix}")), "{said}");
+    let health = edge.command(&["healthcheck"]);
+    let line = String::from_utf8(health.stdout).unwrap();
+    assert!(health.status.success(), "a restart would obtain no certificate");
+    assert!(line.starts_with(&format!("waiting for a certificate: {HOST}: ")) && line.contains(fix), "{line}");
     let found: Value = serde_json::from_slice(&edge.command(&["doctor", "--json"]).stdout).unwrap();
     let found = found["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == "certificate.missing");
     assert_eq!(found.unwrap()["fix"].as_str(), Some(fix), "{found:?}");

@@ -67,7 +67,8 @@ async fn a_reload_changes_everything_at_once_and_cuts_nothing() {
     assert_eq!(said.status.code(), Some(78), "the edge says what is wrong with the file");
     assert!(String::from_utf8_lossy(&said.stderr).contains("did you mean `upstream`?"));
     // The edge that runs is fine, whatever has become of its file: nobody restarts it for that.
-    assert!(edge.command(&["healthcheck"]).status.success());
+    let health = edge.command(&["healthcheck"]);
+    assert!(health.status.success() && health.stdout == b"ready\n", "{health:?}");
     let status = String::from_utf8(edge.command(&["status"]).stdout).unwrap();
     assert!(status.contains(HOST) && status.lines().all(|line| line.len() <= 80), "{status}");
     let page = edge.page("/metrics").await;

@@ -60,12 +60,29 @@ pub fn renew(named: Option<PathBuf>, host: &Hostname) -> Outcome {
     Err(anyhow!("{}", said.trim_end()).into())
 }
 
-/// `vestibule healthcheck`.
+/// `vestibule healthcheck`: succeeds if the process answers, and says in one line what it is waiting for. A name without a
+/// certificate is no failure: a restart would not help, and would order again.
 pub fn healthcheck(named: Option<PathBuf>) -> Outcome {
-    match ask(named, Method::GET, "/health")? {
-        (200, _) => Ok(ExitCode::SUCCESS),
-        (status, said) => Err(anyhow!("{status}: {}", said.trim_end()).into()),
+    let (status, said) = ask(named, Method::GET, "/status")?;
+    if status != 200 {
+        return Err(anyhow!("broken: {status}: {}", said.trim_end()).into());
     }
+    let status: Status = serde_json::from_str(&said).context("what answers is not an edge of this version")?;
+    print(format_args!("{}\n", printable(&health(&status))))
+}
+
+/// The state of a process that answers, in one line.
+fn health(status: &Status) -> String {
+    let waiting: Vec<_> = status.certificates.iter().filter(|certificate| certificate.not_after.is_none()).collect();
+    if let Some(first) = waiting.iter().find(|certificate| certificate.last_error.is_some()).or_else(|| waiting.first())
+    {
+        let names: Vec<_> = waiting.iter().map(|certificate| certificate.host.as_str()).collect();
+        let why = first.last_error.as_ref().or(first.progress.as_ref());
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
+        let fix = first.fix.as_ref().map_or_else(String::new, |fix| format!(" -> {fix}"));
+        return format!("waiting for a certificate: {}{why}{fix}", names.join(", "));
+    }
+    if status.unready.is_empty() { "ready".to_owned() } else { format!("not ready: {}", status.unready.join("; ")) }
 }
 
 /// `vestibule status`.
