@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ import urllib.request
 import pytest
 
 from containers import appliance_image, engine, image  # noqa: F401 (fixtures)
+from strict import STRICT, pytest_runtest_makereport  # noqa: F401 (a hook)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = ROOT / "target" / "debug" / "vestibule"
@@ -318,8 +320,19 @@ def pytest_terminal_summary(terminalreporter):
     import realcalls
 
     terminalreporter.section("what was real")
-    for name, where in realcalls.table():
+    for name, where in [*realcalls.table(), *components()]:
         terminalreporter.write_line(f"{name:16} {where}")
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    terminalreporter.write_line(f"{skipped} skipped{', in strict mode' if STRICT else ''}")
+
+
+def components():
+    """The other real parts: where each is, or that its tests were skipped."""
+    programs = ("docker", "chromium", "named", "promtool", "systemd-analyze", "strace", "faketime", "h2load", "nft")
+    places = [(name, shutil.which(name)) for name in programs]
+    places += [(name, path if (path := TOOLS / place).exists() else None)
+               for name, place in (("caddy", "venv/bin/caddy"), ("pebble", "pebble"), ("docker-compose", "compose"), ("matrix-js-sdk", "npm/node_modules/matrix-js-sdk"))]
+    return [(name, path or "not here; its tests were skipped") for name, path in places]
 
 
 @pytest.fixture(scope="session", autouse=True)
