@@ -19,3 +19,4 @@ pub use checkup::{ProbeOverrides, Redirection, checkup};
 pub use control::{Outcome, run};
 pub use edge::{Edge, Start, StartError};
 pub use pipeline::ListenerKind;
+pub(crate) use stack::matcher;

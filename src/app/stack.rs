@@ -746,7 +746,7 @@ fn lk_jwt_preflight(answer: Result<Response, ProxyError>, client: Version) -> Re
 }
 
 /// How a route of the plan is compared with a path.
-fn matcher(route: &plan::Route, any_spelling: bool) -> PathMatcher {
+pub fn matcher(route: &plan::Route, any_spelling: bool) -> PathMatcher {
     let of = |text: &str| match route.matching {
         plan::Matching::Prefix => PathMatcher::prefix(text),
         plan::Matching::Exact => PathMatcher::exact(text),

@@ -1,7 +1,7 @@
 //! `vestibule import-caddy`: a Caddyfile as our TOML, with everything that was wrong in it and everything that was lost.
 //!
 //! ```text
-//! text > lexer (words) > parser (sites, snippets filled in) > rules (Caddy's order and matchers) > sites (our routes) > settle > emit
+//! text > lexer (words) > parser (sites, snippets filled in) > rules (Caddy's order and matchers) > sites (our routes) > settle > emit > selfcheck
 //! ```
 //!
 //! All of it but the command itself is a pure function of the text.
@@ -20,6 +20,7 @@ mod patterns;
 mod protect;
 mod proxy;
 mod rules;
+mod selfcheck;
 mod settle;
 mod sites;
 mod terminal;
@@ -194,7 +195,9 @@ fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported
         remarks.push(Remark::lost(1, "the file has no site"));
     }
     let matrix = settle::settle(&mut model, ports, &mut remarks);
+    let toml = emit::write(name, &model, &matrix);
+    selfcheck::check(&file, &toml, ports, &mut remarks);
     remarks.sort();
     remarks.dedup();
-    Ok(Imported { toml: emit::write(name, &model, &matrix), remarks })
+    Ok(Imported { toml, remarks })
 }

@@ -88,6 +88,18 @@ pub fn site(block: &SiteBlock, ports: Ports, model: &mut TargetConfig, remarks: 
     remarks.append(&mut not_reached);
 }
 
+/// The addresses of a block: host, port, whether it is plain there, and its line.
+pub fn addresses(block: &SiteBlock, ports: Ports) -> Vec<(String, u16, bool, usize)> {
+    let known = block.addresses.iter().filter_map(|token| Some((address(&token.text).ok()?, token.line)));
+    known
+        .map(|(address, line)| {
+            let port = address.port.unwrap_or(if address.plain { ports.http } else { ports.https });
+            let plain = is_plain(&address, port, block, ports);
+            (address.host, port, plain, line)
+        })
+        .collect()
+}
+
 /// Whether Caddy speaks plain HTTP at an address. Without a name it has nothing to order a certificate for, so that only
 /// its port for https and blocks with `tls` have TLS.
 fn is_plain(address: &Address, port: u16, block: &SiteBlock, ports: Ports) -> bool {
@@ -96,7 +108,7 @@ fn is_plain(address: &Address, port: u16, block: &SiteBlock, ports: Ports) -> bo
 }
 
 /// `http:// { redir https://{host}{uri} }`: what port 80 does by itself.
-fn is_redirect_of_port_80(block: &SiteBlock) -> bool {
+pub fn is_redirect_of_port_80(block: &SiteBlock) -> bool {
     let every_name =
         block.addresses.iter().all(|token| ["http://", ":80", "http://:80"].contains(&token.text.as_str()));
     let to_https = |line: &Directive| {
