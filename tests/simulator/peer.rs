@@ -23,6 +23,8 @@ pub struct Stream {
     /// What it may send us beside the initial window.
     pub granted: i64,
     pub received: i64,
+    /// Bytes of the updates of its window that the machine has sent.
+    pub credited: usize,
     pub has_head: bool,
     pub they_ended: bool,
     /// Told by either side; nothing more is expected.
@@ -52,6 +54,8 @@ pub struct Peer {
     pub credit: i64,
     pub granted: i64,
     pub received_all: i64,
+    /// Bytes of the updates of the connection's window, but for the first.
+    pub credited: usize,
     /// Our SETTINGS_INITIAL_WINDOW_SIZE: the values that may be in force, until SETTINGS are acknowledged.
     pub windows: Vec<i64>,
     frames_allowed: Vec<usize>,
@@ -63,9 +67,18 @@ pub struct Peer {
     pub completed: usize,
     /// Grants are withheld.
     pub is_stingy: bool,
+    /// How much of what is sent may arrive by now, where it does not at once.
+    pub drips: Option<usize>,
+    /// The machine has opened the connection's window to its full size.
+    is_open: bool,
+    /// What it sends again and again.
+    favourite: usize,
 }
 
 const HOST: &str = "a.example.org";
+
+/// Kinds of frames that a peer may flood with.
+const FLOODS: usize = 14;
 
 impl Peer {
     pub fn new(manner: Manner, random: Random) -> Self {
@@ -81,6 +94,7 @@ impl Peer {
             credit: 65_535,
             granted: 65_535,
             received_all: 0,
+            credited: 0,
             windows: vec![65_535; 2],
             frames_allowed: vec![16_384; 2],
             their_streams: usize::MAX,
@@ -89,7 +103,11 @@ impl Peer {
             aborted: 0,
             completed: 0,
             is_stingy: false,
+            drips: None,
+            is_open: false,
+            favourite: 0,
         };
+        peer.favourite = peer.random.below(FLOODS);
         if manner != Manner::Honest && peer.random.once_in(2) {
             peer.is_stingy = true;
         }
@@ -109,8 +127,32 @@ impl Peer {
         (!fitting.is_empty()).then(|| self.random.pick(&fitting))
     }
 
+    /// How much of what was sent may be read by now.
+    pub fn arrived(&self) -> usize {
+        self.drips.map_or(self.sent.len(), |most| most.min(self.sent.len()))
+    }
+
+    /// Takes what is read.
+    pub fn arrive(&mut self, bytes: usize) -> Vec<u8> {
+        self.drips = self.drips.map(|most| most - bytes);
+        self.sent.drain(..bytes).collect()
+    }
+
+    /// Begins to drip now and then, a byte a step, and ends it.
+    pub fn drip(&mut self) {
+        self.drips = match self.drips {
+            Some(_) if self.random.once_in(25) => None,
+            Some(most) => Some(most + 1),
+            None if self.random.once_in(60) => Some(self.random.below(100)),
+            None => None,
+        };
+    }
+
     /// Does something.
     pub fn act(&mut self) {
+        if self.manner == Manner::Flooding && !self.random.once_in(4) {
+            return self.flood();
+        }
         match self.random.below(if self.manner == Manner::Honest { 12 } else { 24 }) {
             0..=2 => self.open(),
             3..=6 => self.upload(),
@@ -122,8 +164,7 @@ impl Peer {
             14 => self.flood(),
             15 => {
                 for _ in 0..self.random.below(60) {
-                    self.open();
-                    self.abort();
+                    self.open_and_abort();
                 }
             }
             16 => self.trickle(),
@@ -175,6 +216,7 @@ impl Peer {
             we_ended,
             granted: 0,
             received: 0,
+            credited: 0,
             has_head: false,
             they_ended: false,
             is_reset: false,
@@ -244,6 +286,10 @@ impl Peer {
         if self.manner == Manner::Honest && !self.random.once_in(10) {
             return;
         }
+        self.reset_some();
+    }
+
+    fn reset_some(&mut self) {
         let Some(id) = self.some_stream(|stream| !stream.is_closed()) else { return };
         self.push(kind::RST_STREAM, 0, id, &8_u32.to_be_bytes());
         self.streams.get_mut(&id).unwrap().is_reset = true;
@@ -275,18 +321,60 @@ impl Peer {
         self.grant();
     }
 
+    /// Many of one frame: of the favourite of a peer that has one, else of any.
     fn flood(&mut self) {
-        let count = self.random.below(400);
-        let one = match self.random.below(4) {
-            0 => frame(kind::PING, 0, 0, b"abcdefgh"),
-            1 => frame(0x42, 0, 0, b"unknown"),
-            2 => frame(kind::SETTINGS, flag::ACK, 0, b""),
-            _ => match self.some_stream(|stream| !stream.we_ended && !stream.is_reset) {
-                Some(id) => frame(kind::DATA, 0, id, b""),
-                None => frame(kind::PRIORITY, 0, 3, &[0, 0, 0, 1, 1]),
-            },
+        let which = if self.manner == Manner::Flooding { self.favourite } else { self.random.below(FLOODS) };
+        let count = 1 + self.random.below(400);
+        let uploading = self.some_stream(|stream| !stream.we_ended && !stream.is_reset);
+        let closed = self.some_stream(Stream::is_closed);
+        let update = 1_u32.to_be_bytes();
+        let one = match (which, uploading, closed) {
+            (0, ..) => frame(kind::PING, 0, 0, b"abcdefgh"),
+            (1, ..) => frame(kind::PING, flag::ACK, 0, b"abcdefgh"),
+            (2, ..) => frame(0x42, 0, 0, b"unknown"),
+            (3, ..) => frame(kind::SETTINGS, flag::ACK, 0, b""),
+            (4, ..) => frame(kind::PRIORITY, 0, 3, &[0, 0, 0, 1, 1]),
+            (5, Some(id), _) => frame(kind::DATA, 0, id, b""),
+            (6, Some(id), _) if self.credit.min(self.streams[&id].credit) > 5 * 400 => {
+                let weight = 5 * i64::try_from(count).unwrap();
+                self.streams.get_mut(&id).unwrap().credit -= weight;
+                self.credit -= weight;
+                frame(kind::DATA, flag::PADDED, id, &[4, 0, 0, 0, 0])
+            }
+            (7, _, Some(id)) => frame(kind::WINDOW_UPDATE, 0, id, &update),
+            (8, _, Some(id)) => frame(kind::RST_STREAM, 0, id, &[0, 0, 0, 8]),
+            (9, ..) => return (0..count / 20).for_each(|_| self.settings()),
+            (10, ..) => return (0..count / 10).for_each(|_| self.open_and_abort()),
+            // Requests that have begun meanwhile.
+            (11, ..) if self.open_streams() < 20 => return (0..20).for_each(|_| self.open()),
+            (11, ..) => return (0..20).for_each(|_| self.reset_some()),
+            (12, ..) => {
+                self.granted += i64::try_from(count).unwrap();
+                frame(kind::WINDOW_UPDATE, 0, 0, &update)
+            }
+            _ => return self.open_in_pieces(count),
         };
         self.sent.extend(one.repeat(count));
+    }
+
+    fn open_and_abort(&mut self) {
+        self.open();
+        self.reset_some();
+    }
+
+    /// A head in many frames.
+    fn open_in_pieces(&mut self, count: usize) {
+        let before = self.sent.len();
+        self.open();
+        let mut frames = self.sent.split_off(before);
+        let is_whole = frames.get(4).is_some_and(|flags| flags & flag::END_HEADERS != 0);
+        if is_whole {
+            frames[4] &= !flag::END_HEADERS;
+            let id = self.next_id - 2;
+            frames.extend(frame(kind::CONTINUATION, 0, id, b"").repeat(count));
+            frames.extend(frame(kind::CONTINUATION, flag::END_HEADERS, id, b""));
+        }
+        self.sent.extend(frames);
     }
 
     /// Sends what is left of a stream byte by byte.
@@ -349,10 +437,17 @@ impl Peer {
                 self.push(kind::SETTINGS, flag::ACK, 0, b"");
             }
             kind::PING if !header.has(flag::ACK) => self.push(kind::PING, flag::ACK, 0, payload),
-            kind::WINDOW_UPDATE if header.stream == 0 => self.credit += i64::from(number(0)),
+            kind::WINDOW_UPDATE if header.stream == 0 => {
+                self.credit += i64::from(number(0));
+                assert!(self.credit <= cost::CONNECTION_WINDOW.into(), "more credit than a connection has");
+                // The first one opens the window.
+                self.credited += if self.is_open { number(0) as usize } else { 0 };
+                self.is_open = true;
+            }
             kind::WINDOW_UPDATE => {
                 if let Some(stream) = self.streams.get_mut(&header.stream) {
                     stream.credit += i64::from(number(0));
+                    stream.credited += number(0) as usize;
                     assert!(stream.credit <= cost::STREAM_WINDOW.into(), "more credit than a stream has");
                 }
             }
@@ -402,7 +497,6 @@ impl Peer {
     }
 
     fn take_data(&mut self, header: FrameHeader, payload: &[u8]) {
-        let window = *self.windows.iter().max().unwrap();
         let len = i64::try_from(payload.len()).unwrap();
         self.received_all += len;
         assert!(self.received_all <= self.granted, "more than the connection's window");
@@ -413,9 +507,6 @@ impl Peer {
         assert!(stream.has_head && !stream.they_ended, "DATA out of place");
         assert_eq!(payload, pattern(usize::try_from(stream.received).unwrap(), payload.len()), "other bytes");
         stream.received += len;
-        // The windows that were in force at some time since it was sent.
-        let slack = if self.manner == Manner::Honest { 0 } else { 1 << 20 };
-        assert!(stream.received <= window.max(slack) + stream.granted, "more than the stream's window");
         if header.has(flag::END_STREAM) {
             stream.they_ended = true;
             self.note_closed(header.stream);

@@ -13,8 +13,8 @@ use vestibule::{
     message::{Fields, Value},
     wire::h2::{
         Connection, Reason,
-        connection::{BodyFrame, Incoming, Waiter},
-        cost::Turn,
+        connection::{BodyFrame, Incoming, StreamClosed, Waiter},
+        cost::{self, Turn},
     },
 };
 
@@ -62,8 +62,13 @@ pub struct Task {
     trailers: bool,
     fails: bool,
     pub is_done: bool,
-    /// A body of which this is all was given up by its client.
-    pub is_cut: bool,
+    /// The answer was sent to its end.
+    pub is_whole: bool,
+    is_tunnel: bool,
+    /// When it last read, wrote, or was polled.
+    read_at: Instant,
+    wrote_at: Instant,
+    polled_at: Instant,
 }
 
 impl Task {
@@ -85,7 +90,11 @@ impl Task {
             trailers: random.once_in(6),
             fails: random.once_in(15),
             is_done: false,
-            is_cut: false,
+            is_whole: false,
+            is_tunnel: incoming.head.protocol.is_some(),
+            read_at: now,
+            wrote_at: now,
+            polled_at: now,
         }
     }
 
@@ -107,9 +116,17 @@ impl Task {
     /// Goes on as far as it can.
     pub fn poll(&mut self, connection: &mut Connection<Wakers>, random: &mut Random, now: Instant) {
         connection.spend(Turn::POLL);
+        let before = (self.got, self.has_head, self.sent);
         self.read(connection, random);
         if self.begins_at <= now && !self.is_done {
             self.write(connection, random);
+        }
+        self.polled_at = now;
+        if before.0 != self.got {
+            self.read_at = now;
+        }
+        if (before.1, before.2) != (self.has_head, self.sent) {
+            self.wrote_at = now;
         }
         if self.is_done && !self.has_ended_reading {
             connection.abandon(self.id);
@@ -136,7 +153,7 @@ impl Task {
                 Some(BodyFrame::Trailers(_)) => {}
                 Some(BodyFrame::End) => self.has_ended_reading = true,
                 Some(BodyFrame::Reset | BodyFrame::Lost | BodyFrame::Stalled) => {
-                    (self.has_ended_reading, self.is_cut) = (true, true);
+                    self.has_ended_reading = true;
                     connection.reset(self.id, Reason::CANCEL);
                 }
                 None => {
@@ -160,7 +177,8 @@ impl Task {
                 connection.send_interim(self.id, StatusCode::EARLY_HINTS, &fields);
             }
             self.has_head = true;
-            self.is_done |= connection.send_head(self.id, StatusCode::OK, &fields, ends).is_err() || ends;
+            let sent = connection.send_head(self.id, StatusCode::OK, &fields, ends);
+            self.note_sent(sent, ends);
         }
         while !self.is_done && self.sent < self.answer && self.may_write.get() {
             if self.fails && self.sent > 0 {
@@ -178,15 +196,37 @@ impl Task {
                     let data = pattern(self.sent, room);
                     self.sent += room;
                     let ends = self.sent == self.answer && !self.trailers;
-                    self.is_done |= connection.send_data(self.id, data, ends).is_err() || ends;
+                    let sent = connection.send_data(self.id, data, ends);
+                    self.note_sent(sent, ends);
                 }
             }
         }
         if !self.is_done && self.sent == self.answer {
             let fields = [(http::header::ETAG, Value::from_static("x"))].into_iter().collect::<Fields>();
-            // A stream that has closed meanwhile needs no trailers.
-            let _ = connection.send_trailers(self.id, &fields);
-            self.is_done = true;
+            let sent = connection.send_trailers(self.id, &fields);
+            self.note_sent(sent, true);
+        }
+    }
+
+    fn note_sent(&mut self, sent: Result<(), StreamClosed>, ends: bool) {
+        self.is_whole = ends && sent.is_ok();
+        self.is_done |= ends || sent.is_err();
+    }
+
+    /// That it waits no longer than it may. `read` and `wrote` are when bytes last came, and last waited to leave.
+    pub fn check_waits(&self, now: Instant, limit: Option<Duration>, read: Instant, wrote: Instant) {
+        let limit = limit.unwrap_or(Duration::MAX);
+        let (reading, writing) = (now - self.read_at.max(read), now - self.wrote_at.max(wrote));
+        let id = self.id;
+        if self.is_done {
+            let waited = now - self.polled_at;
+            assert!(waited <= cost::ABANDONED, "stream {id} is kept for {waited:?} for a body that nobody wants");
+        } else {
+            let starves = self.reads() && !self.may_read.get() && reading > limit;
+            assert!(!starves, "stream {id} waits for its body for {reading:?}");
+            // Whether it waits for its peer or for others is looked at once in a limit.
+            let waits = self.has_head && !self.is_tunnel && !self.may_write.get() && writing > 2 * limit;
+            assert!(!waits, "stream {id} waits for its window for {writing:?}");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A connection with everything around it: the peer, the service, the socket between, and the time.
 
 use std::{
-    collections::BTreeMap,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,7 @@ use vestibule::wire::h2::{
 
 use crate::{
     Random,
+    model::{Model, View},
     peer::Peer,
     service::{Task, Wakers},
 };
@@ -25,6 +27,8 @@ pub enum Manner {
     Honest,
     /// It keeps to the RFC and makes us work for nothing.
     Hostile,
+    /// It sends one kind of frame again and again, as fast as it can.
+    Flooding,
     /// It sends what it likes.
     Broken,
 }
@@ -37,22 +41,23 @@ pub const LIMITS: Limits = Limits {
     body_stall: Some(Duration::from_secs(60)),
 };
 
-/// Frames without effect that a connection may send at once, and how many come back each second; see `cost`.
-const BURST: usize = 2_000;
-const PER_SECOND: usize = 20;
-
 pub struct World {
     manner: Manner,
     random: Random,
     machine: Connection<Wakers>,
+    model: RefCell<Model>,
     peer: Peer,
     tasks: BTreeMap<u32, Task>,
     input: BytesMut,
+    /// Of which the machine has left whole frames.
+    has_frames: bool,
     began: Instant,
     now: Instant,
     /// What the socket takes of us at once.
     socket: usize,
-    begun: usize,
+    /// Bytes that it has taken in all, and whether it took any since nothing last moved.
+    written: usize,
+    wrote: bool,
     trace: bool,
 }
 
@@ -66,13 +71,16 @@ impl World {
             manner,
             random,
             machine: Connection::new(LIMITS, now),
+            model: RefCell::new(Model::new(now)),
             peer,
             tasks: BTreeMap::new(),
             input: BytesMut::new(),
+            has_frames: false,
             began: now,
             now,
             socket: usize::MAX,
-            begun: 0,
+            written: 0,
+            wrote: false,
             trace,
         }
     }
@@ -92,6 +100,9 @@ impl World {
         for _ in 0..self.random.below(6) {
             self.peer.act();
         }
+        if self.manner != Manner::Honest {
+            self.peer.drip();
+        }
         self.socket = match self.manner {
             Manner::Honest => usize::MAX,
             _ => self.random.pick(&[usize::MAX, usize::MAX, usize::MAX, 0, 1, 1_000, 70_000]),
@@ -105,6 +116,7 @@ impl World {
         self.turns();
         let millis = match self.random.below(30) {
             // Whoever is honest does not go to sleep in the middle of something.
+            _ if self.manner == Manner::Flooding => self.random.below(5),
             0 if self.manner != Manner::Honest || self.peer.open_streams() == 0 => self.random.below(120_000),
             1..=9 => self.random.below(1_000),
             _ => self.random.below(5),
@@ -136,6 +148,7 @@ impl World {
     fn turns(&mut self) {
         for _ in 0..100_000 {
             self.machine.begin_turn(self.now);
+            self.model.get_mut().begin_turn();
             self.turn();
             self.check();
             if !self.machine.is_turn_spent() {
@@ -148,16 +161,15 @@ impl World {
     fn turn(&mut self) {
         let mut moved = true;
         while std::mem::take(&mut moved) {
-            if self.machine.can_receive() && !(self.peer.sent.is_empty() && self.input.is_empty()) {
+            let arrived = self.peer.arrived();
+            if self.machine.can_receive() && arrived + usize::from(self.has_frames) > 0 {
                 let some = 1 + self.random.below(cost::READ);
-                let piece = self.peer.sent.len().min(if self.random.once_in(3) { some } else { usize::MAX });
-                let before = self.input.len() + piece;
-                self.input.extend(self.peer.sent.drain(..piece));
-                self.machine.receive(&mut self.input);
-                moved |= self.input.len() < before && self.machine.end().is_none() || !self.peer.sent.is_empty();
+                let piece = arrived.min(if self.random.once_in(3) { some } else { usize::MAX });
+                self.input.extend(self.peer.arrive(piece));
+                let took = self.receive();
+                moved |= took && self.machine.end().is_none() || self.peer.arrived() > 0;
             }
             while let Some(incoming) = self.machine.next_request() {
-                self.begun += 1;
                 assert!(!self.tasks.contains_key(&incoming.id) && self.machine.is_open(incoming.id), "a stale request");
                 let task = Task::new(&incoming, self.manner, &mut self.random, self.now);
                 self.tasks.insert(incoming.id, task);
@@ -177,6 +189,36 @@ impl World {
         }
     }
 
+    /// Lets the machine take frames, and the model look at them; whether it took any.
+    fn receive(&mut self) -> bool {
+        let (before, output, open) = (self.input.clone(), self.machine.output().len(), self.open());
+        self.machine.receive(&mut self.input);
+        Model::check_output(output, self.machine.output().len());
+        let took = before.len() - self.input.len();
+        self.has_frames = !self.machine.can_receive() && !self.input.is_empty();
+        if self.machine.end().is_none() {
+            let view = View { open, ..self.view() };
+            self.model.borrow_mut().take(&before[..took], &view);
+        }
+        took > 0
+    }
+
+    fn open(&self) -> BTreeSet<u32> {
+        self.peer.streams.keys().copied().filter(|id| self.machine.is_open(*id)).collect()
+    }
+
+    fn view(&self) -> View<'_> {
+        View {
+            now: self.now,
+            began: self.began,
+            tasks: &self.tasks,
+            peer: &self.peer,
+            open: self.open(),
+            held: self.machine.held(),
+            written: self.written,
+        }
+    }
+
     /// Writes as the socket takes it; whether streams may go on for it.
     fn write(&mut self) -> bool {
         let (mut may_go_on, mut wrote) = (false, false);
@@ -186,11 +228,13 @@ impl World {
             self.socket -= if self.socket == usize::MAX { 0 } else { n };
             may_go_on |= self.machine.written(n);
             self.peer.receive(&bytes);
+            self.written += n;
             wrote = true;
         }
+        self.wrote |= wrote;
         let waits = !self.machine.output().is_empty();
         self.machine.note_socket(wrote, waits);
-        may_go_on || wrote && !self.peer.sent.is_empty()
+        may_go_on || wrote && self.peer.arrived() > 0
     }
 
     /// What is true after every turn.
@@ -200,10 +244,6 @@ impl World {
         assert!(self.machine.open_streams() <= LIMITS.streams, "{} streams", self.machine.open_streams());
         let most = cost::HIGH_WATER + (LIMITS.streams + 1) * 4_096;
         assert!(self.machine.output().len() <= most, "{} bytes of output", self.machine.output().len());
-        let seconds = usize::try_from((self.now - self.began).as_secs()).unwrap();
-        let aborts = usize::try_from(cost::Budget::ABORTED).unwrap();
-        let earned = BURST + seconds * PER_SECOND + self.peer.completed * 10 + self.peer.received_all as usize / 1_024;
-        assert!(self.begun <= self.peer.completed + LIMITS.streams + earned / aborts, "{} requests", self.begun);
         if self.machine.end().is_some() {
             assert_eq!(self.machine.open_streams(), 0, "streams survive their connection");
             let asleep = self.tasks.values().find(|task| !task.is_done && !task.may_write.get());
@@ -216,11 +256,22 @@ impl World {
     }
 
     /// What is true when nothing moves: whoever waits, waits for the peer.
-    fn check_rest(&self) {
-        if self.machine.end().is_some() || self.peer.is_broken || !self.machine.output().is_empty() {
+    fn check_rest(&mut self) {
+        let wrote = std::mem::take(&mut self.wrote);
+        if self.machine.end().is_some() || self.peer.is_broken {
             return;
         }
-        assert!(self.peer.sent.is_empty(), "what was sent is not read");
+        let (view, output) = (self.view(), self.machine.output().len());
+        let mut model = self.model.borrow_mut();
+        model.check_waits(&view, &self.input, output, wrote);
+        if output > 0 {
+            return;
+        }
+        assert_eq!(self.peer.arrived(), 0, "what was sent is not read");
+        model.check_windows(&view);
+        if !self.peer.sent.is_empty() {
+            return;
+        }
         let is_settled = self.peer.windows.len() == 1;
         let window = self.peer.granted - self.peer.received_all;
         for (id, stream) in &self.peer.streams {
