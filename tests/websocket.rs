@@ -57,6 +57,39 @@ fn open(target: &str, connection: &str, upgrade: &str) -> String {
     )
 }
 
+/// A proxy that tells the scheme of a WebSocket, as Traefik does, or a list of them, first to last.
+#[tokio::test]
+async fn an_upgrade_behind_a_trusted_proxy_is_no_redirect() {
+    let upstream = echo(b"").await;
+    let site = format!("[sites.\"{HOST}\"]\nupstream = \"{}\"\n", upstream.url());
+    let edge = Edge::with("trusted_proxies = [\"127.0.0.0/8\"]", &site);
+    let ask = async |edge: &Edge, proto: &str| {
+        let fields = format!("\r\nX-Forwarded-Proto: {proto}\r\n\r\n");
+        let mut client = Client::plain(edge.http()).await;
+        let answer = client.ask(&open("/rtc", "Upgrade", "websocket").replace("\r\n\r\n", &fields)).await;
+        (client, answer)
+    };
+    for proto in ["wss", "WSS", "https", "HTTPS", "wss,http", "wss, ws", "https , ws", "wss\r\nX-Forwarded-Proto: http"]
+    {
+        let (mut client, answer) = ask(&edge, proto).await;
+        assert_eq!(answer.status, 101, "{proto:?}");
+        client.send(*b"\x81\x05hello").await;
+        assert_eq!(client.exactly(7).await, b"\x81\x05hello", "{proto:?}");
+        let seen = upstream.seen().pop().unwrap().to_lowercase();
+        assert_eq!(seen.matches("\r\nx-forwarded-proto: https\r\n").count(), 1, "{seen}");
+    }
+    let before = upstream.seen().len();
+    for proto in ["ws", "Ws", "http", "ws, wss", "http, https", "gopher", ""] {
+        let (_, answer) = ask(&edge, proto).await;
+        let to = answer.field("location");
+        assert_eq!((answer.status, to.as_deref()), (308, Some("https://rtc.example.org/rtc")), "{proto:?}");
+    }
+    assert_eq!(upstream.seen().len(), before, "nothing plain reaches the service");
+    // Whoever is not trusted says nothing by it.
+    let edge = Edge::start(&site);
+    assert_eq!(ask(&edge, "wss").await.1.status, 308);
+}
+
 #[tokio::test]
 async fn an_upgrade_needs_no_configuration_and_loses_no_byte() {
     let upstream = echo(b"\x81\x05early").await;
