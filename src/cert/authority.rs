@@ -169,7 +169,7 @@ impl Authority {
                 merged.merge(&Pace::from_json(&text), now);
             }
             if save {
-                store.save(&file, &merged.to_json().to_string())?;
+                store.save(&file, &merged.to_json())?;
             }
             Ok::<_, super::StoreError>(merged)
         });

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
-use serde_json::json;
+use serde::Serialize;
 
 use super::{CertError, Store, issue::account_file, state::State};
 
@@ -64,7 +64,7 @@ pub fn import(store: &Store, foreign: ImportedCertificate, now: SystemTime) -> R
     if known.and_then(|known| known.certificate().ok()).is_some_and(|known| known.not_after >= certificate.not_after) {
         return Err(ImportError::NotNewer);
     }
-    store.save(&file, &state.to_json().to_string()).map_err(CertError::from)?;
+    store.save(&file, &state.to_json()).map_err(CertError::from)?;
     Ok(certificate.not_after)
 }
 
@@ -80,11 +80,18 @@ pub fn import_account(store: &Store, directory: &str, url: &str, key: &str) -> R
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| ImportError::AccountKey)?;
     let key = EcdsaKeyPair::from_private_key_der(&ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_der());
     let key = key.map_err(|_| ImportError::AccountKey)?.to_pkcs8v1().map_err(|_| ImportError::AccountKey)?;
-    // The form in which the ACME library keeps an account.
-    let account =
-        json!({ "id": url, "key_pkcs8": BASE64_URL_SAFE_NO_PAD.encode(key.as_ref()), "directory": directory });
-    store.save(&file, &account.to_string()).map_err(CertError::from)?;
+    let key_pkcs8 = &BASE64_URL_SAFE_NO_PAD.encode(key.as_ref());
+    let account = serde_json::to_string(&AccountDocument { id: url, key_pkcs8, directory });
+    store.save(&file, &account.expect("text is JSON")).map_err(CertError::from)?;
     Ok(())
+}
+
+/// The form in which the ACME library keeps an account.
+#[derive(Serialize)]
+struct AccountDocument<'a> {
+    id: &'a str,
+    key_pkcs8: &'a str,
+    directory: &'a str,
 }
 
 #[cfg(test)]

@@ -11,12 +11,13 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::sleep};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{CertError, Certificate, CertificateTask, Store, schedule::MAX_SLEEP};
+use super::{CertError, Certificate, CertificateTask, Store, document::lenient_list, schedule::MAX_SLEEP};
 use crate::{clock::Clock, error::chain};
 
 const FILE: &str = "internal-ca.json";
@@ -37,7 +38,7 @@ const MAX_ROOTS: usize = 8;
 const ROOT_LEFT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A root with its key.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Root {
     certificate: String,
     key: String,
@@ -136,32 +137,34 @@ fn root(store: &Store, clock: &Clock) -> Result<Root, CertError> {
     let new = make(clock)?;
     roots.truncate(MAX_ROOTS - 1);
     roots.push(new.clone());
-    store.save(FILE, &to_json(&roots))?;
+    let document = RootDocument { first: roots.remove(0), more: roots };
+    store.save(FILE, &serde_json::to_string(&document).expect("text is JSON"))?;
     Ok(new)
 }
 
-/// The first root stands where the only one has always stood.
-fn to_json(roots: &[Root]) -> String {
-    let json = |root: &Root| serde_json::json!({ "certificate": root.certificate, "key": root.key });
-    let mut document = roots.first().map_or_else(|| serde_json::json!({}), json);
-    document["more"] = roots.iter().skip(1).map(json).collect();
-    document.to_string()
+/// The file: the first root stands where the only one has always stood.
+#[derive(Serialize, Deserialize)]
+struct RootDocument {
+    #[serde(flatten)]
+    first: Root,
+    #[serde(default, deserialize_with = "lenient_list")]
+    more: Vec<Root>,
 }
 
+/// The roots of the file; `None` if the first one is damaged. Of the others, those that are.
 fn parse(text: &str) -> Option<Vec<Root>> {
-    let json: serde_json::Value = serde_json::from_str(text).ok()?;
-    let more = json["more"].as_array().map(Vec::as_slice).unwrap_or_default();
-    std::iter::once(&json).chain(more).map(parse_root).collect()
-}
-
-fn parse_root(json: &serde_json::Value) -> Option<Root> {
-    let root = Root { certificate: json["certificate"].as_str()?.to_owned(), key: json["key"].as_str()?.to_owned() };
-    let key = KeyPair::from_pem(&root.key).ok()?;
-    Issuer::from_ca_cert_pem(&root.certificate, key).ok()?;
-    Some(root)
+    let document: RootDocument =
+        serde_json::from_str(text).ok().filter(|document: &RootDocument| document.first.is_usable())?;
+    let more = document.more.into_iter().filter(Root::is_usable);
+    Some(std::iter::once(document.first).chain(more).collect())
 }
 
 impl Root {
+    fn is_usable(&self) -> bool {
+        let key = KeyPair::from_pem(&self.key);
+        key.is_ok_and(|key| Issuer::from_ca_cert_pem(&self.certificate, key).is_ok())
+    }
+
     fn is_valid_at(&self, now: SystemTime) -> bool {
         let Ok(der) = CertificateDer::from_pem_slice(self.certificate.as_bytes()) else { return false };
         let Ok((_, parsed)) = X509Certificate::from_der(&der) else { return false };
@@ -221,6 +224,23 @@ mod tests {
         store.save(FILE, "{\"certificate\":\"x\"}").unwrap();
         assert_ne!(root_pem(&store, &clock).unwrap(), first);
         assert!(folder.path().join("internal-ca.json.damaged-1").exists());
+    }
+
+    #[test]
+    fn a_broken_root_costs_itself_alone() {
+        let clock = Clock::system();
+        let roots = [make(&clock).unwrap(), make(&clock).unwrap()];
+        let json = |root: &Root| serde_json::to_value(root).unwrap();
+        let mut document = json(&roots[0]);
+        document["more"] = serde_json::json!([1, {"certificate": "x", "key": "y"}, json(&roots[1]), {"key": "k"}]);
+        document["unknown"] = serde_json::json!({});
+        let pems = |text: &str| parse(text).map(|roots| roots.into_iter().map(|root| root.certificate).collect());
+        let both = Some(roots.clone().map(|root| root.certificate).to_vec());
+        assert_eq!(pems(&document.to_string()), both);
+        document["more"] = serde_json::json!("none");
+        assert_eq!(pems(&document.to_string()), Some(vec![roots[0].certificate.clone()]));
+        document["certificate"] = serde_json::json!("x");
+        assert_eq!(pems(&document.to_string()), None::<Vec<String>>);
     }
 
     #[test]

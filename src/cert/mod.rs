@@ -8,6 +8,7 @@ mod address;
 mod authority;
 mod challenge;
 mod dns;
+mod document;
 mod files;
 mod import;
 mod internal;

@@ -3,12 +3,15 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::schedule::LONGEST_WAIT;
+use super::{
+    document::{Milliseconds, UnixTime, lenient, lenient_list},
+    schedule::LONGEST_WAIT,
+};
 
 /// Orders in flight at one CA. Few, so that a hundred names do not open a hundred validations in one second; more than
 /// one, because an order spends most of its time waiting for the CA.
@@ -74,7 +77,7 @@ impl Pace {
     /// Notes an order.
     pub fn note(&mut self, now: SystemTime) {
         // To the millisecond, as it is stored: merging must know an order again.
-        self.orders.push_back(UNIX_EPOCH + Duration::from_millis(milliseconds(now)));
+        self.orders.push_back(Milliseconds::rounded(now));
         self.forget(now);
     }
 
@@ -112,27 +115,36 @@ impl Pace {
         self.orders.retain(|at| *at <= now && *at + ORDER_WINDOW > now);
     }
 
-    /// The form in the storage. Milliseconds, so that merging does not take two orders of one second for one.
+    /// The form in the storage.
     #[must_use]
-    pub fn to_json(&self) -> Value {
-        let orders: Vec<_> = self.orders.iter().map(|at| milliseconds(*at)).collect();
-        let (until, reason) = self.pause.as_ref().map(|(until, reason)| (milliseconds(*until), reason)).unzip();
-        json!({ "orders": orders, "paused_until": until, "reason": reason })
+    pub fn to_json(&self) -> String {
+        let (paused_until, reason) = self.pause.clone().unzip();
+        let orders = self.orders.iter().copied().map(UnixTime).collect();
+        let document = PaceDocument { orders, paused_until: paused_until.map(UnixTime), reason };
+        serde_json::to_string(&document).expect("text and numbers are JSON")
     }
 
     /// Reads it back; what is damaged counts as nothing, since it only slows orders down.
     #[must_use]
     pub fn from_json(text: &str) -> Self {
-        let json: Value = serde_json::from_str(text).unwrap_or_default();
-        let at = |value: &Value| UNIX_EPOCH.checked_add(Duration::from_millis(value.as_u64()?));
-        let orders = json["orders"].as_array().map(|list| list.iter().filter_map(at).collect()).unwrap_or_default();
-        let reason = json["reason"].as_str().unwrap_or("the CA asked for it").to_owned();
-        Self { orders, pause: at(&json["paused_until"]).map(|until| (until, reason)) }
+        let document: PaceDocument = serde_json::from_str(text).unwrap_or_default();
+        let reason = document.reason.unwrap_or_else(|| "the CA asked for it".into());
+        Self {
+            orders: document.orders.into_iter().map(|at| at.0).collect(),
+            pause: document.paused_until.map(|until| (until.0, reason)),
+        }
     }
 }
 
-fn milliseconds(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+/// The file of a pace. Milliseconds, so that merging does not take two orders of one second for one.
+#[derive(Default, Serialize, Deserialize)]
+struct PaceDocument {
+    #[serde(default, deserialize_with = "lenient_list")]
+    orders: Vec<Milliseconds>,
+    #[serde(default, deserialize_with = "lenient")]
+    paused_until: Option<Milliseconds>,
+    #[serde(default, deserialize_with = "lenient")]
+    reason: Option<String>,
 }
 
 /// The queue of one CA account.
@@ -209,6 +221,8 @@ fn since(at: SystemTime, now: SystemTime) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     const START: Duration = Duration::from_secs(1_800_000_000);
@@ -281,7 +295,7 @@ mod tests {
         let mut first = Scheduler::new(ORDERS_PER_WINDOW);
         first.pace().pause(now + Duration::from_secs(90), "rateLimited", now);
         first.pace().pause(now + Duration::from_secs(30), "busy", now);
-        let stored = first.pace().to_json().to_string();
+        let stored = first.pace().to_json();
         let mut second = Scheduler::new(ORDERS_PER_WINDOW);
         second.pace().merge(&Pace::from_json(&stored), now);
         let ticket = second.join(Need::new(None));
@@ -312,8 +326,28 @@ mod tests {
         let (mut one, mut other) = (Pace::default(), Pace::default());
         (0..100).rev().for_each(|n| one.note(now - Duration::from_secs(n)));
         (0..100).rev().for_each(|n| other.note(now - Duration::from_millis(500 + 1000 * n)));
-        one.merge(&Pace::from_json(&other.to_json().to_string()), now);
+        one.merge(&Pace::from_json(&other.to_json()), now);
         one.merge(&other, now);
         assert_eq!(one.orders.len(), 200);
+    }
+
+    #[test]
+    fn a_broken_member_costs_itself_alone() {
+        let at = |n| UNIX_EPOCH + Duration::from_millis(n);
+        let pause = |until, reason: &str| Some((at(until), reason.to_owned()));
+        for (text, orders, pause) in [
+            (r#"{"orders":[1,2],"paused_until":3,"reason":"r","more":{}}"#, vec![at(1), at(2)], pause(3, "r")),
+            (
+                r#"{"orders":[1,"x",-1,null,2],"paused_until":3,"reason":4}"#,
+                vec![at(1), at(2)],
+                pause(3, "the CA asked for it"),
+            ),
+            (r#"{"orders":{},"paused_until":3,"reason":"r"}"#, vec![], pause(3, "r")),
+            (r#"{"orders":[1],"paused_until":"x","reason":"r"}"#, vec![at(1)], None),
+            ("{}", vec![], None),
+            ("[", vec![], None),
+        ] {
+            assert_eq!(Pace::from_json(text), Pace { orders: orders.into(), pause }, "{text}");
+        }
     }
 }

@@ -1,11 +1,16 @@
 //! What is stored of a name whose certificate is ordered: one file, changed only by load, modify and save under a lock.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::{CertError, Certificate, Store, StoreError, issue::Pending, schedule::ScheduleInput};
+use super::{
+    CertError, Certificate, Store, StoreError,
+    document::{Seconds, UnixTime, lenient},
+    issue::Pending,
+    schedule::ScheduleInput,
+};
 
 /// What is stored of a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,7 +92,7 @@ impl State {
     /// # Errors
     /// The storage cannot be written.
     pub fn save(&self, store: &Store, host: &str) -> Result<(), StoreError> {
-        store.save(&Self::file(host), &self.to_json().to_string())
+        store.save(&Self::file(host), &self.to_json())
     }
 
     /// The certificate with its key, ready to be served.
@@ -100,49 +105,73 @@ impl State {
     }
 
     /// The form in the storage.
-    pub fn to_json(&self) -> Value {
-        let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        json!({
-            "version": 1,
-            "chain": self.chain,
-            "key": self.key,
-            "directory": self.directory,
-            "window": self.window.map(|(from, to)| [seconds(from), seconds(to)]),
-            "renew_at": self.facts.renew_at.map(seconds),
-            "not_before": self.facts.not_before.map(seconds),
-            "hurried": self.facts.hurried.map(seconds),
-            "failures": self.failures,
-            "last_error": self.last_error,
-            "last_fix": self.last_fix,
-            "pending": self.pending.as_ref().map(|order| {
-                json!({ "directory": order.directory, "url": order.url, "key": order.key })
-            }),
-        })
+    pub fn to_json(&self) -> String {
+        let document = StateDocument {
+            version: VERSION,
+            chain: self.chain.clone(),
+            key: self.key.clone(),
+            directory: self.directory.clone(),
+            window: self.window.map(|(from, to)| (UnixTime(from), UnixTime(to))),
+            renew_at: self.facts.renew_at.map(UnixTime),
+            not_before: self.facts.not_before.map(UnixTime),
+            hurried: self.facts.hurried.map(UnixTime),
+            failures: self.failures,
+            last_error: self.last_error.clone(),
+            last_fix: self.last_fix.clone(),
+            pending: self.pending.clone(),
+        };
+        serde_json::to_string(&document).expect("text and numbers are JSON")
     }
 
     /// Reads it back; `None` for what is damaged.
     pub fn from_json(text: &str) -> Option<Self> {
-        let json: Value = serde_json::from_str(text).ok()?;
-        let at =
-            |value: &Value| value.as_u64().and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
-        let text = |key: &str| json[key].as_str().map(str::to_owned);
+        let document: StateDocument = serde_json::from_str(text).ok()?;
         Some(Self {
-            chain: text("chain")?,
-            key: text("key")?,
-            directory: text("directory")?,
-            window: at(&json["window"][0]).zip(at(&json["window"][1])),
+            chain: document.chain,
+            key: document.key,
+            directory: document.directory,
+            window: document.window.map(|(from, to)| (from.0, to.0)),
             facts: ScheduleInput {
-                renew_at: at(&json["renew_at"]),
-                not_before: at(&json["not_before"]),
-                hurried: at(&json["hurried"]),
+                renew_at: document.renew_at.map(|at| at.0),
+                not_before: document.not_before.map(|at| at.0),
+                hurried: document.hurried.map(|at| at.0),
                 ..ScheduleInput::default()
             },
-            failures: json["failures"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
-            last_error: text("last_error"),
-            last_fix: text("last_fix"),
-            pending: Pending::from_json(&json["pending"]),
+            failures: document.failures,
+            last_error: document.last_error,
+            last_fix: document.last_fix,
+            pending: document.pending,
         })
     }
+}
+
+/// The form of the file, for a version that reads another one.
+const VERSION: u32 = 1;
+
+/// The file of a name: without its certificate it is of no use, without the rest the schedule begins anew.
+#[derive(Serialize, Deserialize)]
+struct StateDocument {
+    #[serde(skip_deserializing)]
+    version: u32,
+    chain: String,
+    key: String,
+    directory: String,
+    #[serde(default, deserialize_with = "lenient")]
+    window: Option<(Seconds, Seconds)>,
+    #[serde(default, deserialize_with = "lenient")]
+    renew_at: Option<Seconds>,
+    #[serde(default, deserialize_with = "lenient")]
+    not_before: Option<Seconds>,
+    #[serde(default, deserialize_with = "lenient")]
+    hurried: Option<Seconds>,
+    #[serde(default, deserialize_with = "lenient")]
+    failures: u32,
+    #[serde(default, deserialize_with = "lenient")]
+    last_error: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    last_fix: Option<String>,
+    #[serde(default, deserialize_with = "lenient")]
+    pending: Option<Pending>,
 }
 
 /// A name as the name of a file: `*` stands in file names for "anything", and `:` of an IPv6 address is not permitted on
@@ -151,21 +180,17 @@ pub fn file_name(host: &str) -> String {
     host.replace('*', "_").replace(':', "-")
 }
 
-impl Pending {
-    fn from_json(json: &Value) -> Option<Self> {
-        let text = |key: &str| json[key].as_str().map(str::to_owned);
-        Some(Self { directory: text("directory")?, url: text("url")?, key: text("key")? })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use serde_json::{Value, json};
+
     use super::*;
 
-    #[test]
-    fn the_state_survives_the_file() {
+    fn full() -> State {
         let at = |n| UNIX_EPOCH + Duration::from_secs(n);
-        let state = State {
+        State {
             chain: "c".into(),
             key: "k".into(),
             directory: "https://ca".into(),
@@ -180,8 +205,43 @@ mod tests {
             last_error: Some("six".into()),
             last_fix: Some("seven".into()),
             pending: Some(Pending { directory: "https://ca".into(), url: "https://ca/7".into(), key: "k".into() }),
-        };
-        assert_eq!(State::from_json(&state.to_json().to_string()), Some(state));
-        assert_eq!(State::from_json("{\"chain\":1}"), None);
+        }
+    }
+
+    #[test]
+    fn the_state_survives_the_file() {
+        assert_eq!(State::from_json(&full().to_json()), Some(full()));
+        // As it stands in the file.
+        let text = r#"{"version":1,"chain":"c","key":"k","directory":"https://ca","window":[1,2],"renew_at":3,
+            "not_before":4,"hurried":8,"failures":5,"last_error":"six",
+            "last_fix":"seven","pending":{"directory":"https://ca","url":"https://ca/7","key":"k"}}"#;
+        assert_eq!(State::from_json(text), Some(full()));
+        let written: Value = serde_json::from_str(&full().to_json()).unwrap();
+        assert_eq!(written, serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn a_broken_member_costs_itself_alone() {
+        let whole: Value = serde_json::from_str(&full().to_json()).unwrap();
+        let keys = whole.as_object().unwrap().keys();
+        for key in keys.filter(|key| !["version", "chain", "key", "directory"].contains(&key.as_str())) {
+            let mut without = whole.clone();
+            without.as_object_mut().unwrap().shift_remove(key);
+            let expected = State::from_json(&without.to_string()).unwrap();
+            assert_ne!(expected, full(), "{key}");
+            for broken in [json!(null), json!(true), json!(-1), json!([1]), json!({"url": 1}), json!([1, "2"])] {
+                let mut document = whole.clone();
+                document[key] = broken;
+                assert_eq!(State::from_json(&document.to_string()), Some(expected.clone()), "{document}");
+            }
+        }
+        let mut newer = whole.clone();
+        (newer["version"], newer["unknown"]) = (json!("two"), json!({"a": [1]}));
+        assert_eq!(State::from_json(&newer.to_string()), Some(full()));
+        for key in ["chain", "key", "directory"] {
+            let mut document = whole.clone();
+            document[key] = json!(1);
+            assert_eq!(State::from_json(&document.to_string()), None, "{key}");
+        }
     }
 }

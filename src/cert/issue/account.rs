@@ -6,6 +6,7 @@ use std::{
 };
 
 use instant_acme::{Account, AccountBuilder, AccountCredentials, Error, ExternalAccountKey, NewAccount};
+use serde::Deserialize;
 use tokio::sync::Mutex;
 use tracing::{debug, warn};
 
@@ -19,6 +20,7 @@ use crate::{
         CertError, Store, StoreError,
         authority::Authority,
         challenge::{Challenges, thumbprint},
+        document::{lenient, lenient_list},
     },
     clock::Clock,
     config::plan::Directory,
@@ -228,14 +230,21 @@ pub fn stored_thumbprint(store: &Store, directory: &str) -> Option<String> {
     thumbprint(credentials.private_key().secret_pkcs8_der())
 }
 
+/// What is read of an account without the ACME library, which keeps its key.
+#[derive(Default, Deserialize)]
+struct AccountUrl {
+    #[serde(default, deserialize_with = "lenient")]
+    id: Option<String>,
+}
+
 /// The URL of the account that is stored for a directory.
 ///
 /// # Errors
 /// The storage cannot be read.
 pub fn stored_account_url(store: &Store, directory: &str) -> Result<Option<String>, StoreError> {
     let text = store.load(&account_file(directory))?.unwrap_or_default();
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    Ok(json["id"].as_str().map(str::to_owned))
+    let account: AccountUrl = serde_json::from_str(&text).unwrap_or_default();
+    Ok(account.id)
 }
 
 /// The names by which the CA of a directory goes in DNS, as it has said itself.
@@ -243,7 +252,7 @@ pub fn stored_issuers(store: &Store, directory: &str) -> Vec<String> {
     // What cannot be read is asked for again with the next order.
     let file = format!("accounts/{}.issuers.json", as_name(directory));
     let text = store.load(&file).ok().flatten().unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
+    lenient_list(&mut serde_json::Deserializer::from_str(&text)).unwrap_or_default()
 }
 
 /// An error of the storage.
@@ -264,4 +273,28 @@ fn account_lock(directory: &str) -> String {
 /// A URL as a part of a file's name.
 pub fn as_name(url: &str) -> String {
     url.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_member_costs_itself_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().to_owned());
+        let url = |text: &str| {
+            store.save(&account_file("https://ca/dir"), text).unwrap();
+            stored_account_url(&store, "https://ca/dir").unwrap()
+        };
+        assert_eq!(url(r#"{"id":"https://ca/1","key_pkcs8":7,"more":{}}"#).as_deref(), Some("https://ca/1"));
+        assert_eq!(url(r#"{"id":7}"#), None);
+        assert_eq!(url("["), None);
+        let issuers = |text: &str| {
+            store.save("accounts/https---ca-dir.issuers.json", text).unwrap();
+            stored_issuers(&store, "https://ca/dir")
+        };
+        assert_eq!(issuers(r#"["a.example",7,null,"b.example"]"#), ["a.example", "b.example"]);
+        assert!(issuers(r#"{"a":1}"#).is_empty() && issuers("[").is_empty());
+    }
 }

@@ -33,6 +33,7 @@ use instant_acme::{
 };
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
 use self::{
@@ -102,7 +103,7 @@ const UNNAMED_PAUSE: Duration = Duration::from_secs(60);
 const SHORT_LIVED: &str = "shortlived";
 
 /// An order on its way. It is kept, so that a restart goes on with it instead of placing another.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// Where it was placed.
     pub directory: String,
