@@ -7,6 +7,7 @@ import json
 import os
 import re
 import ssl
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -277,10 +278,43 @@ def test_what_is_missing_is_said_in_a_sentence(appliance, appliance_image):
         (both[:2], "ACME_EMAIL is not set"),
         (both, "no volume at /data"),
         ((*both, "--volume", "/data", "--env", "ACME_CA_FILE=/missing.pem"), "no certificate in PEM"),
+        ((*both, "--volume", "/data", "--env", "ACME_DIRECTORY=zerossl"), "needs ACME_EAB_KID and ACME_EAB_HMAC_KEY"),
+        ((*both, "--volume", "/data", "--env", "ACME_EAB_KID=kid"), "belong together"),
         (("--env", "SERVER_NAME=example.net", *both[2:], "--volume", f"{volume}:/data"), "the volume is that of example.org"),
     ):
         code, error = refusal(appliance_image, *arguments)
         assert code == 78 and said in error, (code, error)
+
+
+def test_a_backup_is_restored_into_a_new_volume(appliance, alice, appliance_image, tmp_path):
+    backup = tmp_path / "matrix.tar"
+    with open(backup, "wb") as file:
+        done = subprocess.run(["docker", "exec", appliance.name, "backup"], stdout=file, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    volume = f"appliance-test-restored-{os.getpid()}"
+    into = lambda file: docker("run", "--rm", "--interactive", "--volume", f"{volume}:/data", appliance_image, "restore", stdin=file)
+    again = None
+    try:
+        with open("/dev/null") as nothing:
+            refused = into(nothing)
+        assert refused.returncode == 78 and "not a backup" in refused.stderr, refused.stderr
+        with open(backup) as file:
+            restored = into(file)
+        assert restored.returncode == 0 and "the data of example.org again" in restored.stderr, restored.stderr
+        with open(backup) as file:
+            assert "already has the data of example.org" in into(file).stderr
+        again = Appliance(appliance_image, volume)
+        assert intact(again, alice) and key(again) == key(appliance)
+        login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": alice["password"]}
+        assert again.matrix("/login", login)["access_token"]
+        # The edge has its certificates and its CA as they were.
+        assert again.exec("vestibule", "ca").stdout == appliance.exec("vestibule", "ca").stdout
+        read = "cat /data/vestibule/internal-ca.json"
+        assert again.exec("sh", "-c", read).stdout == appliance.exec("sh", "-c", read).stdout
+    finally:
+        if again:
+            docker("rm", "--force", again.name)
+        docker("volume", "rm", "--force", volume)
 
 
 def test_the_signing_key_is_never_made_again(appliance, appliance_image):
