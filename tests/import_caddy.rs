@@ -77,6 +77,39 @@ fn the_command_prints_both_and_its_code_says_what_was_lost() {
     }
 }
 
+#[test]
+fn other_files_are_read_where_they_are_imported() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("Caddyfile", "import snippets.conf\nimport sites/*.caddy\nimport none/*.caddy\n");
+    write("snippets.conf", "(to) {\n\treverse_proxy {args[0]}:80\n}\n");
+    write("sites/b.caddy", "b.example.org {\n\timport to b\n\timport ../common/fields.conf nosniff\n}\n");
+    write("sites/a.caddy", "a.example.org {\n\timport to a\n\tfantasy\n}\n");
+    write("sites/.hidden.caddy", "hidden.example.org {\n}\n");
+    write("sites/readme.txt", "{{{");
+    write("common/fields.conf", "header X-Content-Type-Options {args[0]}\n");
+    let command = || program(&["import-caddy", folder.path().join("Caddyfile").to_str().unwrap()]);
+    let output = command();
+    let (toml, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let a = toml.find("[sites.\"a.example.org\"]\nupstream = \"http://a:80\"\n").unwrap();
+    assert!(toml[a..].contains("[sites.\"b.example.org\"]\nupstream = \"http://b:80\"\nresponse_fields = "), "{toml}");
+    assert!(!toml.contains("hidden"), "{toml}");
+    assert!(said.contains("Caddyfile:3: note: `import none/*.caddy`: no file fits"), "{said}");
+    assert!(said.contains("sites/a.caddy:3: not converted: `fantasy`"), "{said}");
+    // A file that is not there, and one that imports itself.
+    write("Caddyfile", "a.example.org {\n\treverse_proxy a:80\n\timport ./none.conf\n\timport ./self.conf\n}\n");
+    write("self.conf", "import ./self.conf\n");
+    let said = String::from_utf8(command().stderr).unwrap();
+    assert!(said.contains("Caddyfile:3: not converted: `import ./none.conf`") && said.contains("too many"), "{said}");
+    write("self.conf", "handle {\n");
+    let said = String::from_utf8(command().stderr).unwrap();
+    assert!(said.contains("Caddyfile:1: the block that begins here is not closed"), "{said}");
+}
+
 /// Pieces of Caddyfiles, so that random text gets past the first line.
 const PIECES: [&str; 48] = [
     "a.example.org",

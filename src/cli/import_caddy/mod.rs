@@ -10,6 +10,7 @@ mod conditions;
 mod data;
 mod emit;
 mod fields;
+mod files;
 mod kinds;
 mod lexer;
 mod model;
@@ -28,11 +29,15 @@ mod transport;
 mod well_known;
 mod write_routes;
 
-use std::{env, fmt, fs, path::PathBuf, process::ExitCode};
+use std::{
+    env, fmt, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 
-use self::model::TargetConfig;
+use self::{files::LINES_PER_FILE, model::TargetConfig};
 use super::{FAILED, Outcome, print, warn};
 use crate::{cert, clock::Clock, config};
 
@@ -58,8 +63,8 @@ pub(super) fn run(args: &Args) -> Outcome {
     let name = args.caddyfile.display().to_string();
     let text = fs::read_to_string(&args.caddyfile).with_context(|| format!("cannot read {name}"))?;
     let storage = args.storage.as_ref().map(|path| path.display().to_string());
-    let imported = import_into(&name, &text, storage.as_deref());
-    let imported = imported.map_err(|error| anyhow::anyhow!("{name}:{}: {}", error.line, error.message))?;
+    let imported = import_into(&name, &text, storage.as_deref(), &find_files);
+    let imported = imported.map_err(|(name, error)| anyhow::anyhow!("{name}:{}: {}", error.line, error.message))?;
     if let Some(dir) = &args.data {
         // Before anything is printed: who pipes the output into a file wants the whole of it or nothing.
         let (plan, _) =
@@ -96,6 +101,8 @@ pub struct Imported {
     pub toml: String,
     /// What there is to say, by lines.
     pub remarks: Vec<Remark>,
+    /// The file itself and those that it imports; the lines of each follow those of the one before.
+    names: Vec<String>,
 }
 
 impl Imported {
@@ -108,7 +115,12 @@ impl Imported {
     /// The remarks, one a line.
     #[must_use]
     pub fn words(&self, name: &str) -> String {
-        self.remarks.iter().map(|remark| format!("{name}:{remark}\n")).collect()
+        let of_file = |remark: &Remark| {
+            let (file, line) = (remark.line / LINES_PER_FILE, remark.line % LINES_PER_FILE);
+            let name = if file == 0 { name } else { self.names.get(file).map_or(name, String::as_str) };
+            format!("{name}:{}\n", Remark { line, ..remark.clone() })
+        };
+        self.remarks.iter().map(of_file).collect()
     }
 }
 
@@ -167,7 +179,40 @@ impl fmt::Display for Remark {
 /// # Errors
 /// The text is no Caddyfile.
 pub fn import(name: &str, text: &str) -> Result<Imported, SyntaxError> {
-    import_into(name, text, None)
+    let find = |_: &str, _: &str| Err("other files are not read; insert their text here".to_owned());
+    import_into(name, text, None, &find).map_err(|(_, error)| error)
+}
+
+/// What a pattern of an `import` means, relative to the folder of the file that it stands in. As in Caddy, it has one star
+/// at most, which does not fit hidden files.
+fn find_files(importing: &str, pattern: &str) -> Result<Vec<(String, String)>, String> {
+    let whole = Path::new(importing).parent().unwrap_or_else(|| Path::new("")).join(pattern);
+    let read = |path: &Path| {
+        let text = fs::read_to_string(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        Ok((path.display().to_string(), text))
+    };
+    if !pattern.contains('*') {
+        return Ok(vec![read(&whole)?]);
+    }
+    if pattern.contains(['?', '[']) || pattern.matches('*').count() > 1 {
+        return Err("a pattern with more than one wildcard".to_owned());
+    }
+    let mut found = vec![PathBuf::new()];
+    for part in whole.components() {
+        let part = part.as_os_str();
+        let name = part.to_string_lossy();
+        if !name.contains('*') {
+            found.iter_mut().for_each(|path| path.push(part));
+            continue;
+        }
+        let fits = |entry: &str| patterns::fits(entry, &name) && (!entry.starts_with('.') || name.starts_with('.'));
+        let folders = found.iter().map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
+        let entries = folders.filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+        found =
+            entries.filter(|entry| entry.file_name().to_str().is_some_and(fits)).map(|entry| entry.path()).collect();
+        found.sort();
+    }
+    found.iter().filter(|path| path.is_file()).map(|path| read(path)).collect()
 }
 
 /// `{}` is the beginning of a Caddyfile as well.
@@ -176,16 +221,30 @@ fn is_json(text: &str) -> bool {
     value.is_ok_and(|members| !members.is_empty())
 }
 
-fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported, SyntaxError> {
+/// The same, with the name of the file that is wrong.
+fn import_into(
+    name: &str,
+    text: &str,
+    storage: Option<&str>,
+    find: files::Find<'_>,
+) -> Result<Imported, (String, SyntaxError)> {
     if is_json(text) {
-        return Err(SyntaxError::new(1, "this is Caddy's JSON format; only Caddyfiles are supported"));
+        let error = SyntaxError::new(1, "this is Caddy's JSON format; only Caddyfiles are supported");
+        return Err((name.to_owned(), error));
     }
-    let mut file = parser::parse(&lexer::lex(text)?)?;
+    let mut names = vec![name.to_owned()];
+    let mut found = Vec::new();
+    let file = files::expanded(text, &mut names, find, &mut found).and_then(|words| parser::parse(&words));
+    let mut file = file.map_err(|error| {
+        let name = names.get(error.line / LINES_PER_FILE).map_or(name, String::as_str);
+        (name.to_owned(), SyntaxError { line: error.line % LINES_PER_FILE, ..error })
+    })?;
     let mut model = TargetConfig::default();
     if let Some(storage) = storage {
         model.set("storage", "path", emit::quote(storage));
     }
     let mut remarks = std::mem::take(&mut file.remarks);
+    remarks.append(&mut found);
     let ports = options::read(&file.options, &mut model, &mut remarks);
     for site in &file.sites {
         sites::site(site, ports, &mut model, &mut remarks);
@@ -199,5 +258,5 @@ fn import_into(name: &str, text: &str, storage: Option<&str>) -> Result<Imported
     selfcheck::check(&file, &toml, ports, &mut remarks);
     remarks.sort();
     remarks.dedup();
-    Ok(Imported { toml, remarks })
+    Ok(Imported { toml, remarks, names })
 }

@@ -5,8 +5,9 @@ use super::{
     parser::Directive,
 };
 
-/// Caddy's order of directives, as far as they matter here; a `handle_path` is a `handle`.
-const ORDER: [&str; 28] = [
+/// Caddy's order of directives, as far as they matter here; a `handle_path` is a `handle`. What is not here comes first, so
+/// that it is reached and named.
+const ORDER: [&str; 29] = [
     "map",
     "vars",
     "root",
@@ -35,6 +36,7 @@ const ORDER: [&str; 28] = [
     "reverse_proxy",
     "php_fastcgi",
     "file_server",
+    "acme_server",
 ];
 
 /// The name by which a directive is sorted and read.
@@ -51,7 +53,7 @@ pub fn name(directive: &Directive) -> &str {
 pub fn sorted<'d>(directives: &'d [Directive], named: &Named) -> Vec<&'d Directive> {
     let mut ordered: Vec<(&Directive, usize, Matcher)> = Vec::new();
     for directive in directives.iter().filter(|directive| !directive.name.starts_with('@')) {
-        let rank = ORDER.iter().position(|known| *known == name(directive)).unwrap_or(ORDER.len());
+        let rank = ORDER.iter().position(|known| *known == name(directive)).unwrap_or(0);
         let (matcher, _) = conditions::of(directive, named);
         // Caddy's comparison is no total order, so that it has to be done one by one.
         let at =

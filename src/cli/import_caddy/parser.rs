@@ -63,10 +63,7 @@ pub fn parse(tokens: &[Token]) -> Result<File, SyntaxError> {
         let addresses = parser.addresses()?;
         let first = addresses.first().map(|token| (token.text.clone(), token.line)).unwrap_or_default();
         if first.0 == "import" {
-            file.remarks.push(Remark::lost(
-                first.1,
-                "`import` at the top level: other files are not read; insert their text here",
-            ));
+            file.remarks.push(Remark::lost(first.1, "`import` at the top level of what is no file"));
             continue;
         }
         let body = if parser.opens_block() {
@@ -110,7 +107,7 @@ impl Parser<'_> {
     /// A brace opens a block where nothing follows it on its line.
     fn opens_block(&self) -> bool {
         let next = self.tokens.get(self.at + 1);
-        self.is("{") && next.is_none_or(|next| next.line > self.tokens[self.at].line)
+        self.is("{") && next.is_none_or(|next| next.line != self.tokens[self.at].line)
     }
 
     /// The words before a block, over several lines where commas say so.
@@ -209,7 +206,7 @@ impl Importer<'_> {
         let name = directive.args.first().map(|token| token.text.clone()).unwrap_or_default();
         let Some(body) = self.snippets.get(&name) else {
             let text = format!(
-                "`import {name}`: there is no snippet with this name, and other files are not read; insert their text here"
+                "`import {name}`: there is no snippet with this name (a file is named with its folder: `import ./{name}`)"
             );
             self.remarks.push(Remark::lost(directive.line, text));
             return Vec::new();
@@ -263,7 +260,8 @@ fn size(directives: &[Directive]) -> usize {
     directives.iter().map(|directive| 1 + directive.block.as_deref().map_or(0, size)).sum()
 }
 
-fn numbered(text: &str, args: &[Token]) -> String {
+/// A word with `{args[0]}` and its like filled in.
+pub fn numbered(text: &str, args: &[Token]) -> String {
     let mut text = text.to_owned();
     if text.contains("{args") && text.len() < MAX_WORD {
         for (index, arg) in args.iter().enumerate() {

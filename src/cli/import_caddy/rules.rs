@@ -5,6 +5,7 @@ use super::{
     Remark,
     conditions::{self, Base, Conditions, Matcher, Named},
     fields,
+    files::LINES_PER_FILE,
     model::{Action, Edit},
     order,
     parser::Directive,
@@ -448,6 +449,7 @@ impl<'r> Reader<'r> {
                 continue;
             }
             if by != 0 && line.line != by {
+                let by = by % LINES_PER_FILE;
                 let text = format!(
                     "`{}` is never reached, because line {by} handles every request before it; it is omitted",
                     line.name

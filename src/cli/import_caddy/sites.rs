@@ -1,7 +1,9 @@
 //! Sites: which names and ports the blocks of a Caddyfile are for, and what becomes of them.
 
 use super::{
-    Remark, kinds,
+    Remark,
+    files::LINES_PER_FILE,
+    kinds,
     lexer::ENV,
     model::{Action, Edit, Site, TargetConfig},
     options::{self, Ports},
@@ -290,6 +292,7 @@ fn documents(
         rules.iter().filter(|rule| is_one(rule)).map(|rule| (rule.clone(), true)).collect();
     let unreached = unreached.into_iter().filter(|(rule, _)| is_one(rule));
     for (rule, by) in unreached {
+        let by = by % LINES_PER_FILE;
         let text =
             format!("`respond` is never reached, because line {by} handles every request before it; it is reached now");
         remarks.push(Remark::mended(rule.line, text));
