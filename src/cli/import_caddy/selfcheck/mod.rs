@@ -100,9 +100,8 @@ impl Decision {
         let answers = |one: &Self| matches!(one.outcome, Outcome::Respond { status: 200, .. } | Outcome::Document);
         let same = self.outcome == other.outcome
             || ((is_document(self) || is_document(other)) && answers(self) && answers(other));
-        // The documents stay open where the site asks who comes; that is told by the tree.
         let guarded = |one: &Self| (one.basic_auth, one.forward_auth);
-        same && (guarded(self) == guarded(other) || is_document(other))
+        same && guarded(self) == guarded(other)
     }
 }
 
