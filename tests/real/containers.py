@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import time
@@ -19,6 +20,20 @@ def docker(*arguments, **more):
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, **more)
 
 
+def forget_networks_of_dead_engines():
+    """Removes the bridges and rules that an engine leaves behind which was killed. The next network with the same addresses, and
+    that of `init`'s file has always the same, would answer to nobody."""
+    names = lambda *arguments: [link["ifname"] for link in json.loads(subprocess.run(["ip", "-j", "link", "show", *arguments], capture_output=True, text=True).stdout or "[]")]
+    for bridge in names("type", "bridge"):
+        if re.fullmatch("br-[0-9a-f]{12}", bridge) and not names("master", bridge):
+            subprocess.run(["ip", "link", "del", bridge], capture_output=True)
+    left = set(names())
+    for rule in subprocess.run(["iptables", "-t", "nat", "-S"], capture_output=True, text=True).stdout.splitlines():
+        bridge = re.search("br-[0-9a-f]{12}", rule)
+        if bridge and bridge[0] not in left:
+            subprocess.run(["iptables", "-t", "nat", "-D", *rule.split()[1:]], capture_output=True)
+
+
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory):
     """A Docker engine: the one that runs, or one of our own for as long as the tests take."""
@@ -29,6 +44,7 @@ def engine(tmp_path_factory):
         return
     if not shutil.which("dockerd") or os.geteuid() != 0:
         pytest.skip("no Docker engine runs, and none can be started by this user")
+    forget_networks_of_dead_engines()
     # Engines of runs that were killed leave this mount behind, and with it their folder.
     for left in tmp_path_factory.getbasetemp().parent.glob("*/engine*"):
         pid = left / "pid"
