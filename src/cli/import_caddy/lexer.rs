@@ -9,8 +9,8 @@ pub struct Token {
     pub text: String,
     /// The line that it begins on, from 1.
     pub line: usize,
-    /// The line that it ends on.
-    pub end: usize,
+    /// Nothing stands before it on its line.
+    pub begins_line: bool,
     /// It stood in quotes, backticks or a heredoc: a brace in it is none.
     pub quoted: bool,
 }
@@ -36,8 +36,11 @@ pub fn lex(text: &str) -> Result<Vec<Token>, SyntaxError> {
         .replace([ENV, ENV_DEFAULT, ENV_END, SEGMENT], "\u{fffd}");
     let mut lexer = Lexer { rest: &text, line: 1 };
     let mut tokens = Vec::new();
+    let mut end = 0;
     while let Some(token) = lexer.next()? {
-        tokens.push(Token { text: variables(&token.text), ..token });
+        let begins_line = token.line != end;
+        end = lexer.line;
+        tokens.push(Token { text: variables(&token.text), begins_line, ..token });
     }
     Ok(tokens)
 }
@@ -59,7 +62,7 @@ impl Lexer<'_> {
                 None => (self.bare(), false),
             },
         };
-        Ok(Some(Token { text, line, end: self.line, quoted }))
+        Ok(Some(Token { text, line, begins_line: false, quoted }))
     }
 
     fn take(&mut self, len: usize) -> &str {

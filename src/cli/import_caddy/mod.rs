@@ -1,7 +1,7 @@
 //! `vestibule import-caddy`: a Caddyfile as our TOML, with everything that was wrong in it and everything that was lost.
 //!
 //! ```text
-//! text > lexer (words) > parser (sites, snippets filled in) > rules (Caddy's order and matchers) > sites (our routes) > settle > emit > selfcheck
+//! text > lexer (words) > imports (of snippets and files) > parser (sites) > rules (Caddy's order and matchers) > sites (our routes) > settle > emit > selfcheck
 //! ```
 //!
 //! All of it but the command itself is a pure function of the text.
@@ -10,9 +10,10 @@ mod conditions;
 mod data;
 mod emit;
 mod fields;
-mod files;
+mod imports;
 mod kinds;
 mod lexer;
+mod logs;
 mod model;
 mod options;
 mod order;
@@ -37,7 +38,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use self::{files::LINES_PER_FILE, model::TargetConfig};
+use self::{imports::LINES_PER_FILE, model::TargetConfig};
 use super::{FAILED, Outcome, print, warn};
 use crate::{cert, clock::Clock, config};
 
@@ -226,7 +227,7 @@ fn import_into(
     name: &str,
     text: &str,
     storage: Option<&str>,
-    find: files::Find<'_>,
+    find: imports::Find<'_>,
 ) -> Result<Imported, (String, SyntaxError)> {
     if is_json(text) {
         let error = SyntaxError::new(1, "this is Caddy's JSON format; only Caddyfiles are supported");
@@ -234,7 +235,7 @@ fn import_into(
     }
     let mut names = vec![name.to_owned()];
     let mut found = Vec::new();
-    let file = files::expanded(text, &mut names, find, &mut found).and_then(|words| parser::parse(&words));
+    let file = imports::expanded(text, &mut names, find, &mut found).and_then(|words| parser::parse(&words));
     let mut file = file.map_err(|error| {
         let name = names.get(error.line / LINES_PER_FILE).map_or(name, String::as_str);
         (name.to_owned(), SyntaxError { line: error.line % LINES_PER_FILE, ..error })

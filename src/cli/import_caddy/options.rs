@@ -4,7 +4,9 @@ use super::{
     Remark,
     emit::{list, quote},
     lexer::Token,
+    logs,
     model::{Site, TargetConfig},
+    order,
     parser::Directive,
     proxy::seconds,
 };
@@ -55,15 +57,26 @@ pub fn read(options: &[Directive], model: &mut TargetConfig, remarks: &mut Vec<R
                     "`auto_https disable_redirects`: vestibule always redirects http to https",
                 ));
             }
+            "log" => logs::read(line, model, remarks),
+            "default_sni" | "fallback_sni" => {
+                let text = format!(
+                    "`{} {value}`: vestibule refuses a client that sends no server name; a site \"*\" with a certificate of its own would serve it",
+                    line.name
+                );
+                remarks.push(Remark::lost(line.line, text));
+            }
+            "order" if order::is_known(value) => {
+                remarks.push(Remark::lost(
+                    line.line,
+                    format!("`order {value}`: directives are read in Caddy's own order"),
+                ));
+            }
             // Who has these has them for Caddy's own sake.
             "admin"
             | "storage"
             | "persist_config"
             | "skip_install_trust"
-            | "default_sni"
-            | "fallback_sni"
             | "order"
-            | "log"
             | "ocsp_stapling"
             | "ocsp_interval"
             | "renew_interval"

@@ -1,5 +1,7 @@
 //! The order in which Caddy takes the directives of a block.
 
+use std::cmp::Reverse;
+
 use super::{
     conditions::{self, Matcher, Named},
     parser::Directive,
@@ -39,6 +41,11 @@ const ORDER: [&str; 29] = [
     "acme_server",
 ];
 
+/// Whether the place of a directive of this name in the order matters here.
+pub fn is_known(name: &str) -> bool {
+    ORDER.contains(&name)
+}
+
 /// The name by which a directive is sorted and read.
 pub fn name(directive: &Directive) -> &str {
     match directive.name.as_str() {
@@ -68,8 +75,9 @@ fn before(a: &Matcher, b: &Matcher) -> bool {
     match (a.single_path(), b.single_path()) {
         (Some(a), Some(b)) => {
             let (bare_a, bare_b) = (a.trim_end_matches('*'), b.trim_end_matches('*'));
-            let length = |text: &str| text.chars().count();
-            if bare_a == bare_b { a.len() < b.len() } else { length(bare_a) > length(bare_b) }
+            // The longer first, then by the alphabet; of `/a` and `/a*` the exact one.
+            let rank = |bare: &str| Reverse(bare.chars().count());
+            (rank(bare_a), bare_a, a.len()) < (rank(bare_b), bare_b, b.len())
         }
         _ => !a.is_all() && b.is_all(),
     }

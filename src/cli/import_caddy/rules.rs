@@ -5,7 +5,8 @@ use super::{
     Remark,
     conditions::{self, Base, Conditions, Matcher, Named},
     fields,
-    files::LINES_PER_FILE,
+    imports::LINES_PER_FILE,
+    lexer::Token,
     model::{Action, Edit},
     order,
     parser::Directive,
@@ -102,6 +103,14 @@ pub struct Reader<'r> {
 /// The requests that a directive is for: the first of these, unless the others.
 type Scope = (Vec<Conditions>, Vec<Conditions>);
 
+/// What is still to come for a request that nothing has answered yet: the rest of a block, and of those around it.
+#[derive(Clone, Copy)]
+struct Rest<'d> {
+    steps: &'d [&'d Directive],
+    named: &'d Named,
+    then: Option<&'d Self>,
+}
+
 impl<'r> Reader<'r> {
     /// A reader for a host.
     pub const fn new(host: &'r str, plain: bool, remarks: &'r mut Vec<Remark>) -> Self {
@@ -111,37 +120,48 @@ impl<'r> Reader<'r> {
     /// The rules of a site.
     pub fn site(&mut self, body: &[Directive]) -> Vec<Rule> {
         let named = conditions::scope(body, &Named::new());
-        self.sequence(&order::sorted(body, &named), &named, State::default(), &Conditions::default())
+        let steps = order::sorted(body, &named);
+        self.sequence(Rest { steps: &steps, named: &named, then: None }, State::default(), &Conditions::default())
     }
 
     fn lost(&mut self, line: &Directive, text: impl Into<String>) {
         self.remarks.push(Remark::lost(line.line, text));
     }
 
-    fn sequence(&mut self, steps: &[&Directive], named: &Named, mut state: State, within: &Conditions) -> Vec<Rule> {
+    fn sequence(&mut self, all: Rest<'_>, mut state: State, within: &Conditions) -> Vec<Rule> {
         let mut rules = Vec::new();
-        for (at, line) in steps.iter().enumerate() {
-            let rest = &steps[at + 1..];
+        let Rest { steps, named, .. } = all;
+        let mut next = 0;
+        while let Some(line) = steps.get(next) {
+            let at = next;
+            let same = joined(&steps[at..]);
+            next = at + same.max(1);
+            let rest = Rest { steps: &steps[next..], ..all };
             if let Some(by) = ending(&rules, within).map(|rule: &Rule| rule.line) {
                 self.never_reached(&steps[at..], named, &state, by);
-                break;
+                return rules;
             }
             if self.count > MAX_RULES {
                 self.lost(line, "this directive and those after it: the site has too many cases");
-                break;
+                return rules;
             }
             let (matcher, args) = conditions::of(line, named);
+            if same > 1 {
+                let route = as_route(&steps[at..next], named);
+                rules.extend(self.enclosed(&route, &matcher, rest, &state, within));
+                continue;
+            }
             match order::name(line) {
                 "header" | "request_header" | "request_body" | "basic_auth" | "forward_auth" | "root" | "try_files" => {
                     self.change(line, &matcher, args, &mut state, within);
                 }
                 "uri" | "rewrite" => {
-                    rules.extend(self.rewritten(line, &matcher, args, rest, named, &mut state, within));
+                    rules.extend(self.rewritten(line, &matcher, args, rest, &mut state, within));
                 }
-                "handle" | "route" => rules.extend(self.enclosed(line, &matcher, rest, named, &state, within)),
+                "handle" | "route" => rules.extend(self.enclosed(line, &matcher, rest, &state, within)),
                 name if terminal::IS.contains(&name) => {
                     let Some((when, unless)) = self.scope(line, &matcher, &state, within) else { continue };
-                    rules.extend(self.excluded(&unless, rest, named, &state));
+                    rules.extend(self.excluded(&unless, rest, &state));
                     let Some(action) = self.action(line, args) else { continue };
                     for when in when {
                         self.emit(when, &action, line.line, &state, 0, Changes::default(), &mut rules);
@@ -150,11 +170,14 @@ impl<'r> Reader<'r> {
                 name => self.other(line, name),
             }
         }
+        if let Some(outer) = all.then.filter(|_| ending(&rules, within).is_none()) {
+            rules.extend(self.sequence(*outer, state, within));
+        }
         rules
     }
 
     /// What a terminal directive does.
-    fn action(&mut self, line: &Directive, args: &[super::lexer::Token]) -> Option<Action> {
+    fn action(&mut self, line: &Directive, args: &[Token]) -> Option<Action> {
         terminal::read(line, args, self.host, self.plain, self.remarks)
     }
 
@@ -209,11 +232,11 @@ impl<'r> Reader<'r> {
         if protects { ": the route is CLOSED TO ALL; write one with `from`, `methods` or `fields`" } else { "" }
     }
 
-    /// What the rest of a block does with the requests that a directive leaves out.
-    fn excluded(&mut self, unless: &[Conditions], rest: &[&Directive], named: &Named, state: &State) -> Vec<Rule> {
+    /// The rules of what follows for the requests that a directive leaves out.
+    fn excluded(&mut self, unless: &[Conditions], rest: Rest<'_>, state: &State) -> Vec<Rule> {
         let mut rules = Vec::new();
         for when in unless {
-            let inner = self.sequence(rest, named, state.clone(), when);
+            let inner = self.sequence(rest, state.clone(), when);
             rules.extend(Self::closed_off(inner, when));
         }
         rules
@@ -232,50 +255,44 @@ impl<'r> Reader<'r> {
         &mut self,
         line: &Directive,
         matcher: &Matcher,
-        rest: &[&Directive],
-        named: &Named,
+        rest: Rest<'_>,
         state: &State,
         within: &Conditions,
     ) -> Vec<Rule> {
         let Some((when, unless)) = self.scope(line, matcher, state, within) else { return Vec::new() };
         self.reached.push(line.line);
-        let mut rules = self.excluded(&unless, rest, named, state);
+        let mut rules = self.excluded(&unless, rest, state);
         let block = line.block.as_deref().unwrap_or_default();
-        let inner_named = conditions::scope(block, named);
-        let steps: Vec<&Directive> = match line.name.as_str() {
-            "route" => block.iter().filter(|line| !line.name.starts_with('@')).collect(),
-            _ => order::sorted(block, &inner_named),
+        let named = conditions::scope(block, rest.named);
+        let is_route = line.name == "route";
+        let steps: Vec<&Directive> = match is_route {
+            true => block.iter().filter(|line| !line.name.starts_with('@')).collect(),
+            false => order::sorted(block, &named),
         };
+        // Of the handles one takes the request, and those beside it that are for the same: Caddy joins them.
+        let words = |line: &Directive| line.args.iter().map(|token| token.text.clone()).collect::<Vec<_>>();
+        let is_joined = |other: &Directive| other.name == line.name && words(other) == words(line);
+        let joined = rest.steps.iter().take_while(|other| is_joined(other)).count();
+        let is_left = |(at, other): &(usize, &&Directive)| is_route || *at < joined || order::name(other) != "handle";
+        let others: Vec<&Directive> = rest.steps.iter().enumerate().filter(is_left).map(|(_, other)| *other).collect();
+        let outer = Rest { steps: &others, ..rest };
+        // What follows a route takes its requests with all others, where they are as they were.
+        let goes_on = !is_route || block.iter().any(changes_what_follows);
+        let inner = Rest { steps: &steps, named: &named, then: goes_on.then_some(&outer) };
         for when in when {
             let mut inner_state = state.clone();
             if line.name == "handle_path" {
                 let taken = matcher.single_path().unwrap_or_default().trim_end_matches('*').trim_end_matches('/');
                 inner_state.base = strip(&state.base, taken).unwrap_or_default();
             }
-            let mut inner = self.sequence(&steps, &inner_named, inner_state, &when);
-            if line.name == "route" {
-                rules.extend(inner);
-                continue;
-            }
-            // Of the handles one takes the request; what follows them may still answer it.
-            if ending(&inner, &when).is_none() {
-                let others: Vec<_> = rest.iter().copied().filter(|line| order::name(line) != "handle").collect();
-                inner.extend(self.sequence(&others, named, state.clone(), &when));
-            }
-            rules.extend(Self::closed_off(inner, &when));
+            let found = self.sequence(inner, inner_state, &when);
+            rules.extend(if goes_on { Self::closed_off(found, &when) } else { found });
         }
         rules
     }
 
     /// Takes in a directive that changes fields, bounds bodies, or asks who comes.
-    fn change(
-        &mut self,
-        line: &Directive,
-        matcher: &Matcher,
-        args: &[super::lexer::Token],
-        state: &mut State,
-        within: &Conditions,
-    ) {
+    fn change(&mut self, line: &Directive, matcher: &Matcher, args: &[Token], state: &mut State, within: &Conditions) {
         // `root /srv` has no matcher.
         let (all, is_root) = (Matcher::default(), line.name == "root" && line.args.len() == 1);
         let (matcher, args) = if is_root { (&all, line.args.as_slice()) } else { (matcher, args) };
@@ -315,9 +332,8 @@ impl<'r> Reader<'r> {
         &mut self,
         line: &Directive,
         matcher: &Matcher,
-        args: &[super::lexer::Token],
-        rest: &[&Directive],
-        named: &Named,
+        args: &[Token],
+        rest: Rest<'_>,
         state: &mut State,
         within: &Conditions,
     ) -> Vec<Rule> {
@@ -352,9 +368,9 @@ impl<'r> Reader<'r> {
             *state = changed;
             return Vec::new();
         }
-        let mut rules = self.excluded(&unless, rest, named, state);
+        let mut rules = self.excluded(&unless, rest, state);
         for when in when {
-            let inner = self.sequence(rest, named, changed.clone(), &when);
+            let inner = self.sequence(rest, changed.clone(), &when);
             rules.extend(Self::closed_off(inner, &when));
         }
         rules
@@ -457,6 +473,41 @@ impl<'r> Reader<'r> {
                 self.not_reached.push(Remark::note(line.line, text));
             }
         }
+    }
+}
+
+/// How many directives from the first on Caddy joins: those beside each other with the same matcher, which is asked once, although
+/// some of them change the path. 0 if joining them makes no difference.
+fn joined(steps: &[&Directive]) -> usize {
+    let matcher = |line: &Directive| {
+        let first = line.args.first().filter(|token| !token.quoted && token.text.starts_with(['/', '@']));
+        first.filter(|_| order::name(line) != "handle").map(|token| token.text.clone())
+    };
+    let Some(first) = steps.first().and_then(|line| matcher(line)) else { return 0 };
+    let same = steps.iter().take_while(|line| matcher(line).as_ref() == Some(&first)).count();
+    let moves = |line: &&Directive| matches!(line.name.as_str(), "uri" | "rewrite");
+    if same > 1 && steps[..same - 1].iter().any(moves) { same } else { 0 }
+}
+
+/// Directives with one matcher as a `route` with it.
+fn as_route(steps: &[&Directive], named: &Named) -> Directive {
+    let bare = |line: &&Directive| {
+        let every = Token { text: "*".into(), ..line.args[0].clone() };
+        let args = [&[every], conditions::of(line, named).1].concat();
+        Directive { args, ..(*line).clone() }
+    };
+    let block = steps.iter().map(bare).collect();
+    Directive { name: "route".into(), args: steps[0].args[..1].to_vec(), block: Some(block), line: steps[0].line }
+}
+
+/// Whether a directive changes the requests that it does not answer, or their answers.
+fn changes_what_follows(line: &Directive) -> bool {
+    let inner = || line.block.iter().flatten().any(changes_what_follows);
+    match order::name(line) {
+        "handle" | "route" => line.name == "handle_path" || inner(),
+        "header" | "request_header" | "request_body" | "basic_auth" | "forward_auth" | "root" | "try_files" | "uri"
+        | "rewrite" => true,
+        _ => false,
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::{
     Remark,
-    files::LINES_PER_FILE,
+    imports::LINES_PER_FILE,
     kinds,
     lexer::ENV,
+    logs,
     model::{Action, Edit, Site, TargetConfig},
     options::{self, Ports},
     parser::{Directive, SiteBlock},
@@ -205,6 +206,7 @@ fn one(
     for line in &block.body {
         match line.name.as_str() {
             "tls" => options::tls(line, &mut site, model, remarks),
+            "log" => logs::read(line, model, remarks),
             "bind" => {
                 let all: Vec<_> = line.args.iter().map(|token| token.text.clone()).collect();
                 if model.bind.is_empty() || model.bind == all {
