@@ -49,6 +49,14 @@ fn every_caddyfile_makes_the_file_and_the_remarks_beside_it() {
 }
 
 #[test]
+fn conditions_that_double_with_each_other_come_to_an_end() {
+    let route = |n| format!("\t@m{n} header X-{n} y\n\troute @m{n} {{\n\t\theader Y-{n} z\n\t}}\n");
+    let routes: String = (0..60).map(route).collect();
+    let imported = import("c", &format!("a.example.org {{\n{routes}\treverse_proxy a:80\n}}\n")).unwrap();
+    assert!(imported.words("c").contains("the site has too many cases"), "{}", imported.words("c"));
+}
+
+#[test]
 fn the_command_prints_both_and_its_code_says_what_was_lost() {
     let command = |name: &str| program(&["import-caddy", folder().join(name).to_str().unwrap()]);
     let guide = command("guide.caddyfile");

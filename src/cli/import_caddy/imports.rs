@@ -63,13 +63,12 @@ impl Importer<'_> {
             if self.words > MAX_WORDS {
                 return Err(SyntaxError::new(token.line, "the imports have too many words"));
             }
-            if let Some(name) = snippet_name(token).filter(|_| self.braces == 0) {
-                if opens_block(tokens, at + 1) {
-                    let body = block(tokens, at + 1)?;
-                    at = body.end + 1;
-                    self.snippets.insert(name.to_owned(), tokens[body].to_vec());
-                    continue;
-                }
+            let snippet = snippet_name(token).filter(|_| self.braces == 0 && opens_block(tokens, at + 1));
+            if let Some(name) = snippet {
+                let body = block(tokens, at + 1)?;
+                at = body.end + 1;
+                self.snippets.insert(name.to_owned(), tokens[body].to_vec());
+                continue;
             }
             if token.text == "import" && !token.quoted && token.begins_line {
                 at = self.import(tokens, at, found)?;

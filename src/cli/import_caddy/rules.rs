@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::plan::Kind;
 
-/// A site with more rules than this was not written by a person.
+/// A site with more cases than this was not written by a person: rules, and blocks that are gone through for some requests.
 const MAX_RULES: usize = 2_000;
 
 /// What is said of what protects something and cannot be carried over.
@@ -131,6 +131,7 @@ impl<'r> Reader<'r> {
     fn sequence(&mut self, all: Rest<'_>, mut state: State, within: &Conditions) -> Vec<Rule> {
         let mut rules = Vec::new();
         let Rest { steps, named, .. } = all;
+        self.count += 1;
         let mut next = 0;
         while let Some(line) = steps.get(next) {
             let at = next;
@@ -327,7 +328,6 @@ impl<'r> Reader<'r> {
     }
 
     /// A changed path: what follows sees it.
-    #[expect(clippy::too_many_arguments, reason = "they are the parts of a place in a block")]
     fn rewritten(
         &mut self,
         line: &Directive,
