@@ -1,6 +1,6 @@
 //! Which requests a directive is for: Caddy's matchers, and what two of them have in common.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, iter};
 
 pub use super::patterns::{covers, disjoint, fits};
 use super::{lexer::Token, options::networks, parser::Directive, patterns};
@@ -152,7 +152,7 @@ impl Matcher {
             fields: self.fields.clone(),
             from: self.from.clone(),
         };
-        let paths: Vec<_> = self.paths.iter().filter_map(|path| base.to_root(path)).collect();
+        let paths: Vec<_> = self.paths.iter().flat_map(|path| base.to_root(path)).collect();
         match (self.paths.is_empty(), paths.is_empty()) {
             (true, _) => Some(vec![one(None)]),
             (false, true) => None,
@@ -184,17 +184,23 @@ pub enum Base {
 }
 
 impl Base {
-    /// The pattern of the request's path for a pattern of the path that is seen; `None` where none can match, and
-    /// `Some(None)` where every path does.
-    fn to_root(&self, pattern: &str) -> Option<Option<String>> {
+    /// The patterns of the request's path for a pattern of the path that is seen: none where no path can match, and
+    /// `None` where every one does.
+    fn to_root(&self, pattern: &str) -> Vec<Option<String>> {
         match self {
-            Self::Same => Some(Some(pattern.to_owned())),
-            Self::Stripped(prefix) => Some(Some(format!("{prefix}{}", if pattern == "*" { "/*" } else { pattern }))),
-            Self::Added(stripped, added) => {
-                let rest = if fits(added, pattern) { "*" } else { pattern.strip_prefix(added.as_str())? };
-                Some(Some(if rest == "*" { format!("{stripped}*") } else { format!("{stripped}{rest}") }))
+            Self::Same => vec![Some(pattern.to_owned())],
+            Self::Stripped(prefix) => {
+                let below = format!("{prefix}{}", if pattern == "*" { "/*" } else { pattern });
+                // Where nothing is left of a path, it is `/` to those who look at it.
+                let bare = fits("/", pattern).then(|| Some(prefix.clone()));
+                iter::once(Some(below)).chain(bare).collect()
             }
-            Self::Fixed(path) => fits(path, pattern).then_some(None),
+            Self::Added(stripped, added) => {
+                let rest = if fits(added, pattern) { Some("*") } else { pattern.strip_prefix(added.as_str()) };
+                let whole = |rest| if rest == "*" { format!("{stripped}*") } else { format!("{stripped}{rest}") };
+                rest.map(|rest| Some(whole(rest))).into_iter().collect()
+            }
+            Self::Fixed(path) => fits(path, pattern).then_some(None).into_iter().collect(),
         }
     }
 }
@@ -296,10 +302,11 @@ mod tests {
     #[test]
     fn inner_patterns_begin_where_a_prefix_was_taken_off() {
         let stripped = Base::Stripped("/a".into());
-        assert_eq!(stripped.to_root("/b/*"), Some(Some("/a/b/*".into())));
+        assert_eq!(stripped.to_root("/b/*"), [Some("/a/b/*".into())]);
+        assert_eq!(stripped.to_root("/"), [Some("/a/".into()), Some("/a".into())]);
         let added = Base::Added(String::new(), "/new".into());
-        assert_eq!(added.to_root("/new/x"), Some(Some("/x".into())));
-        assert_eq!(added.to_root("/old"), None);
-        assert_eq!(Base::Fixed("/x/y".into()).to_root("/x/*"), Some(None));
+        assert_eq!(added.to_root("/new/x"), [Some("/x".into())]);
+        assert_eq!(added.to_root("/old"), []);
+        assert_eq!(Base::Fixed("/x/y".into()).to_root("/x/*"), [None]);
     }
 }
