@@ -155,7 +155,15 @@ async fn status_of_running(listen: Option<&AdminListen>) -> Option<Status> {
 /// Adds what only the running process knows: that it has rejected the file, in which case another configuration is in
 /// effect, and why it has not obtained a certificate.
 fn add_findings_of_running(diagnosis: &mut Diagnosis, status: &Status) {
-    let failed: Vec<_> = status.certificates.iter().filter_map(failed_certificate).collect();
+    // What is wrong with a certificate as such is known by a handshake as well, and told once.
+    let is_seen = |host: &str| {
+        let about =
+            |other: &Finding| other.subject.split(", ").any(|subject| subject.split(" at ").next() == Some(host));
+        let faults = ["tls.inside.expired", "tls.inside.name", "tls.inside.unknown"];
+        diagnosis.0.iter().any(|other| faults.contains(&&*other.id) && about(other))
+    };
+    let certificates = status.certificates.iter().filter(|one| one.source == "acme" || !is_seen(&one.host));
+    let failed: Vec<_> = certificates.filter_map(failed_certificate).collect();
     // The same fault seen in a handshake, where its cause is not known.
     let is_told = |subject: &str| subject.split(", ").all(|host| failed.iter().any(|finding| finding.subject == host));
     diagnosis.0.retain(|other| !(other.id == "tls.inside.missing" && is_told(&other.subject)));
