@@ -66,7 +66,7 @@ class Grammar:
             case "header":
                 return [f"header{self.matcher()} {self.random.choice([f'X-One {number}', f'+X-Two {number}', '-X-Service'])}"]
             case "rewrite":
-                return [f"rewrite{self.matcher(always=True)} /rewritten/{number}"]
+                return [f"rewrite{self.matcher(always=True)} {self.random.choice([f'/rewritten/{number}', '/b/c', '/a/b'])}"]
             case "uri":
                 return [f"uri{self.matcher()} strip_prefix {self.random.choice(['/a', '/b', '/b/c'])}"]
         changes = [self.random.choice([f"header_up X-Up {number}", f"header_down X-Down {number}", "header_down -X-Service"])] if self.random.random() < 0.3 else []

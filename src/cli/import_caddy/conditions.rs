@@ -51,7 +51,11 @@ pub fn of<'d>(directive: &'d Directive, named: &Named) -> (Matcher, &'d [Token])
     }
     match first.text.as_str() {
         "*" => (Matcher::default(), rest),
-        path if path.starts_with('/') => (Matcher { paths: vec![path.to_owned()], ..Matcher::default() }, rest),
+        path if path.starts_with('/') => {
+            let mut matcher = Matcher::default();
+            matcher.paths(&[path.to_owned()]);
+            (matcher, rest)
+        }
         name if name.starts_with('@') => {
             let unknown = || Matcher { unknown: Some(format!("`{name}` is not defined")), ..Matcher::default() };
             (named.get(name).cloned().unwrap_or_else(unknown), rest)
@@ -186,7 +190,7 @@ pub enum Base {
 impl Base {
     /// The patterns of the request's path for a pattern of the path that is seen: none where no path can match, and
     /// `None` where every one does.
-    fn to_root(&self, pattern: &str) -> Vec<Option<String>> {
+    pub fn to_root(&self, pattern: &str) -> Vec<Option<String>> {
         match self {
             Self::Same => vec![Some(pattern.to_owned())],
             Self::Stripped(prefix) => {

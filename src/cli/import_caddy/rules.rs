@@ -12,7 +12,7 @@ use super::{
     parser::Directive,
     protect, proxy, terminal,
 };
-use crate::config::plan::Kind;
+use crate::{config::plan::Kind, route};
 
 /// A site with more cases than this was not written by a person: rules, and blocks that are gone through for some requests.
 const MAX_RULES: usize = 2_000;
@@ -120,7 +120,8 @@ impl<'r> Reader<'r> {
     /// The rules of a site.
     pub fn site(&mut self, body: &[Directive]) -> Vec<Rule> {
         let named = conditions::scope(body, &Named::new());
-        let steps = order::sorted(body, &named);
+        let steps = order::steps(body, false, &named);
+        let steps: Vec<_> = steps.iter().collect();
         self.sequence(Rest { steps: &steps, named: &named, then: None }, State::default(), &Conditions::default())
     }
 
@@ -132,12 +133,8 @@ impl<'r> Reader<'r> {
         let mut rules = Vec::new();
         let Rest { steps, named, .. } = all;
         self.count += 1;
-        let mut next = 0;
-        while let Some(line) = steps.get(next) {
-            let at = next;
-            let same = joined(&steps[at..]);
-            next = at + same.max(1);
-            let rest = Rest { steps: &steps[next..], ..all };
+        for (at, line) in steps.iter().enumerate() {
+            let rest = Rest { steps: &steps[at + 1..], ..all };
             if let Some(by) = ending(&rules, within).map(|rule: &Rule| rule.line) {
                 self.never_reached(&steps[at..], named, &state, by);
                 return rules;
@@ -147,11 +144,6 @@ impl<'r> Reader<'r> {
                 return rules;
             }
             let (matcher, args) = conditions::of(line, named);
-            if same > 1 {
-                let route = as_route(&steps[at..next], named);
-                rules.extend(self.enclosed(&route, &matcher, rest, &state, within));
-                continue;
-            }
             match order::name(line) {
                 "header" | "request_header" | "request_body" | "basic_auth" | "forward_auth" | "root" | "try_files" => {
                     self.change(line, &matcher, args, &mut state, within);
@@ -266,16 +258,11 @@ impl<'r> Reader<'r> {
         let block = line.block.as_deref().unwrap_or_default();
         let named = conditions::scope(block, rest.named);
         let is_route = line.name == "route";
-        let steps: Vec<&Directive> = match is_route {
-            true => block.iter().filter(|line| !line.name.starts_with('@')).collect(),
-            false => order::sorted(block, &named),
-        };
-        // Of the handles one takes the request, and those beside it that are for the same: Caddy joins them.
-        let words = |line: &Directive| line.args.iter().map(|token| token.text.clone()).collect::<Vec<_>>();
-        let is_joined = |other: &Directive| other.name == line.name && words(other) == words(line);
-        let joined = rest.steps.iter().take_while(|other| is_joined(other)).count();
-        let is_left = |(at, other): &(usize, &&Directive)| is_route || *at < joined || order::name(other) != "handle";
-        let others: Vec<&Directive> = rest.steps.iter().enumerate().filter(is_left).map(|(_, other)| *other).collect();
+        let steps = order::steps(block, is_route, &named);
+        let steps: Vec<&Directive> = steps.iter().collect();
+        // Of the handles one takes the request; what follows them may still answer it.
+        let others: Vec<&Directive> =
+            rest.steps.iter().copied().filter(|line| is_route || order::name(line) != "handle").collect();
         let outer = Rest { steps: &others, ..rest };
         // What follows a route takes its requests with all others, where they are as they were.
         let goes_on = !is_route || block.iter().any(changes_what_follows);
@@ -284,7 +271,15 @@ impl<'r> Reader<'r> {
             let mut inner_state = state.clone();
             if line.name == "handle_path" {
                 let taken = matcher.single_path().unwrap_or_default().trim_end_matches('*').trim_end_matches('/');
-                inner_state.base = strip(&state.base, taken).unwrap_or_default();
+                match strip(&state.base, taken) {
+                    Some(base) => inner_state.base = base,
+                    None => {
+                        let text =
+                            format!("`handle_path {taken}/*` after another change of the path: its paths are CLOSED");
+                        let what = ChangeKind::Close(line.line, text);
+                        inner_state.changes.push(Change { when: vec![when.clone()], unless: Vec::new(), what });
+                    }
+                }
             }
             let found = self.sequence(inner, inner_state, &when);
             rules.extend(if goes_on { Self::closed_off(found, &when) } else { found });
@@ -343,12 +338,11 @@ impl<'r> Reader<'r> {
             ("uri", ["strip_prefix", prefix]) => {
                 let prefix = format!("/{}", prefix.trim_matches('/'));
                 // Paths without the prefix stay as they are.
-                let seen = match &state.base {
-                    Base::Stripped(outer) => format!("{outer}{prefix}"),
-                    _ => prefix.clone(),
-                };
-                let under = Conditions { path: Some(format!("{seen}*")), ..Conditions::default() };
-                when = when.iter().filter_map(|one| one.and(&under).ok().flatten()).collect();
+                let paths = state.base.to_root(&format!("{prefix}*"));
+                let under: Vec<_> =
+                    paths.into_iter().map(|path| Conditions { path, ..Conditions::default() }).collect();
+                let both = |one: &Conditions| under.iter().filter_map(|path| one.and(path).ok().flatten()).collect();
+                when = when.iter().flat_map(|one| -> Vec<_> { both(one) }).collect();
                 strip(&state.base, &prefix)
             }
             ("rewrite", [to]) => rewrite(&state.base, to),
@@ -364,13 +358,17 @@ impl<'r> Reader<'r> {
                 return Vec::new();
             }
         }
-        if when.iter().any(|one| one.covers(within)) && unless.is_empty() {
+        // Of several `rewrite`, one takes the request.
+        let is_one = line.name == "rewrite" && rest.steps.iter().any(|other| other.name == "rewrite");
+        if when.iter().any(|one| one.covers(within)) && unless.is_empty() && !is_one {
             *state = changed;
             return Vec::new();
         }
+        let others: Vec<&Directive> =
+            rest.steps.iter().copied().filter(|other| !is_one || other.name != "rewrite").collect();
         let mut rules = self.excluded(&unless, rest, state);
         for when in when {
-            let inner = self.sequence(rest, changed.clone(), &when);
+            let inner = self.sequence(Rest { steps: &others, ..rest }, changed.clone(), &when);
             rules.extend(Self::closed_off(inner, &when));
         }
         rules
@@ -476,37 +474,13 @@ impl<'r> Reader<'r> {
     }
 }
 
-/// How many directives from the first on Caddy joins: those beside each other with the same matcher, which is asked once, although
-/// some of them change the path. 0 if joining them makes no difference.
-fn joined(steps: &[&Directive]) -> usize {
-    let matcher = |line: &Directive| {
-        let first = line.args.first().filter(|token| !token.quoted && token.text.starts_with(['/', '@']));
-        first.filter(|_| order::name(line) != "handle").map(|token| token.text.clone())
-    };
-    let Some(first) = steps.first().and_then(|line| matcher(line)) else { return 0 };
-    let same = steps.iter().take_while(|line| matcher(line).as_ref() == Some(&first)).count();
-    let moves = |line: &&Directive| matches!(line.name.as_str(), "uri" | "rewrite");
-    if same > 1 && steps[..same - 1].iter().any(moves) { same } else { 0 }
-}
-
-/// Directives with one matcher as a `route` with it.
-fn as_route(steps: &[&Directive], named: &Named) -> Directive {
-    let bare = |line: &&Directive| {
-        let every = Token { text: "*".into(), ..line.args[0].clone() };
-        let args = [&[every], conditions::of(line, named).1].concat();
-        Directive { args, ..(*line).clone() }
-    };
-    let block = steps.iter().map(bare).collect();
-    Directive { name: "route".into(), args: steps[0].args[..1].to_vec(), block: Some(block), line: steps[0].line }
-}
-
-/// Whether a directive changes the requests that it does not answer, or their answers.
+/// Whether it matters to the requests that a directive does not answer that they came through it: it changes them or their answers,
+/// or is a `handle`, beside which no other takes them.
 fn changes_what_follows(line: &Directive) -> bool {
-    let inner = || line.block.iter().flatten().any(changes_what_follows);
     match order::name(line) {
-        "handle" | "route" => line.name == "handle_path" || inner(),
-        "header" | "request_header" | "request_body" | "basic_auth" | "forward_auth" | "root" | "try_files" | "uri"
-        | "rewrite" => true,
+        "route" => line.block.iter().flatten().any(changes_what_follows),
+        "handle" | "header" | "request_header" | "request_body" | "basic_auth" | "forward_auth" | "root"
+        | "try_files" | "uri" | "rewrite" => true,
         _ => false,
     }
 }
@@ -564,7 +538,10 @@ fn strip(base: &Base, prefix: &str) -> Option<Base> {
     match base {
         Base::Same => Some(Base::Stripped(prefix.to_owned())),
         Base::Stripped(outer) => Some(Base::Stripped(format!("{outer}{prefix}"))),
-        Base::Added(..) | Base::Fixed(_) => None,
+        Base::Fixed(path) => {
+            Some(Base::Fixed(if path.starts_with(prefix) { route::strip(path, prefix) } else { path.clone() }))
+        }
+        Base::Added(..) => None,
     }
 }
 

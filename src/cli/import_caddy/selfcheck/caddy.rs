@@ -79,22 +79,23 @@ impl<'f> CaddyRouter<'f> {
             trace: vec![site.line],
         };
         let named = conditions::scope(site.body, &Named::new());
-        let outcome = state.run(&order::sorted(site.body, &named), &named).ok()?.unwrap_or(Outcome::Nothing);
+        let outcome = state.run(&order::steps(site.body, false, &named), &named).ok()?.unwrap_or(Outcome::Nothing);
         let decision = Decision { basic_auth: state.basic_auth, forward_auth: state.forward_auth, outcome };
         Some((decision, state.trace))
     }
 }
 
 impl State<'_> {
-    fn run(&mut self, steps: &[&Directive], named: &Named) -> Result<Option<Outcome>, Unknown> {
-        let mut handled = false;
+    fn run(&mut self, steps: &[Directive], named: &Named) -> Result<Option<Outcome>, Unknown> {
+        let (mut handled, mut rewritten_once) = (false, false);
         for line in steps {
             let name = order::name(line);
             // `root /srv` has no matcher.
             let bare_root = name == "root" && line.args.len() == 1;
             let (matcher, args) =
                 if bare_root { (Matcher::default(), &line.args[..]) } else { conditions::of(line, named) };
-            if (name == "handle" && handled) || !self.meets(&matcher)? {
+            let is_taken = (name == "handle" && handled) || (name == "rewrite" && rewritten_once);
+            if is_taken || !self.meets(&matcher)? {
                 continue;
             }
             match name {
@@ -108,17 +109,14 @@ impl State<'_> {
                     }
                     let block = line.block.as_deref().unwrap_or_default();
                     let inner = conditions::scope(block, named);
-                    let steps: Vec<&Directive> = if line.name == "route" {
-                        block.iter().filter(|line| !line.name.starts_with('@')).collect()
-                    } else {
-                        order::sorted(block, &inner)
-                    };
+                    let steps = order::steps(block, line.name == "route", &inner);
                     if let Some(outcome) = self.run(&steps, &inner)? {
                         return Ok(Some(outcome));
                     }
                 }
                 "uri" | "rewrite" => {
                     self.trace.push(line.line);
+                    rewritten_once |= name == "rewrite";
                     let words: Vec<&str> = args.iter().map(|token| token.text.as_str()).collect();
                     self.path = rewritten(&self.path, &line.name, &words).ok_or(Unknown)?;
                 }
